@@ -1,0 +1,5 @@
+"""The network and everything that needs torch: model, cache, sampling, optimizers, checkpoints."""
+
+
+class InputError(ValueError):
+    """A mistake of the user's: shown as one line that names the value, the place and the fix; exit status 2."""
