@@ -1,0 +1,1 @@
+"""Settings: Hydra yaml, the command line, and what a person sees on the screen."""

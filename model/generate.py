@@ -1,0 +1,136 @@
+"""From logits to text: logits -> probabilities -> sample, and generate() as an iterator over new tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import InputError
+from .cache import KVCache
+from .gpt import GPT
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to choose the next token. The filters apply in the order temperature, top_k, top_p."""
+
+    temperature: float = 1.0  # 0: always the most probable token
+    top_k: int | None = None  # keep the k most probable tokens
+    top_p: float | None = None  # keep the fewest tokens whose probabilities reach p (Holtzman et al. 2020)
+
+    def problems(self) -> list[str]:
+        found = []
+        if not self.temperature >= 0:
+            found.append(f"temperature={self.temperature} must be 0 (greedy) or above")
+        if self.top_k is not None and self.top_k < 1:
+            found.append(f"top_k={self.top_k} must be at least 1 (null: no limit)")
+        if self.top_p is not None and not 0 <= self.top_p <= 1:
+            found.append(f"top_p={self.top_p} must be between 0 and 1 (null: no limit)")
+        return found
+
+
+def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    """logits (..., V) -> the probabilities (..., V) that sampling draws from, in float32; they sum to 1.
+
+    top_k keeps exactly k tokens, ties broken towards the smaller id; top_p keeps at least one.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
+    # Subtracting the maximum first keeps tiny temperatures finite.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+    result = torch.softmax(scaled, dim=-1)
+    if sampling.top_k is None and sampling.top_p is None:
+        return result
+    ordered, ids = result.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k is not None:
+        ordered[..., sampling.top_k :] = 0
+        ordered /= ordered.sum(dim=-1, keepdim=True)
+    if sampling.top_p is not None:
+        before = ordered.cumsum(dim=-1) - ordered  # the mass that more probable tokens already hold
+        before[..., 0] = -1
+        ordered[before >= sampling.top_p] = 0
+        ordered /= ordered.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(result).scatter_(-1, ids, ordered)
+
+
+def sample(probs: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws one id from each row of probs (B, V), row i with its own generator; returns (B,).
+
+    Dividing by exponential noise and taking the largest is an exact draw, and row i does not depend on its neighbours.
+    """
+    noise = torch.stack([torch.empty(probs.shape[-1]).exponential_(generator=g) for g in generators])
+    return (probs / noise.to(probs.device).clamp_min(1e-30)).argmax(dim=-1)
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+    end_id: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[list[int | None], list[float]]]:
+    """Continues each prompt; yields, per new token, the ids and their log-probabilities, a list entry a row.
+
+    Row i draws from a generator seeded by (seed, i) alone. A row that produced end_id is finished: its further ids are
+    None (0.0 for the log-probability), and the iteration ends when every row is. Log-probabilities are those of the
+    distribution that was sampled. When a row reaches the model's context, the oldest half of its window is dropped and
+    the rest read again, so a text may be longer than the context. dtype is the cache's.
+    """
+    if not prompts or not all(prompts):
+        raise InputError("an empty prompt has no last token to continue; start with the tokenizer's end_id")
+    sampling = sampling or SamplingConfig()
+    device, context = model.embed.weight.device, model.config.context
+    generators = [torch.Generator().manual_seed(hash_seed(seed, row)) for row in range(len(prompts))]
+    texts = [list(prompt)[-context:] for prompt in prompts]
+    alive = [True] * len(texts)
+    cache, logits = prefill(model, texts, max_new_tokens, dtype)
+    for made in range(max_new_tokens):
+        probs = probabilities(logits, sampling)
+        ids = sample(probs, generators)
+        chosen = probs.gather(-1, ids[:, None]).log().squeeze(-1).tolist()
+        new: list[int | None] = [token if alive[row] else None for row, token in enumerate(ids.tolist())]
+        yield new, [chosen[row] if alive[row] else 0.0 for row in range(len(new))]
+        for row, token in enumerate(new):
+            if token is not None:
+                texts[row].append(token)
+                alive[row] = token != end_id
+        if not any(alive) or made + 1 == max_new_tokens:
+            return
+        if max(len(text) for text in texts) > context:
+            texts = [text if len(text) <= context else text[-(context // 2 + 1) :] for text in texts]
+            cache, logits = prefill(model, texts, max_new_tokens - made - 1, dtype)
+        else:
+            cache.length.clamp_(max=cache.capacity - 1)  # finished rows are fed too, and must not outgrow the cache
+            logits = model(ids.to(device)[:, None], cache)[:, -1]  # (B, V)
+
+
+def prefill(model: GPT, texts: Sequence[Sequence[int]], room: int, dtype: torch.dtype) -> tuple[KVCache, Tensor]:
+    """Reads all texts in one forward; a cache with room for more tokens, and the logits (B, V) after each text."""
+    device = model.embed.weight.device
+    lengths = torch.tensor([len(text) for text in texts], device=device)
+    longest = max(len(text) for text in texts)
+    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)  # padded on the right
+    capacity = min(model.config.context, longest + room)
+    cache = KVCache(model.config, len(texts), capacity=capacity, device=device, dtype=dtype)
+    h = model.hidden(ids, cache)
+    cache.length.copy_(lengths)  # the padding was never there
+    return cache, model.head(h[torch.arange(len(texts), device=device), lengths - 1])
+
+
+def hash_seed(*parts: int) -> int:
+    """Mixes integers into one 63-bit seed; equal parts give equal seeds on every machine (splitmix64's finalizer)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,201 @@
+"""The transformer on one page: token ids in, logits of the next token out.
+
+Axes: B batch, T time, D d_model, H heads, K kv heads, E head dim, F d_ff, V vocab.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attend
+from .cache import KVCache
+from .config import ModelConfig
+
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, E/2), or (B, 1, T, E/2) where rows differ
+
+
+def rms_norm(x: Tensor, epsilon: float) -> Tensor:
+    """Scales the last axis to a root mean square of 1 (Zhang and Sennrich 2019), without weights."""
+    return F.rms_norm(x, (x.shape[-1],), eps=epsilon)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turns each pair (x[i], x[i + E/2]) of a query or key by an angle that grows with its position (Su et al. 2021).
+
+    Only the difference of two positions then enters their dot product. x: (B, H, T, E).
+    """
+    cos, sin = rotary
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, E/2) each
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight, bias=config.bias)
+    return nn.RMSNorm(config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight)
+
+
+class Attention(nn.Module):
+    """Each token looks at itself and what came before it, and mixes in what it finds."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.sizes = [config.n_head * config.head_dim] + 2 * [config.kv_heads * config.head_dim]
+        self.qk_epsilon = config.norm_epsilon if config.qk_norm else None
+        self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=config.bias)  # queries, keys and values in one product
+        self.output = nn.Linear(self.sizes[0], config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (
+            part.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, H*E) -> (B, H, T, E); k and v have K heads
+            for part in self.qkv(x).split(self.sizes, dim=-1)
+        )
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if self.qk_epsilon is not None:
+            q, k = rms_norm(q, self.qk_epsilon), rms_norm(k, self.qk_epsilon)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)  # (B, K, S, E): everything seen so far
+        y = attend(q, k, v, mask)
+        return self.output(y.transpose(1, 2).reshape(B, T, -1))  # (B, H, T, E) -> (B, T, D)
+
+
+class MLP(nn.Module):
+    """Two matrices around a non-linearity, on each token alone: widen to F, choose, come back to D."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        if config.activation == "swiglu":
+            self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)  # (B, T, F)
+        if self.activation == "swiglu":
+            h = F.silu(self.gate(x)) * h  # Shazeer 2020
+        elif self.activation == "relu2":
+            h = F.relu(h).square()  # So et al. 2021
+        else:
+            h = F.gelu(h, approximate="tanh")  # as in GPT-2
+        return self.down(h)
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each reading a normalised copy of the residual stream and adding to it."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask, cache))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer: embed, L blocks, norm, head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.padded_vocab, config.d_model)
+        self.position = nn.Embedding(config.context, config.d_model) if config.position == "learned" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.unembed = None if config.tied else nn.Linear(config.d_model, config.padded_vocab, bias=False)
+        self.register_buffer("cos", None, persistent=False)
+        self.register_buffer("sin", None, persistent=False)
+        self.make_rotary()
+        self.init_weights()
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T), T <= context -> logits (B, T, V). With a cache, ids continue what the cache holds."""
+        return self.head(self.hidden(ids, cache))
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T) -> the last layer's normalised output (B, T, D)."""
+        T = ids.shape[1]
+        if cache is None:
+            positions, mask = torch.arange(T, device=ids.device), None  # (T,); attention is causal by itself
+        else:
+            positions, mask = cache.begin(T)  # (B, T), (B, 1, T, S)
+        x = self.embed(ids)  # (B, T, D)
+        if self.position is not None:
+            x = x + self.position(positions)
+        if self.config.embedding_norm:
+            x = rms_norm(x, self.config.norm_epsilon)
+        x = self.dropout(x)
+        rotary = self.rotary(positions) if self.config.position == "rotary" else None
+        for block in self.blocks:
+            x = block(x, rotary, mask, cache)
+        if cache is not None:
+            cache.end(T)
+        return self.norm(x)
+
+    def head(self, h: Tensor) -> Tensor:
+        """The last layer's output (..., D) -> logits (..., V), without the padding of the vocabulary."""
+        weight = self.embed.weight if self.unembed is None else self.unembed.weight
+        logits = F.linear(h, weight)[..., : self.config.vocab_size]
+        if self.config.softcap:
+            logits = self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
+        return logits
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        """Cosines and sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E/2)."""
+        dtype = torch.get_autocast_dtype(self.cos.device.type) if torch.is_autocast_enabled(self.cos.device.type) else None
+        cos, sin = self.cos[positions].to(dtype=dtype), self.sin[positions].to(dtype=dtype)
+        return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
+
+    def make_rotary(self) -> None:
+        """Fills the tables of cosines and sines (context, E/2): each pair of channels turns at its own speed."""
+        config, device = self.config, self.embed.weight.device
+        speeds = config.rotary_base ** -(torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
+        angles = torch.outer(torch.arange(config.context, device=device).float(), speeds)
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draws the weights from torch's global generator.
+
+        | weight                        | modern preset (zero_init)         | GPT-2, Llama                          |
+        | ----------------------------- | --------------------------------- | ------------------------------------- |
+        | embed                         | normal, 1 (it is normalised next) | normal, 0.02                          |
+        | position                      |                                   | normal, 0.02                          |
+        | qkv, up, gate                 | uniform, standard deviation D^-½  | normal, 0.02                          |
+        | attention.output, mlp.down    | 0: each block starts as identity  | normal, 0.02 / sqrt(2 L) (GPT-2 §2.3) |
+        | unembed                       | normal, 0.001: loss starts at lnV | normal, 0.02                          |
+        | biases 0, norm weights 1, padding rows of the vocabulary 0                                                 |
+        """
+        modern = self.config.zero_init
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+            elif weight.dim() == 1:
+                nn.init.ones_(weight)
+            elif name.endswith(("attention.output.weight", "mlp.down.weight")):
+                nn.init.normal_(weight, std=0.0 if modern else 0.02 / math.sqrt(2 * self.config.n_layer))
+            elif not modern:
+                nn.init.normal_(weight, std=0.02)
+            elif name == "embed.weight":
+                nn.init.normal_(weight, std=1.0 if self.config.embedding_norm else 0.02)
+            elif name == "unembed.weight":
+                nn.init.normal_(weight, std=0.001)
+            else:
+                bound = math.sqrt(3 / self.config.d_model)
+                nn.init.uniform_(weight, -bound, bound)
+            if name in ("embed.weight", "unembed.weight"):
+                weight[self.config.vocab_size :].zero_()

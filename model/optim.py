@@ -1,0 +1,254 @@
+"""AdamW and Muon over one model, learning-rate schedules as pure functions of the step, and the loss scale of float16."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import InputError
+
+
+@dataclass
+class OptimizerConfig:
+    """How the weights follow the gradients. With muon, `learning_rate` is the matrices' and `adamw_learning_rate` the rest's."""
+
+    kind: str = "muon"  # muon | adamw
+    learning_rate: float = 0.02
+    adamw_learning_rate: float = 0.003  # muon: of embeddings, head and 1-D parameters
+    weight_decay: float = 0.1  # decoupled; never on 1-D parameters
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    momentum: float = 0.95  # muon
+    newton_schulz: str = "auto"  # muon: number format of the iteration; auto: bfloat16 where the device multiplies it fast
+    clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
+    warmup_steps: int | None = None  # null: min(100, steps // 10)
+    schedule: str = "wsd"  # wsd | cosine | constant
+    decay_fraction: float = 0.5  # wsd: the share of the steps in which the rate falls linearly
+    final_fraction: float = 0.0  # wsd, cosine: the rate at the end, as a share of the highest
+
+    def problems(self) -> list[str]:
+        found = []
+        for name, allowed in (
+            ("kind", ("muon", "adamw")),
+            ("schedule", ("wsd", "cosine", "constant")),
+            ("newton_schulz", ("auto", "bfloat16", "float32")),
+        ):
+            if getattr(self, name) not in allowed:
+                found.append(f"optimizer.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("learning_rate", "adamw_learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                found.append(f"optimizer.{name}={getattr(self, name)} must be above 0")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+        for name in ("weight_decay", "clip", "warmup_steps"):
+            if (getattr(self, name) or 0) < 0:
+                found.append(f"optimizer.{name}={getattr(self, name)} must be 0 or above")
+        for name in ("decay_fraction", "final_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"optimizer.{name}={getattr(self, name)} must be in [0, 1]")
+        return found
+
+
+def warmup(config: OptimizerConfig, steps: int) -> int:
+    return min(100, steps // 10) if config.warmup_steps is None else config.warmup_steps
+
+
+def rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
+    """The learning rate of update number `step` (from 0) of `steps`, as a share of the highest: in (0, 1]."""
+    rise = warmup(config, steps)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    if config.schedule == "constant":
+        return 1.0
+    start = rise if config.schedule == "cosine" else max(rise, steps - round(config.decay_fraction * steps))
+    if step < start:
+        return 1.0
+    progress = (step - start) / max(1, steps - start)  # never reaches 1: even the last update moves
+    fall = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
+    return config.final_fraction + (1 - config.final_fraction) * fall
+
+
+def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Hidden matrices, for which Muon is made, and all the rest: embeddings, head, norms, biases."""
+    hidden = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
+    rest = {name: p for name, p in model.named_parameters() if name not in hidden}
+    return hidden, rest
+
+
+class Optimizer:
+    """Updates a model in place, decides nothing on the host: whether to skip an update is a tensor."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, *, newton_schulz_dtype: torch.dtype = torch.float32) -> None:
+        hidden, rest = split_parameters(model)
+        if config.kind == "adamw":
+            rest, hidden = rest | hidden, {}
+        self.config = config
+        self.parameters = [*rest.values(), *hidden.values()]
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        rate = config.learning_rate if config.kind == "adamw" else config.adamw_learning_rate
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in rest.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
+                {"params": [p for p in rest.values() if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            lr=rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
+            fused=True,
+        )
+        self.adamw_rate = rate
+        self.muon = Muon(hidden, config, dtype=newton_schulz_dtype, fused=fused_parts(model)) if hidden else None
+
+    def gradient_norm(self) -> Tensor:
+        """The Euclidean norm over all gradients, a tensor ()."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def step(self, rate: float, *, divisor: Tensor, skip: Tensor) -> None:
+        """One update at `rate` times the configured rates, of gradients divided by `divisor` (); none where `skip` () is true."""
+        for group in self.adamw.param_groups:
+            group["lr"] = rate * self.adamw_rate
+        self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
+        self.adamw.step()
+        if self.muon is not None:
+            self.muon.step(rate, divisor=divisor, skip=skip)
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on, under the names of the parameters."""
+        result = {
+            f"adamw.{key}.{self.names[id(p)]}": value
+            for p, entry in self.adamw.state.items()
+            for key, value in entry.items()
+        }
+        if self.muon is not None:
+            result |= {f"muon.momentum.{name}": value for name, value in self.muon.state()}
+        return result
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Puts back what `state` gave. Raises InputError where it does not fit the model."""
+        by_name = {self.names[id(p)]: p for p in self.parameters}
+        expected_muon = {f"muon.momentum.{name}" for name, _ in self.muon.state()} if self.muon else set()
+        if {name for name in state if name.startswith("muon.")} != expected_muon:
+            raise InputError("the saved optimizer state is not this optimizer's; resume with the run's own optimizer")
+        for full, value in state.items():
+            kind, key, name = full.split(".", 2)
+            if kind != "adamw":
+                continue
+            if name not in by_name:
+                raise InputError(f"the saved optimizer state names a parameter {name!r} that this model lacks")
+            p = by_name[name]
+            self.adamw.state[p][key] = value.to(p.device).clone()
+        if self.muon is not None:
+            for name, momentum in self.muon.state():
+                momentum.copy_(state[f"muon.momentum.{name}"])
+
+
+def fused_parts(model: nn.Module) -> dict[str, list[int]]:
+    """Row counts of the matrices that a parameter holds stacked, for those that hold several."""
+    return {
+        f"{path}.qkv.weight": module.sizes  # type: ignore[misc]
+        for path, module in model.named_modules()
+        if hasattr(module, "qkv")
+    }
+
+
+class Muon:
+    """Momentum, orthogonalised (Jordan 2024): every update of a matrix has singular values near 1.
+
+    Matrices of one shape live in one stack (N, rows, cols), so that each iteration is three batched products.
+    Queries, keys and values are matrices of their own, though the model stores them as one.
+    """
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], config: OptimizerConfig, *, dtype: torch.dtype, fused: dict[str, list[int]]
+    ) -> None:
+        self.config, self.dtype = config, dtype
+        pieces: dict[tuple[int, int], list[tuple[str, nn.Parameter, int, int]]] = {}
+        for name, p in parameters.items():
+            start = 0
+            for rows in fused.get(name, [p.shape[0]]):
+                pieces.setdefault((rows, p.shape[1]), []).append((name, p, start, start + rows))
+                start += rows
+        self.stacks = [
+            (group, torch.zeros(len(group), *shape, device=group[0][1].device)) for shape, group in pieces.items()
+        ]
+
+    @torch.no_grad()
+    def step(self, rate: float, *, divisor: Tensor, skip: Tensor) -> None:
+        rate *= self.config.learning_rate
+        keep = 1 - skip.float()
+        for group, momentum in self.stacks:
+            gradient = torch.stack([gradient_of(p)[start:stop] for _, p, start, stop in group])  # (N, rows, cols)
+            gradient = torch.where(skip, torch.zeros_like(gradient), gradient / divisor)
+            momentum.lerp_(gradient, keep * (1 - self.config.momentum))
+            direction = gradient.lerp(momentum, self.config.momentum)  # Nesterov
+            update = orthogonalise(direction, self.dtype)
+            rows, cols = update.shape[1:]
+            update *= -rate * max(1.0, rows / cols) ** 0.5 * keep
+            weights = [p.data[start:stop] for _, p, start, stop in group]
+            torch._foreach_mul_(weights, 1 - rate * self.config.weight_decay * keep)
+            torch._foreach_add_(weights, list(update.unbind()))
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """The momentum of each piece, a view; names end in the rows where a parameter holds several."""
+        for group, momentum in self.stacks:
+            for (name, p, start, stop), piece in zip(group, momentum, strict=True):
+                yield name if stop - start == p.shape[0] else f"{name}.{start}-{stop}", piece
+
+
+def gradient_of(p: Tensor) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad
+
+
+def orthogonalise(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest (semi-)orthogonal matrices to g (N, rows, cols), nearly: five quintic Newton-Schulz steps in `dtype`.
+
+    The coefficients trade exactness for speed: singular values end between about 0.7 and 1.2, which serves as well.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = g.shape[1] > g.shape[2]
+    x = (g.mT if tall else g).to(dtype)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
+
+
+class LossScale:
+    """Keeps float16 gradients within range: halves the scale after an overflow, doubles it after 2,000 good steps.
+
+    For other number formats the scale is 1 and stays 1.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.active = dtype == torch.float16
+        self.scale = torch.tensor(2.0**16 if self.active else 1.0, device=device)
+        self.good_steps = torch.zeros((), device=device)
+
+    def update(self, overflow: Tensor) -> None:
+        if not self.active:
+            return
+        self.good_steps = torch.where(overflow, torch.zeros_like(self.good_steps), self.good_steps + 1)
+        grow = self.good_steps >= 2000
+        self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale))
+        self.good_steps = torch.where(grow, torch.zeros_like(self.good_steps), self.good_steps)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"loss_scale.scale": self.scale, "loss_scale.good_steps": self.good_steps} if self.active else {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if self.active and "loss_scale.scale" in state:
+            self.scale.copy_(state["loss_scale.scale"])
+            self.good_steps.copy_(state["loss_scale.good_steps"])
+
+

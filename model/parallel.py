@@ -1,0 +1,123 @@
+"""Many processes, one model: the process group, rank 0 first, DDP, and the few collectives that the loop needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from . import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among its peers; as torchrun says in the environment."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    restarts: int = 0  # how often torchrun has started this group again
+
+    @staticmethod
+    def from_environment() -> World:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+        rank, size, local_rank, restarts = (int(os.environ.get(name, int(name == "WORLD_SIZE"))) for name in names)
+        return World(rank, size, local_rank, restarts)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        """This rank's rows of a global batch of `rows`, which must divide evenly."""
+        part = rows // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+
+@contextlib.contextmanager
+def process_group(world: World, device: torch.device, first: Callable[[], str]) -> Iterator[str]:
+    """Runs `first` on rank 0 alone, gives its result to all ranks, then holds a process group for the body.
+
+    `first` may take hours (preparing a corpus): it runs before the group forms, whose collectives would time out. Where it
+    fails, the other ranks end quietly with rank 0's exit status.
+    """
+    if world.size == 1:
+        yield first()
+        return
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+    store = dist.PrefixStore(f"attempt {world.restarts}", store)
+    if world.is_main:
+        try:
+            result = first()
+        except BaseException:
+            store.set("first", "failed")
+            raise
+        store.set("first", "done " + result)
+    else:
+        store.wait(["first"], timedelta(days=30))
+        status, _, result = store.get("first").decode().partition(" ")
+        if status == "failed":
+            raise SystemExit(2)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size)
+    try:
+        yield result
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, strategy: str, device: torch.device) -> nn.Module:
+    """none: the model itself. ddp: gradients are averaged over the ranks while backward runs."""
+    if strategy == "none":
+        return model
+    if strategy != "ddp":
+        raise InputError(f"parallel={strategy!r} is not one of none, ddp")
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager:
+    """Inside it a DDP backward only accumulates: of a step's micro-batches the last alone needs the network."""
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of `value` over all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+class StopSignal:
+    """Makes all ranks stop after the same step, though a signal reaches each at another moment.
+
+    Each step starts a one-number reduction on the CPU and reads the one started a step before, so nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.raised = False
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.pending: tuple[dist.Work, Tensor] | None = None
+
+    def agreed(self) -> bool:
+        """Whether all ranks stop here; every rank calls it once a step."""
+        if self.group is None:
+            return self.raised
+        stop = False
+        if self.pending is not None:
+            work, flag = self.pending
+            work.wait()
+            stop = bool(flag)
+        flag = torch.tensor([int(self.raised)])
+        self.pending = (dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group, async_op=True), flag)
+        return stop
