@@ -6,8 +6,6 @@ The only file that knows Hydra and OmegaConf; both are imported when they are ne
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
 import os
 import re
 import sys
@@ -17,13 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from .fields import describe, help_text, keys_of, leaves, nearest
+
 Config = TypeVar("Config")
 Overrides = dict[str, Any]  # what the command line asked for: {dotted key: value in the composed config}
 
 CONF = Path(__file__).resolve().parent
 
-# Values that reach the program byte for byte. Hydra's grammar refuses "It's" and "~/notes", strips a trailing space, reads
-# 1e3 as a number and expands ${x}; so it never sees these (except under --multirun, where its sweeps are wanted).
+# Values that reach the program byte for byte. Hydra's grammar refuses "It's" and "~/notes", strips a trailing space,
+# reads 1e3 as a number and expands ${x}; so it never sees these (except under --multirun, where its sweeps are wanted).
 TEXTS = {"prompt", "stop", "text", "text_field", "tokenizer.pattern", "wandb.project"}
 PATTERNS = {"include", "exclude", "val_include"}  # the word null means None
 PATHS = {  # the word null means None, ~ is the home directory
@@ -50,13 +50,17 @@ def run(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "debug=true" in (argument.lower() for argument in arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(_help(schema, name))
-        sys.exit(0)
-    if {"-m", "--multirun"} & set(arguments):
-        settings = [argument for argument in arguments if argument not in ("-m", "--multirun")]
-        sys.exit(_guarded(lambda: _sweep(main, schema, name, settings, debug), debug))
-    sys.exit(_guarded(lambda: main(*compose(schema, name=name, arguments=arguments)), debug))
+    settings = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+
+    def action() -> int | None:
+        if {"-h", "--help"} & set(arguments):
+            config: Any = compose(schema, name=name, arguments=[])[0]
+            return print(help_text(schema, config=config, options=_group_options(name), name=name))
+        if len(settings) < len(arguments):
+            return _sweep(main, schema, name=name, arguments=settings, debug=debug)
+        return main(*compose(schema, name=name, arguments=arguments))
+
+    sys.exit(_guarded(action, debug=debug))
 
 
 def compose(schema: type[Config], *, name: str, arguments: list[str]) -> tuple[Config, Overrides]:
@@ -96,6 +100,7 @@ def read_config(path: str | Path, schema: type[Config]) -> Config:
     """Reads what write_config wrote. InputError when it is damaged or does not fit the schema."""
     import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -103,20 +108,20 @@ def read_config(path: str | Path, schema: type[Config]) -> Config:
         raise InputError(f"{path} is damaged: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path} is damaged: it holds no settings")
-    found = dict(_leaves(data))
-    expected = {key for key, hint in _keys(schema).items() if not dataclasses.is_dataclass(hint)}
-    for key in [*(found.keys() - expected), *(expected - found.keys())]:
+    found = dict(leaves(data))
+    keys = {key: hint for key, hint in keys_of(schema).items() if not dataclasses.is_dataclass(hint)}
+    for key in [*(found.keys() - keys.keys()), *(keys.keys() - found.keys())]:
         verb = "has an unknown" if key in found else "lacks the"
         raise InputError(f"{path} {verb} key {key!r}: it is damaged, or another version of the program wrote it")
     # Text goes around OmegaConf, which would expand ${x}.
     texts = {key: value for key, value in found.items() if "${" in str(value)}
-    nested = OmegaConf.create()
+    composed = OmegaConf.structured(schema)
     for key in found.keys() - texts.keys():
-        OmegaConf.update(nested, key, found[key])
-    try:
-        return _plain(OmegaConf.merge(OmegaConf.structured(schema), nested), texts)
-    except InputError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+        try:
+            OmegaConf.update(composed, key, found[key])
+        except OmegaConfBaseException as error:
+            raise InputError(f"{path}: {key}={found[key]} does not fit: it takes {describe(keys[key])}") from error
+    return _plain(composed, texts)
 
 
 def _store(schema: type, name: str) -> str:
@@ -135,7 +140,7 @@ def _read_arguments(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    keys, options, parser = _keys(schema), _group_options(name), OverridesParser.create()
+    keys, options, parser = keys_of(schema), _group_options(name), OverridesParser.create()
     trial = OmegaConf.structured(schema)
     settings: list[str] = []
     free: dict[str, Any] = {}
@@ -146,8 +151,7 @@ def _read_arguments(
         elif multirun and key.partition(".")[0].partition("/")[0] == "hydra":
             settings.append(text)
         elif key not in keys and key not in options:
-            near = difflib.get_close_matches(key, [*keys, *options], n=3, cutoff=0.6)
-            near += [known for known in keys if known.endswith(f".{key}") and known not in near]
+            near = nearest(key, [*keys, *options])
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help lists all keys"
             problems.append(f"unknown key {key!r}{hint}")
         elif key in TEXTS | PATTERNS | PATHS and not multirun:
@@ -160,13 +164,13 @@ def _read_arguments(
                 override = parser.parse_overrides([text])[0]
                 sweep = override.is_sweep_override()
                 if sweep and not multirun:
-                    problems.append(f"{text} is a sweep over several values: add --multirun, or quote it: {key}='\"{value}\"'")
+                    problems.append(f"{text} holds several values: add --multirun, or quote it: {key}='\"{value}\"'")
                 elif key in options and not sweep and value not in options[key]:
                     problems.append(f"{text}: there is no such {key}; choose one of {', '.join(options[key])}")
                 elif key not in options and not sweep:
                     OmegaConf.update(trial, key, override.value())
             except OmegaConfBaseException:
-                problems.append(f"{text} does not fit: {key} takes {_describe(keys[key])}")
+                problems.append(f"{text} does not fit: {key} takes {describe(keys[key])}")
             except Exception as error:
                 reason = _one_line(_as_input_error(error))
                 problems.append(f"{text} cannot be read ({reason}); quote the value: '{key}=\"...\"'")
@@ -177,7 +181,7 @@ def _read_arguments(
 
 
 def _key_values(arguments: list[str], keys: dict[str, Any], problems: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Yields (key, value, argument) of what is key=value; what is not becomes one problem for each run of such words."""
+    """Yields (key, value, argument) for each key=value; anything else is a problem, one for each run of such words."""
     words: list[str] = []
     previous = ""
     for argument in [*arguments, None]:
@@ -204,9 +208,9 @@ def _free_value(key: str, value: str, hint: Any) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"{key}={value!r} is not UTF-8 text; --help lists keys that read it from a file") from error
+            raise InputError(f"{key}={value!r} is not UTF-8 text") from error
     elif not value:
-        raise InputError(f"{key}= is empty; it takes {_describe(hint)}")
+        raise InputError(f"{key}= is empty; it takes {describe(hint)}")
     elif value == "null" and (hint is Any or type(None) in typing.get_args(hint)):
         return None
     expand = os.path.expanduser if key in PATHS else str
@@ -219,10 +223,10 @@ def _free_value(key: str, value: str, hint: Any) -> Any:
         items: Any = OverridesParser.create().parse_overrides([f"{key}={value}"])[0].value()
     except Exception as error:
         reason = _one_line(_as_input_error(error))
-        raise InputError(f"{key}={value} is not a list ({reason}); quote its items: {key}='[\"a\", \"b\"]'") from error
+        raise InputError(f'{key}={value} is not a list ({reason}); quote its items: {key}=\'["a", "b"]\'') from error
     for item in items:
         if not isinstance(item, str):
-            raise InputError(f"{key}={value}: the item {item} is not text; quote it: \"{item}\"")
+            raise InputError(f'{key}={value}: the item {item} is not text; quote it: "{item}"')
     return [expand(item) for item in items]
 
 
@@ -264,48 +268,50 @@ def _explicit(config: Any, arguments: list[str]) -> Overrides:
             content = yaml.safe_load((CONF / "experiment" / f"{value}.yaml").read_text(encoding="utf-8")) or {}
             groups = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
             chosen |= {group.rpartition("/")[2] for entry in groups for group in entry}
-            chosen |= {key for key, _ in _leaves(content)}
+            chosen |= {key for key, _ in leaves(content)}
     return {
         key: value
-        for key, value in _leaves(dataclasses.asdict(config))
+        for key, value in leaves(dataclasses.asdict(config))
         if any(key == choice or key.startswith(f"{choice}.") for choice in chosen)
     }
 
 
-def _sweep(main: Callable[[Any, Overrides], int | None], schema: type, name: str, arguments: list[str], debug: bool) -> int:
-    """Runs main once for each combination of the swept values, one after the other. A user's mistake ends only its job."""
+def _sweep(
+    main: Callable[[Any, Overrides], int | None], schema: type, *, name: str, arguments: list[str], debug: bool
+) -> int:
+    """Runs main for each combination of the swept values, one after the other. A user's mistake ends only its job."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
     _read_arguments(schema, name, arguments, multirun=True)
     run_dirs = [argument for argument in arguments if argument.startswith("run_dir=")]
-    if "run_dir" in _keys(schema) and not any("${" in argument or "," in argument for argument in run_dirs):
+    if "run_dir" in keys_of(schema) and not any("${" in argument or "," in argument for argument in run_dirs):
         raise InputError("each job of a --multirun needs a run_dir of its own, for example run_dir='out/run-${seed}'")
-    statuses = []
+    statuses: list[int] = []
 
     def job(composed: Any) -> None:
         settings = list(HydraConfig.get().overrides.task)
         print(f"job {len(statuses)}: {' '.join(settings)}", file=sys.stderr)
 
         def call() -> int | None:
-            config = _plain(composed, {})
-            texts = {key: value for key, value in _leaves(dataclasses.asdict(config)) if isinstance(value, str)}
-            config = _plain(composed, {key: os.path.expanduser(value) for key, value in texts.items() if key in PATHS})
+            values = leaves(dataclasses.asdict(_plain(composed, {})))
+            paths = {key: os.path.expanduser(value) for key, value in values if key in PATHS and isinstance(value, str)}
+            config = _plain(composed, paths)
             _check(config)
             return main(config, _explicit(config, settings))
 
-        statuses.append(_guarded(call, debug))
+        statuses.append(_guarded(call, debug=debug))
 
     # run() never returns, so there is nobody for whom to restore argv and the environment.
-    switches = ["hydra.sweep.dir=out/multirun", "hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra.job.chdir=false"]
-    switches += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    switches = ["hydra.sweep.dir=out/multirun", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+    switches += ["hydra.job.chdir=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     sys.argv = [sys.argv[0], "--multirun", *switches, *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
     hydra.main(config_path=str(CONF), config_name=_store(schema, name), version_base="1.3")(job)()
     return max(statuses)
 
 
-def _guarded(action: Callable[[], int | None], debug: bool) -> int:
+def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
     """Calls action and returns its exit status. A user's mistake becomes one line; a bug passes through."""
     try:
         status = action()
@@ -349,26 +355,6 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
-def _keys(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of the dataclass with its type, nested dataclasses included."""
-    hints = typing.get_type_hints(schema)
-    keys: dict[str, Any] = {}
-    for field in dataclasses.fields(schema):
-        hint = hints[field.name]
-        keys[prefix + field.name] = hint
-        if dataclasses.is_dataclass(hint):
-            keys |= _keys(typing.cast(type, hint), f"{prefix}{field.name}.")
-    return keys
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _group_options(name: str) -> dict[str, list[str]]:
     """The groups in the defaults list of conf/<name>.yaml, each with the names of its files."""
     import yaml
@@ -377,38 +363,3 @@ def _group_options(name: str) -> dict[str, list[str]]:
     defaults = yaml.safe_load(path.read_text(encoding="utf-8"))["defaults"] if path.exists() else []
     groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
     return {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in groups}
-
-
-def _describe(hint: Any) -> str:
-    """A type in a user's words: `an integer or null`."""
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", Any: "a value"}
-    if dataclasses.is_dataclass(hint):
-        return "a group of settings, one KEY.NAME=VALUE each"
-    if typing.get_origin(hint) is list:
-        return f"a list [a, b] where each item is {_describe(typing.get_args(hint)[0])}"
-    return names.get(hint) or " or ".join(map(_describe, typing.get_args(hint))) or str(hint)
-
-
-def _help(schema: type, name: str) -> str:
-    """Usage, the groups with their options, and every key with its default and the comment beside it in the source."""
-    config, _ = compose(schema, name=name, arguments=[])
-    program = f"python {os.path.basename(sys.argv[0])}" if sys.argv[0].endswith(".py") else name
-    lines = [f"usage: {program} [KEY=VALUE ...] [--multirun] [--help]", ""]
-    lines += [f"{group}=  one of {', '.join(options)}" for group, options in _group_options(name).items()]
-    comments = _comments(schema)
-    for key, value in _leaves(dataclasses.asdict(config)):
-        shown = {None: "null", True: "true", False: "false"}.get(value, value) if not isinstance(value, list) else value
-        lines.append(f"  {f'{key}={shown}':<36}  {comments.get(key, '')}".rstrip())
-    return "\n".join(lines)
-
-
-def _comments(schema: type, prefix: str = "") -> dict[str, str]:
-    comments: dict[str, str] = {}
-    for ancestor in reversed(schema.__mro__):
-        if dataclasses.is_dataclass(ancestor):
-            for field, text in re.findall(r"(?m)^ +(\w+) *:.*?  # (.*)$", inspect.getsource(ancestor)):
-                comments[prefix + field] = text
-    for field, hint in typing.get_type_hints(schema).items():
-        if dataclasses.is_dataclass(hint):
-            comments |= _comments(typing.cast(type, hint), f"{prefix}{field}.")
-    return comments

@@ -8,15 +8,18 @@ single bytes, then the merges in the order in which they were learned. A token's
 
 from __future__ import annotations
 
+import base64
 import heapq
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 import regex
 
 from . import InputError
 
+SINGLE_BYTES = {bytes([byte]): byte for byte in range(256)}
 LONGEST_RUN = 1024  # characters; see Pattern.segments
 LARGEST_VOCABULARY = 1_000_000  # train() writes a token as one character, and Unicode ends at 1,114,112
 
@@ -27,7 +30,7 @@ PATTERNS = {
     # As above, but contractions in any case, any one sign glued to a word, digits in threes, line ends kept together.
     "gpt4": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
-        r"|\s*[\r\n]|\s+(?!\S)|\s+"
+        r"|\s+(?![\s\S])|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
 }
 # White space as `regex` and tiktoken understand it. To Python's own `re`, \x1c to \x1f are white space as well.
@@ -42,16 +45,16 @@ class Pattern:
     """The regular expression that cuts text into pieces: a name from PATTERNS, or an expression of one's own."""
 
     def __init__(self, name_or_expression: str) -> None:
-        self.name = name_or_expression
-        self.known = name_or_expression in PATTERNS.values() or name_or_expression in PATTERNS
+        self.expression = PATTERNS.get(name_or_expression, name_or_expression)
+        self.known = self.expression in PATTERNS.values()
         # Where an expression of one's own matches nothing, the next character is a piece by itself: no text is lost.
-        self.source = PATTERNS.get(self.name, self.name if self.known else rf"{self.name}|[\s\S]")
+        self.source = self.expression if self.known else rf"{self.expression}|[\s\S]"
         try:
             self.compiled = regex.compile(self.source)
         except (regex.error, OverflowError, RecursionError) as error:
-            raise InputError(f"tokenizer.pattern={self.name!r} is not a regular expression: {error}") from None
-        if not self.name or self.compiled.match(""):
-            raise InputError(f"tokenizer.pattern={self.name!r} can match nothing at all: use + where it has *")
+            raise InputError(f"tokenizer.pattern={self.expression!r} is not a regular expression: {error}") from None
+        if self.compiled.match(""):
+            raise InputError(f"tokenizer.pattern={self.expression!r} can match nothing at all: use + where it has *")
 
     def segments(self, text: str) -> list[str]:
         """Cut the text where a piece might be very long; nearly always the answer is the text itself.
@@ -71,11 +74,13 @@ class Pattern:
                 if stop - start > LONGEST_RUN:
                     cuts += [*range(start, stop, LONGEST_RUN), stop]
                 elif start == stop:
-                    raise InputError(f"tokenizer.pattern={self.name!r} matches nothing at {text[start : start + 20]!r}")
+                    raise InputError(
+                        f"tokenizer.pattern={self.expression!r} matches nothing at {text[start : start + 20]!r}"
+                    )
             if covered != len(text):
-                raise InputError(f"tokenizer.pattern={self.name!r} leaves out some of the text")
+                raise InputError(f"tokenizer.pattern={self.expression!r} leaves out some of the text")
         borders = [0, *cuts, len(text)]
-        return [text[start:stop] for start, stop in zip(borders, borders[1:], strict=False) if start < stop]
+        return [text[start:stop] for start, stop in pairwise(borders) if start < stop]
 
     def pieces(self, text: str) -> list[str]:
         """The pieces in their order; joined they are the text."""
@@ -86,7 +91,7 @@ class Pattern:
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
         """How often each piece occurs."""
-        if self.source != PATTERNS["gpt2"]:
+        if self.expression != PATTERNS["gpt2"]:
             counts: Counter[str] = Counter()
             for text in texts:
                 counts.update(self.pieces(text))
@@ -109,7 +114,7 @@ def train(texts: Iterable[str], *, vocab_size: int, pattern: str = "gpt2") -> di
     """
     assert 256 <= vocab_size <= LARGEST_VOCABULARY, vocab_size
     counts = Pattern(pattern).count(texts)
-    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks = dict(SINGLE_BYTES)
     token_of = list(ranks)
 
     # A token is written as the character whose code point is its id, so a word is a str, a pair is a str of length two,
@@ -173,7 +178,7 @@ def encode(text: str, ranks: dict[bytes, int], *, pattern: str = "gpt2") -> list
         whole = piece.encode()
         parts = [whole] if whole in ranks else [bytes([byte]) for byte in whole]
         while True:
-            pairs = [left + right for left, right in zip(parts, parts[1:], strict=False)]
+            pairs = [left + right for left, right in pairwise(parts)]
             best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)), default=b"")
             if best not in ranks:
                 break
@@ -181,3 +186,24 @@ def encode(text: str, ranks: dict[bytes, int], *, pattern: str = "gpt2") -> list
             parts[place : place + 2] = [best]
         ids += [ranks[part] for part in parts]
     return ids
+
+
+def format_ranks(ranks: dict[bytes, int]) -> bytes:
+    """The ranks in tiktoken's format: a line is a token's bytes in base64, a space, its rank."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+
+
+def parse_ranks(content: bytes, *, place: str) -> dict[bytes, int]:
+    """Read what format_ranks wrote, or another program in that format. InputError names the place and the line."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise InputError(f"{place}:{number}: {line[:60]!r} is not a token in base64 and its rank") from None
+        if len(ranks) != number:
+            raise InputError(f"{place}:{number}: the token {line[:60]!r} is there a second time")
+    if not ranks.keys() >= SINGLE_BYTES.keys() or b"" in ranks or len(set(ranks.values())) != len(ranks):
+        raise InputError(f"{place}: not a ranks file: a single byte has no token, or two tokens have one rank")
+    return ranks

@@ -160,6 +160,12 @@ def find(path: Path) -> Checkpoint:
     return found
 
 
+def source(run_dir: str | None, start: str | None, *, resume: bool) -> Checkpoint:
+    """Where model and tokenizer come from: a resumed run's own newest step if it has one, else the checkpoint `start`."""
+    own = newest(Path(run_dir or ""), say=lambda line: None) if resume else None
+    return own or find(Path(start or ""))
+
+
 def verify(directory: Path) -> Checkpoint:
     """Checks every file's size and sha256 against the manifest before anything is read. Raises InputError naming the file."""
     manifest = read_json(directory / "manifest.json")

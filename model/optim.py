@@ -252,3 +252,25 @@ class LossScale:
             self.good_steps.copy_(state["loss_scale.good_steps"])
 
 
+
+
+class SkipGuard:
+    """Decides on the device, alike on every rank, which updates to skip, and counts them without asking the host to wait.
+
+    Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only lowers
+    the loss scale; it counts as an overflow as long as there is a scale to lower.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.counts = torch.zeros(4, dtype=torch.int64, device=device)  # bad in a row, bad, last bad step, overflows
+
+    def check(self, norm: Tensor, step: int, scale: LossScale) -> Tensor:
+        """Whether to skip the update whose gradient has this norm (), a boolean tensor ()."""
+        skip = ~torch.isfinite(norm)
+        overflow = skip & (scale.scale > 1) if scale.active else torch.zeros_like(skip)
+        bad = skip & ~overflow
+        in_row, total, last, overflows = self.counts
+        in_row = torch.where(bad, in_row + 1, torch.where(skip, in_row, torch.zeros_like(in_row)))
+        last = torch.where(bad, torch.full_like(last, step), last)
+        self.counts = torch.stack([in_row, total + bad, last, overflows + overflow])
+        return skip

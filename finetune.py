@@ -1,0 +1,89 @@
+"""Fine-tuning: other weights, other data, the same fit(). Every parameter is trained, on labelled examples."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from conf import cli
+from conf.resume import resume_config
+from data.examples import Example, ExampleBatches, ExampleEvaluation, fingerprint, read_examples, split_examples
+from data.tokenizer import load as load_tokenizer
+from model import checkpoint, parallel
+from model.device import Compute
+from model.gpt import GPT
+from train import LoopConfig, fit
+
+
+@dataclass
+class FinetuneConfig(LoopConfig):
+    """The keys of `python finetune.py`: those of the loop, the checkpoint to start from and the examples to learn."""
+
+    checkpoint: str | None = None  # whose model, weights and tokenizer to start from
+    examples: str | None = None  # JSONL: {"prompt": ..., "completion": ..., optional "group": ...}
+    val_examples: str | None = None  # held-out examples; null: val_fraction of `examples`, whole groups
+    val_fraction: float = 0.1
+    dropout: float = 0.0  # replaces the checkpoint's
+    preview: int = 2  # examples to show before the first step, with what is learned of them
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.checkpoint:
+            found.append("checkpoint is required: the run to start from, such as checkpoint=out/first")
+        if not self.examples:
+            found.append('examples is required: a file of lines like {"prompt": "2+2=", "completion": "4"}')
+        if not 0 < self.val_fraction < 1:
+            found.append(f"val_fraction={self.val_fraction} must be between 0 and 1")
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout={self.dropout} must be in [0, 1)")
+        return found
+
+
+def read_splits(cfg: FinetuneConfig) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples."""
+    examples = read_examples(cfg.examples or "")
+    if cfg.val_examples is not None:
+        return examples, read_examples(cfg.val_examples)
+    return split_examples(examples, val_fraction=cfg.val_fraction)
+
+
+def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
+    cfg = resume_config(cfg, overrides)
+    world = parallel.World.from_environment()
+    compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
+    start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume))
+    tokenizer = load_tokenizer(start.directory / "tokenizer")
+    train_examples, val_examples = read_splits(cfg)
+    shape = replace(start.config, dropout=cfg.dropout)
+    train_data = ExampleBatches(
+        train_examples, tokenizer, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed
+    )
+    val_data = ExampleEvaluation(val_examples, tokenizer, context=shape.context)
+    run_dir = Path(cfg.run_dir or "")
+    with contextlib.ExitStack() as held:
+        if world.is_main:
+            held.enter_context(checkpoint.lock(run_dir))
+        held.enter_context(parallel.process_group(world, compute.device, lambda: ""))
+        if world.is_main:
+            print(train_data.preview(cfg.preview))
+            print(
+                f"{len(train_data)} examples to learn, {len(val_data)} held out; {len(train_data.truncated)} prompts "
+                f"shortened to the context, {len(train_data.dropped)} examples dropped; "
+                f"{train_data.epochs(cfg.steps):.1f} epochs"
+            )
+            cli.write_config(cfg, run_dir / "config.yaml")
+        torch.manual_seed(cfg.seed)
+        model = GPT(shape)
+        start.load_into(model)
+        facts = {
+            "data_fingerprint": fingerprint(train_examples + val_examples),
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+        }
+        fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
+
+
+if __name__ == "__main__":
+    cli.run(main, FinetuneConfig, name="finetune")

@@ -1,0 +1,77 @@
+"""The loss, and the loss over a whole evaluation split, exact on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import parallel
+from .device import Compute
+
+IGNORE = -100  # a target that carries no loss
+
+
+class EvaluationData(Protocol):
+    """Rows to score: every target once, rows past the end ignored, so that all ranks do equally many forwards."""
+
+    n_bytes: int  # of the text of all targets
+
+    def __len__(self) -> int: ...
+
+    def batch(self, start: int, stop: int) -> Any: ...  # (inputs, targets), each (stop - start, T)
+
+
+@dataclass(frozen=True)
+class Score:
+    loss: float  # nats per token
+    bits_per_byte: float  # bits of all targets, end tokens included, over the bytes of their text
+    tokens: int
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The sum over targets (B, T) of -ln p, a float32 tensor (); logits (B, T, V)."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def to_device(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch of numpy arrays (inputs, targets) as tensors."""
+    inputs, targets = (torch.from_numpy(array) for array in batch)
+    if device.type == "cuda":
+        return inputs.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)
+    return inputs.to(device), targets.to(device)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: EvaluationData,
+    *,
+    compute: Compute,
+    rows: int,
+    world: parallel.World | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = summed_loss,
+) -> Score:
+    """Scores the whole split with dropout off, `rows` rows a forward on each rank. Changes nothing that training reads."""
+    world = world or parallel.World()
+    was_training = model.training
+    model.eval()
+    losses, tokens = [], 0
+    for start in range(world.rank * rows, len(data) + world.rank * rows, world.size * rows):
+        batch = data.batch(start, start + rows)
+        inputs, targets = to_device(batch, compute.device)
+        with compute.autocast():
+            losses.append(loss(model(inputs), targets))
+        tokens += int((batch[1] != IGNORE).sum())
+    model.train(was_training)
+    nats = torch.stack(losses).cpu().double().sum()
+    totals = torch.stack([nats, torch.tensor(float(tokens), dtype=torch.float64)])
+    if compute.device.type == "cuda":
+        totals = totals.to(compute.device)
+    nats_sum, count = parallel.sum_over_ranks(totals).tolist()
+    return Score(nats_sum / max(1, count), nats_sum / math.log(2) / max(1, data.n_bytes), int(count))

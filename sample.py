@@ -1,0 +1,225 @@
+"""A checkpoint's path in, text or the table of next tokens out; load(checkpoint) does the same for Python."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf import cli, display
+from data.tokenizer import Tokenizer
+from data.tokenizer import load as load_tokenizer
+from model import InputError, checkpoint
+from model.device import DTYPES, Compute
+from model.generate import SamplingConfig, generate, probabilities
+from model.gpt import GPT
+
+
+@dataclass
+class SampleConfig:
+    """The keys of `python sample.py`."""
+
+    checkpoint: str | None = None  # a run directory, RUN/best or one step directory
+    mode: str = "text"  # text | next_token
+    prompt: str | None = None
+    prompt_file: str | None = None  # without prompt and prompt_file: standard input
+    num_samples: int = 1
+    max_new_tokens: int = 200
+    temperature: float = 1.0  # 0: always the most probable token
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 1
+    top: int = 20  # next_token: rows of the table
+    json: str | None = None  # write the result there
+    plot: str | None = None  # next_token: draw the table there (PNG)
+    device: str = "auto"
+    dtype: str = "float32"  # float32 is exact; bfloat16 faster where the hardware has it
+    debug: bool = False
+
+    def problems(self) -> list[str]:
+        found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
+        if self.mode not in ("text", "next_token"):
+            found.append(f"mode={self.mode!r} is not one of text, next_token")
+        for name in ("num_samples", "max_new_tokens", "top"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        if self.prompt is not None and self.prompt_file is not None:
+            found.append("prompt and prompt_file are both given; choose one")
+        if self.dtype not in ("auto", *DTYPES):
+            found.append(f"dtype={self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        return found + self.sampling().problems()
+
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+@dataclass(frozen=True)
+class TokenProbability:
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One continuation: its text and tokens without the end token, and each token's log-probability as sampled."""
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    log_probabilities: list[float]
+    ended: bool  # by the end token rather than by max_new_tokens
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with its tokenizer in one hand; what `load` returns."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    compute: Compute
+    directory: Path  # the step directory it was read from
+
+    def encode(self, prompt: str) -> list[int]:
+        """The ids that a prompt stands for; an empty prompt is the start of a document."""
+        return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
+
+    @torch.no_grad()
+    def next_tokens(self, prompt: str, *, top: int = 20, sampling: SamplingConfig | None = None) -> list[TokenProbability]:
+        """The most probable next tokens after `prompt` (its last `context` tokens), best first."""
+        ids = torch.tensor([self.encode(prompt)[-self.model.config.context :]], device=self.compute.device)
+        with self.compute.autocast():
+            logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
+        probs = probabilities(logits, sampling or SamplingConfig())[0]
+        best = probs.topk(min(top, len(probs)))
+        return [
+            TokenProbability(i, self.tokenizer.token_bytes(i).decode("utf-8", "backslashreplace"), p)
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def generate(
+        self, prompts: list[str], *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
+    ) -> list[Generation]:
+        """Continues each prompt until its end token or max_new_tokens; row i depends on (prompts[i], seed, i) alone."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        logs: list[list[float]] = [[] for _ in prompts]
+        for new, chosen in self.steps(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+            for row, token in enumerate(new):
+                if token is not None:
+                    tokens[row].append(token)
+                    logs[row].append(chosen[row])
+        results = []
+        for prompt, ids, log in zip(prompts, tokens, logs, strict=True):
+            ended = bool(ids) and ids[-1] == self.tokenizer.end_id
+            ids, log = (ids[:-1], log[:-1]) if ended else (ids, log)
+            results.append(Generation(prompt, self.tokenizer.decode(ids), ids, log, ended))
+        return results
+
+    def stream(
+        self, prompt: str, *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
+    ) -> Iterator[str]:
+        """Yields the text of one continuation as it comes, never half a character."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for (token,), _ in self.steps([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+            if token is not None and token != self.tokenizer.end_id:
+                yield decoder.decode(self.tokenizer.token_bytes(token))
+        yield decoder.decode(b"", final=True)
+
+    def steps(
+        self, prompts: list[str], *, max_new_tokens: int, sampling: SamplingConfig | None, seed: int
+    ) -> Iterator[tuple[list[int | None], list[float]]]:
+        """generate()'s steps on this model: new ids and their log-probabilities, a list entry a prompt."""
+        ids = [self.encode(prompt) for prompt in prompts]
+        with self.compute.autocast():
+            yield from generate(
+                self.model,
+                ids,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                seed=seed,
+                end_id=self.tokenizer.end_id,
+                dtype=self.compute.dtype,
+            )
+
+
+def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
+    """Opens a checkpoint: a run directory (its newest intact step), RUN/best, or one step directory.
+
+    Needs nothing beside it. Raises InputError for a missing or damaged checkpoint.
+    """
+    found = checkpoint.find(Path(path).expanduser())
+    compute = Compute.resolve(device, dtype=dtype)
+    tokenizer = load_tokenizer(found.directory / "tokenizer")
+    if tokenizer.vocab_size != found.config.vocab_size:
+        raise InputError(
+            f"{found.directory}: the tokenizer has {tokenizer.vocab_size} ids, the model {found.config.vocab_size}"
+        )
+    if tokenizer.fingerprint != found.manifest.get("tokenizer_fingerprint", tokenizer.fingerprint):
+        raise InputError(f"{found.directory}: its tokenizer is not the one it was trained with")
+    return LanguageModel(found.model(compute.device), tokenizer, compute, found.directory)
+
+
+def read_prompt(cfg: SampleConfig) -> str:
+    """The prompt byte for byte; of a file or standard input, without the last line's newline."""
+    if cfg.prompt is not None:
+        return cfg.prompt
+    if cfg.prompt_file is None and sys.stdin.isatty():
+        return ""
+    try:
+        raw = sys.stdin.buffer.read() if cfg.prompt_file is None else Path(cfg.prompt_file).read_bytes()
+        return raw.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{cfg.prompt_file or 'standard input'} is not UTF-8 at byte {error.start}") from None
+
+
+def write_result(path: str | None, results: list[dict[str, Any]]) -> None:
+    """JSON: an object, or a list where there are several."""
+    if path is not None:
+        result = results if len(results) > 1 else results[0]
+        Path(path).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def show_next_tokens(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
+    tokens = [asdict(token) for token in lm.next_tokens(prompt, top=cfg.top, sampling=cfg.sampling())]
+    display.token_table(tokens, title=f"Next token after {prompt[-60:]!r}")
+    write_result(cfg.json, [{"prompt": prompt, "tokens": tokens}])
+    if cfg.plot is not None:
+        display.plot_tokens(tokens, cfg.plot, prompt=prompt)
+
+
+def show_text(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
+    if cfg.num_samples == 1 and cfg.json is None:
+        print(prompt, end="", flush=True)
+        pieces = lm.stream(prompt, max_new_tokens=cfg.max_new_tokens, sampling=cfg.sampling(), seed=cfg.seed)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    results = lm.generate(
+        [prompt] * cfg.num_samples, max_new_tokens=cfg.max_new_tokens, sampling=cfg.sampling(), seed=cfg.seed
+    )
+    for number, result in enumerate(results, start=1):
+        if cfg.num_samples > 1:
+            mean = sum(result.log_probabilities) / max(1, len(result.tokens)) / math.log(2)
+            print(f"--- sample {number} of {cfg.num_samples}: {len(result.tokens)} tokens, {-mean:.2f} bits each")
+        print(prompt + result.text)
+    fields = ("prompt", "text", "tokens", "log_probabilities")
+    write_result(cfg.json, [{name: getattr(result, name) for name in fields} for result in results])
+
+
+def main(cfg: SampleConfig, overrides: cli.Overrides) -> None:
+    lm = load(cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype)
+    prompt = read_prompt(cfg)
+    show = show_next_tokens if cfg.mode == "next_token" else show_text
+    show(cfg, lm, prompt)
+
+
+if __name__ == "__main__":
+    cli.run(main, SampleConfig, name="sample")

@@ -1,0 +1,134 @@
+"""Scores a checkpoint: bits/byte on a corpus, or exact-match accuracy on labelled examples, beside another checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conf import cli
+from data.batches import WindowEvaluation
+from data.examples import Example, read_examples
+from data.prepare import PrepareConfig, prepare
+from data.shards import open_split
+from data.tokenizer import TokenizerConfig
+from model.evaluate import evaluate
+from model.generate import SamplingConfig
+from sample import LanguageModel, load
+
+
+@dataclass
+class EvaluateConfig:
+    """The keys of `python -m scripts.evaluate`."""
+
+    checkpoint: str | None = None
+    versus: str | None = None  # another checkpoint, scored on the same
+    corpus: Any = None  # a corpus: loss and bits/byte over all of it
+    include: Any = None
+    exclude: Any = None
+    text_field: str = "text"
+    examples: str | None = None  # labelled examples: exact match of greedy completions
+    datasets: str = "datasets"
+    batch_size: int = 32
+    device: str = "auto"
+    dtype: str = "float32"
+    seed: int = 1
+    json: str | None = None
+    debug: bool = False
+
+    def problems(self) -> list[str]:
+        found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
+        if (self.corpus is None) == (self.examples is None):
+            found.append("give either corpus= (bits/byte) or examples= (accuracy)")
+        if self.batch_size < 1:
+            found.append(f"batch_size={self.batch_size} must be at least 1")
+        return found
+
+
+def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
+    """Loss in nats/token and bits/byte over the whole corpus, in windows of the model's context."""
+    corpus = PrepareConfig(
+        corpus=cfg.corpus,
+        include=cfg.include,
+        exclude=cfg.exclude,
+        text_field=cfg.text_field,
+        val_fraction=0.0,
+        datasets=cfg.datasets,
+        tokenizer=TokenizerConfig(path=str(lm.directory / "tokenizer")),
+    )
+    data = WindowEvaluation(open_split(prepare(corpus), "train"), context=lm.model.config.context)
+    score = evaluate(lm.model, data, compute=lm.compute, rows=cfg.batch_size)
+    return {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "tokens": score.tokens, "bytes": data.n_bytes}
+
+
+def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Example]) -> dict[str, float]:
+    """Exact match of the greedy completion, with a 95 % interval over groups, and how often it stops by itself."""
+    longest = max(len(lm.tokenizer.encode(example.completion)) for example in examples)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))  # rows of like length pad little
+    right, ended = np.zeros(len(examples)), np.zeros(len(examples))
+    for start in range(0, len(order), cfg.batch_size):
+        rows = order[start : start + cfg.batch_size]
+        made = lm.generate(
+            [examples[i].prompt for i in rows], max_new_tokens=longest + 8, sampling=SamplingConfig(temperature=0)
+        )
+        for i, generation in zip(rows, made, strict=True):
+            right[i] = generation.ended and generation.text == examples[i].completion
+            ended[i] = generation.ended
+    low, high = group_interval(right, [example.group or str(i) for i, example in enumerate(examples)], seed=cfg.seed)
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "stopped": float(ended.mean()),
+        "examples": len(examples),
+    }
+
+
+def group_interval(right: np.ndarray, groups: list[str], *, seed: int) -> tuple[float, float]:
+    """A 95 % bootstrap interval of the mean that draws whole groups: answers within one group are not independent."""
+    names = sorted(set(groups))
+    sums, sizes = np.zeros(len(names)), np.zeros(len(names))
+    for value, group in zip(right, groups, strict=True):
+        sums[names.index(group)] += value
+        sizes[names.index(group)] += 1
+    draws = np.random.default_rng(seed).integers(len(names), size=(10_000, len(names)))
+    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
+    examples = read_examples(cfg.examples) if cfg.examples is not None else []
+    if examples:
+        label, most = Counter(example.completion for example in examples).most_common(1)[0]
+        print(f"always {label!r}: {most / len(examples):.1%} of {len(examples)} examples")
+    results = []
+    for path in filter(None, (cfg.checkpoint, cfg.versus)):
+        lm = load(path, device=cfg.device, dtype=cfg.dtype)
+        if examples:
+            result = score_examples(cfg, lm, examples)
+            groups = len({example.group for example in examples if example.group is not None})
+            over = f"over {groups} groups" if groups else "over examples"
+            print(
+                f"{path}: exact match {result['accuracy']:.1%} (95 % interval {over} "
+                f"{result['accuracy_low']:.1%} to {result['accuracy_high']:.1%}), "
+                f"stopped by itself in {result['stopped']:.1%}"
+            )
+        else:
+            result = score_corpus(cfg, lm)
+            print(
+                f"{path}: {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte "
+                f"over {result['bytes']:,} bytes"
+            )
+        results.append({"checkpoint": path, **result})
+    if cfg.json is not None:
+        content = results if len(results) > 1 else results[0]
+        Path(cfg.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main, EvaluateConfig, name="evaluate")

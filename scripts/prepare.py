@@ -1,0 +1,14 @@
+"""Prepares a corpus on its own: documents and a tokenizer to token shards, as train.py does by itself."""
+
+from __future__ import annotations
+
+from conf import cli
+from data.prepare import PrepareConfig, prepare
+
+
+def main(cfg: PrepareConfig, overrides: cli.Overrides) -> None:
+    print(prepare(cfg))
+
+
+if __name__ == "__main__":
+    cli.run(main, PrepareConfig, name="prepare")

@@ -1,0 +1,79 @@
+"""Makes labelled examples from the plays: a speech, and the kind of play it is from (its folder)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from conf import cli
+from data import InputError
+from data.corpora import documents, matches
+
+HELD_OUT = [  # one play of each kind, which scripts/quickstart.sh keeps out of pretraining too
+    "comedies/twelfth-night.md",
+    "histories/richard-ii.md",
+    "problems/measure-for-measure.md",
+    "roman/julius-caesar.md",
+    "romances/the-tempest.md",
+    "tragedies/macbeth.md",
+]
+
+
+@dataclass
+class SpeechesConfig:
+    """The keys of `python -m scripts.speeches`."""
+
+    run_dir: str = "out/speeches"  # where train.jsonl and held_out.jsonl go
+    val_include: Any = None  # the plays to hold out; null: one of each kind
+    words: int = 40  # speeches shorter than this say too little
+    per_kind: int = 900  # at most so many of each kind for training
+    held_out_per_kind: int = 60
+    datasets: str = "datasets"
+    debug: bool = False
+
+
+def speeches(play: str) -> list[str]:
+    """What the characters of a play say, a string a speech: the lines below a name in bold, stage directions left out."""
+    found = []
+    for part in regex.split(r"^\*\*.+\*\*\s*$", play, flags=regex.MULTILINE)[1:]:
+        lines = [line.strip() for line in part.splitlines()]
+        found.append("\n".join(line for line in lines if line and not line.startswith(("#", "_"))))
+    return found
+
+
+def main(cfg: SpeechesConfig, overrides: cli.Overrides) -> None:
+    made: dict[str, list[dict[str, str]]] = {"train": [], "held_out": []}
+    for play in documents("shakespeare", cache=cfg.datasets):
+        kind = play.name.split("/")[0]
+        side = "held_out" if matches(play.name, cfg.val_include or HELD_OUT, default=False) else "train"
+        for speech in speeches(play.text):
+            if len(speech.split()) >= cfg.words:
+                prompt = f"{speech}\n\nKind of play:"
+                made[side].append({"prompt": prompt, "completion": f" {kind}", "group": play.name})
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, limit in (("train", cfg.per_kind), ("held_out", cfg.held_out_per_kind)):
+        if not made[side]:
+            raise InputError(f"no {side} speeches of at least words={cfg.words} words; lower it or change val_include")
+        # An arbitrary but fixed order decides which speeches stay where there are more than the limit.
+        made[side].sort(key=lambda example: hashlib.sha256(example["prompt"].encode()).digest())
+        taken: Counter[str] = Counter()
+        kept = []
+        for example in made[side]:
+            taken[example["completion"]] += 1
+            if taken[example["completion"]] <= limit:
+                kept.append(example)
+        path = folder / f"{side}.jsonl"
+        path.write_text("".join(json.dumps(example, ensure_ascii=False) + "\n" for example in kept), encoding="utf-8")
+        counts = Counter(example["completion"].strip() for example in kept)
+        print(f"{path}: {len(kept)} speeches ({', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))})")
+
+
+if __name__ == "__main__":
+    cli.run(main, SpeechesConfig, name="speeches")

@@ -1,0 +1,153 @@
+"""Properties of the byte pair trainer, the pieces it works on, and the readable encoder."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+import pytest
+import regex
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import InputError, bpe
+
+# tiktoken and regex may know different versions of Unicode: no characters that Python itself does not know.
+ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60)
+TEXT = ASSIGNED | st.text("ab' \n\t\x1c\x85\xa0\u3000é1٣-!", max_size=40)
+OWN_PATTERN = r"\p{Lu}?\p{Ll}+|(\d)+"  # with a group, and blind to most of Unicode
+
+
+def naive_train(texts: list[str], vocab_size: int, pattern: str) -> list[bytes]:
+    """The definition of BPE training: after each merge, count all pairs of all words anew."""
+    pieces = Counter(match[0] for text in texts for match in regex.finditer(bpe.PATTERNS[pattern], text))
+    words = [([bytes([byte]) for byte in piece.encode()], count) for piece, count in pieces.items()]
+    tokens = [bytes([byte]) for byte in range(256)]
+    while len(tokens) < vocab_size:
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
+        for parts, count in words:
+            for pair in zip(parts, parts[1:], strict=False):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], tokens.index(pair[0]), tokens.index(pair[1])))
+        if b"".join(best) not in tokens:
+            tokens.append(b"".join(best))
+        for parts, _ in words:
+            place = 0
+            while place < len(parts) - 1:
+                if (parts[place], parts[place + 1]) == best:
+                    parts[place : place + 2] = [b"".join(best)]
+                place += 1
+    return tokens
+
+
+def random_corpus(source: random.Random) -> list[str]:
+    alphabet = source.choice(["a", "ab", "ab ", "abc  \n", "aé日😀 '", "the quick s'll 12!\r\n\x1c"])
+    return ["".join(source.choices(alphabet, k=source.randrange(60))) for _ in range(source.randrange(4))]
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+def test_merges_equal_those_of_the_definition(pattern: str) -> None:
+    source = random.Random(1)
+    for _ in range(150):
+        texts, vocab_size = random_corpus(source), 256 + source.randrange(40)
+        ranks = bpe.train(texts, vocab_size=vocab_size, pattern=pattern)
+        assert list(ranks) == naive_train(texts, vocab_size, pattern), texts
+        assert list(ranks.values()) == list(range(len(ranks)))
+
+
+def test_bytes_learned_from_two_pairs_are_one_token() -> None:
+    # After x+a and b+c, a token abc can come from ab+c and, where x took no part, from a+bc.
+    texts = ["bc bc bc bc bc bc abc xabc abcd ab ab ab ab ab ab ab abc abc zabcz bcbc aabc"]
+    ranks = bpe.train(texts, vocab_size=400)
+    assert list(ranks) == naive_train(texts, 400, "gpt2")
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["a"], ["a b c"]])
+def test_training_stops_when_merges_run_out(texts: list[str]) -> None:
+    ranks = bpe.train(texts, vocab_size=5000)
+    assert 256 <= len(ranks) < 260
+    assert len(bpe.train(["abab"], vocab_size=5000)) == 258  # ab, abab
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TEXT, max_size=3))
+def test_quick_count_of_gpt2_pieces_is_exact(texts: list[str]) -> None:
+    expected = Counter(piece for text in texts for piece in regex.findall(bpe.PATTERNS["gpt2"], text))
+    assert bpe.Pattern("gpt2").count(texts) == expected
+
+
+def test_white_space_is_that_of_regex_at_every_code_point() -> None:
+    every = "".join(map(chr, range(0x110000)))
+    assert re.findall(bpe.SPACE, every) == regex.findall(r"\s", every)
+    assert re.findall(bpe.SOLID, every) == regex.findall(r"\S", every)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXT, st.sampled_from(["gpt2", "gpt4", OWN_PATTERN, "x"]))
+def test_pieces_join_to_the_text(text: str, pattern: str) -> None:
+    pieces = bpe.Pattern(pattern).pieces(text)
+    assert "".join(pieces) == text
+    assert all(pieces)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXT)
+def test_gpt2_pattern_cuts_as_tiktokens_own(text: str) -> None:
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    ranks = bpe.train([text], vocab_size=300)
+    theirs = tiktoken.Encoding("theirs", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    assert theirs.encode_ordinary(text) == bpe.encode(text, ranks)
+
+
+def test_gpt4_pattern_cuts_as_cl100k() -> None:
+    pieces = bpe.Pattern("gpt4").pieces("I'LL pay$12345 (now)!\n\n  \n two  spaces \n ")
+    assert pieces == ["I", "'LL", " pay", "$", "123", "45", " (", "now", ")!\n\n", "  \n", " two", " ", " spaces", " \n "]
+
+
+@pytest.mark.parametrize("letter", ["a", " ", "\n", "é", "😀", "!"])
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", r"[\s\S]+", OWN_PATTERN])
+def test_no_piece_of_a_long_run_is_long(letter: str, pattern: str) -> None:
+    text = f"start {letter * 100_000} end"
+    pieces = bpe.Pattern(pattern).pieces(text)
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 2 * bpe.LONGEST_RUN
+
+
+def test_ordinary_text_is_not_cut() -> None:
+    text = "word " * 10_000 + "x" * (bpe.LONGEST_RUN - 1)
+    for pattern in ("gpt2", "gpt4", OWN_PATTERN):
+        assert bpe.Pattern(pattern).segments(text) == [text]
+
+
+@pytest.mark.parametrize("pattern", ["", "(", "a*", "[z-a]", r"\p{Nonsense}", "a{3,1}", "(?=b)"])
+def test_a_useless_pattern_is_an_input_error(pattern: str) -> None:
+    with pytest.raises(InputError, match="tokenizer.pattern") as caught:
+        bpe.Pattern(pattern).pieces("abc")
+    assert "\n" not in str(caught.value)
+
+
+def test_ranks_survive_their_file() -> None:
+    ranks = bpe.train(["some text, some more text"], vocab_size=270)
+    assert bpe.parse_ranks(bpe.format_ranks(ranks), place="here") == ranks
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda lines: lines[:5], "here: not a ranks file"),
+        (lambda lines: [*lines, b"YWI= 3"], "here: not a ranks file"),
+        (lambda lines: [*lines, lines[0]], "here:257: .* a second time"),
+        (lambda lines: [*lines, b"YWI="], "here:257: .* is not a token"),
+        (lambda lines: [*lines, b"!!! 256"], "here:257: .* is not a token"),
+        (lambda lines: [*lines[:7], b"", *lines[7:]], "here:8: .* is not a token"),
+    ],
+)
+def test_a_damaged_ranks_file_names_the_line(damage, complaint: str) -> None:
+    lines = bpe.format_ranks(bpe.SINGLE_BYTES).splitlines()
+    with pytest.raises(InputError, match=complaint):
+        bpe.parse_ranks(b"\n".join(damage(lines)), place="here")

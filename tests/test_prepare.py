@@ -1,0 +1,280 @@
+"""Preparation: splits, shards, the fingerprint; a folder is published whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+
+import numpy as np
+import pytest
+
+from data import InputError, shards, tokenizer
+from data import prepare as preparation
+from data.prepare import PrepareConfig, corpus_name, open_split, prepare
+from data.tokenizer import TokenizerConfig
+
+
+def config(tmp_path, **settings) -> PrepareConfig:
+    settings = {"corpus": str(tmp_path / "notes"), "tokenizer": TokenizerConfig(kind="byte")} | settings
+    return PrepareConfig(datasets=str(tmp_path / "datasets"), **settings)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def run(tmp_path, **settings):
+    return prepare(config(tmp_path, **settings), say=quiet)
+
+
+def published(tmp_path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "datasets").iterdir() if not path.name.startswith(".lock"))
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """100 documents of different lengths."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(100):
+        (folder / f"{i:03d}.txt").write_text(f"document {i}: " + "wörds " * (i % 7 + 1))
+    return folder
+
+
+def read(directory, split) -> dict[str, list[str]]:
+    """The text of each document in a split, by name, cut out of the tokens by the stored offsets."""
+    tokens = tokenizer.load(directory / "tokenizer")
+    opened = open_split(directory, split)
+    ids = opened.tokens[:]
+    assert ids[0] == tokens.end_id and ids[-1] == tokens.end_id
+    offsets = opened.document_offsets
+    assert all(ids[offset - 1] == tokens.end_id for offset in offsets)
+    found: dict[str, list[str]] = {}
+    for name, start, stop in zip(opened.document_names, offsets, [*offsets[1:], opened.n_tokens], strict=True):
+        found.setdefault(name, []).append(tokens.decode(ids[start : stop - 1].tolist()))
+    assert opened.n_bytes == sum(len(text.encode()) for texts in found.values() for text in texts)
+    assert opened.document_bytes == [len(texts[0].encode()) for texts in found.values()]
+    return found
+
+
+def test_every_document_is_in_exactly_one_split_and_reads_back(notes, tmp_path):
+    directory = run(tmp_path)
+    assert json.loads((directory / "index.json").read_text())["split"] == "hash"
+    train, val = read(directory, "train"), read(directory, "val")
+    assert train and val and not set(train) & set(val)
+    assert {name: texts[0] for name, texts in (train | val).items()} == {p.name: p.read_text() for p in notes.iterdir()}
+
+
+def test_a_hash_split_keeps_equal_documents_together_and_each_side_stable(notes, tmp_path):
+    before = read(run(tmp_path), "val")
+    for path in sorted(notes.iterdir()):
+        (notes / f"copy-{path.name}").write_text(path.read_text())
+    after = read(run(tmp_path), "val")
+    assert set(after) == set(before) | {f"copy-{name}" for name in before}
+
+
+def test_few_documents_are_split_by_position_in_characters(tmp_path):
+    (tmp_path / "notes").mkdir()
+    text = "".join(random.Random(0).choices("abcé✓\n", k=1001))
+    (tmp_path / "notes" / "only.txt").write_bytes(text.encode())
+    said: list[str] = []
+    directory = prepare(config(tmp_path, val_fraction=0.3), say=said.append)
+    cut = int(1001 * 0.7)
+    assert read(directory, "train") == {"only.txt": [text[:cut]]}
+    assert read(directory, "val") == {"only.txt": [text[cut:]]}
+    assert "the last 0.3 of each" in said[-1] and "by position" in (directory / "report.md").read_text()
+
+
+def test_val_include_names_the_validation_documents(notes, tmp_path):
+    directory = run(tmp_path, val_include=["00?.txt", "05*"])
+    assert sorted(read(directory, "val")) == sorted(f"{i:03d}.txt" for i in [*range(10), *range(50, 60)])
+    assert len(read(directory, "train")) == 80
+    for pattern in ("nothing*", "*"):
+        with pytest.raises(InputError, match="val_include="):
+            run(tmp_path, val_include=pattern)
+
+
+def test_val_fraction_0_has_no_validation_split(notes, tmp_path):
+    directory = run(tmp_path, val_fraction=0.0)
+    assert len(read(directory, "train")) == 100
+    with pytest.raises(InputError, match="no val split"):
+        open_split(directory, "val")
+
+
+def test_char_knows_the_validation_characters(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a" * 90 + "z" * 10)
+    directory = run(tmp_path, tokenizer=TokenizerConfig(kind="char"))
+    assert read(directory, "val") == {"a.txt": ["z" * 10]}
+
+
+def test_unchanged_is_found_changed_is_prepared_anew(notes, tmp_path):
+    first = run(tmp_path)
+    stamp = (first / "index.json").stat().st_mtime_ns
+    said: list[str] = []
+    assert prepare(config(tmp_path), say=said.append) == first and "already prepared" in said[0]
+    assert (first / "index.json").stat().st_mtime_ns == stamp
+    content = (notes / "042.txt").read_bytes()
+    (notes / "042.txt").write_bytes(content.replace(b"document", b"documend"))
+    second = run(tmp_path)
+    assert second != first and first.is_dir()
+    (notes / "042.txt").write_bytes(content)
+    assert run(tmp_path) == first
+    (notes / "042.txt").rename(notes / "x42.txt")
+    assert run(tmp_path) not in (first, second)
+
+
+def test_settings_are_part_of_the_fingerprint(notes, tmp_path):
+    folders = [run(tmp_path), run(tmp_path, val_fraction=0.2), run(tmp_path, tokenizer=TokenizerConfig(kind="char"))]
+    folders += [run(tmp_path, exclude="000*"), run(tmp_path, val_include="001*")]
+    assert len(set(folders)) == len(folders)
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(notes, tmp_path):
+    first = run(tmp_path, tokenizer=TokenizerConfig(kind="char"))
+    second = run(tmp_path, tokenizer=TokenizerConfig(kind="char", path=str(first / "tokenizer")), exclude="000*")
+    assert tokenizer.load(second / "tokenizer").fingerprint == tokenizer.load(first / "tokenizer").fingerprint
+
+
+@pytest.mark.parametrize("name", ["_report", "_publish", "_groups"])
+def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_path, monkeypatch, name):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, name, fail)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert published(tmp_path) == []
+    assert published(tmp_path) == [run(tmp_path).name] or published(tmp_path)
+    assert len(read(run(tmp_path), "train")) > 50
+
+
+def _die_in_the_middle(cfg):
+    preparation._publish = lambda *_: os._exit(9)
+    prepare(cfg, say=quiet)
+
+
+def _prepare_and_report(cfg, queue):
+    lines: list[str] = []
+    prepare(cfg, say=lines.append)
+    queue.put(any("encoding" in line for line in lines))
+
+
+def test_what_a_killed_process_left_is_cleared_and_never_taken_for_a_corpus(notes, tmp_path):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_die_in_the_middle, args=(config(tmp_path),))
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and published(tmp_path) == [".tmp-notes"]
+    assert published(tmp_path) != [run(tmp_path).name] and published(tmp_path) == [run(tmp_path).name]
+
+
+def test_processes_that_start_together_prepare_once(notes, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_prepare_and_report, args=(config(tmp_path), queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert sorted(queue.get(timeout=60) for _ in processes) == [False, False, True]
+    for process in processes:
+        process.join()
+
+
+def test_a_document_that_changes_meanwhile_is_noticed(notes, tmp_path, monkeypatch):
+    build = tokenizer.build
+
+    def change_then_build(*arguments):
+        (notes / "007.txt").write_text("rewritten")
+        return build(*arguments)
+
+    monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
+    with pytest.raises(InputError, match=r"007\.txt.* changed"):
+        run(tmp_path)
+    assert published(tmp_path) == []
+
+
+def test_slices_cross_shards(notes, tmp_path, monkeypatch):
+    whole = open_split(run(tmp_path), "train").tokens[:].copy()
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
+    directory = run(tmp_path, val_fraction=0.1000001)
+    opened = open_split(directory, "train", verify=True)
+    assert len(list(directory.glob("train_*.bin"))) == -(-len(whole) // 100) > 3
+    assert len(opened.tokens) == len(whole) and np.array_equal(opened.tokens[:], whole)
+    for start, stop in [(0, 1), (99, 101), (100, 200), (50, 450), (250, 10**9), (7, 7), (10**9, 10**9)]:
+        assert np.array_equal(opened.tokens[start:stop], whole[start:stop])
+
+
+class WideTokenizer:
+    """One token a character, the code point itself: as many ids as one likes."""
+
+    end_id, kind, fingerprint = 0, "wide", "0"
+
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+    def encode_batch(self, texts):
+        return [np.array([ord(character) for character in text], np.int64) for text in texts]
+
+    def save(self, directory):
+        directory.mkdir()
+
+
+@pytest.mark.parametrize("vocab_size, dtype", [(65_536, "uint16"), (65_537, "uint32")])
+def test_ids_above_16_bits_are_stored_in_32(tmp_path, monkeypatch, vocab_size, dtype):
+    (tmp_path / "notes").mkdir()
+    text = "ab" * 50 + chr(vocab_size - 1)
+    (tmp_path / "notes" / "a.txt").write_text(text)
+    monkeypatch.setattr(preparation.tokenizers, "build", lambda *_: WideTokenizer(vocab_size))
+    directory = run(tmp_path, val_fraction=0.0)
+    assert json.loads((directory / "index.json").read_text())["dtype"] == dtype
+    assert open_split(directory, "train").tokens[1:-1].tolist() == [ord(character) for character in text]
+
+
+def test_an_id_that_would_overflow_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("ab" * 50 + chr(65_536 + 97))
+    monkeypatch.setattr(preparation.tokenizers, "build", lambda *_: WideTokenizer(65_536))
+    with pytest.raises(InputError, match="65633"):
+        run(tmp_path)
+    assert published(tmp_path) == []
+
+
+def test_damage_is_found_and_repaired_by_preparing(notes, tmp_path):
+    directory = run(tmp_path)
+    shard = directory / "train_00000.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    open_split(directory, "train")
+    with pytest.raises(InputError, match=r"train_00000\.bin: its content"):
+        open_split(directory, "train", verify=True)
+    shard.write_bytes(content[:-2])
+    with pytest.raises(InputError, match=r"train_00000\.bin: \d+ bytes, not"):
+        open_split(directory, "train")
+    assert run(tmp_path) == directory and shard.read_bytes() == content
+    for damage in ("{", "[]", '{"format": 1}', '{"format": 99}'):
+        (directory / "index.json").write_text(damage)
+        with pytest.raises(InputError, match=r"index\.json|format"):
+            open_split(directory, "train")
+    run(tmp_path)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"train_00000\.bin"):
+        open_split(directory, "train")
+    with pytest.raises(InputError, match="no complete prepared corpus"):
+        open_split(tmp_path / "nowhere", "train")
+
+
+def test_all_problems_are_listed_at_once(tmp_path):
+    problems = config(tmp_path, corpus=[], include=3, val_fraction=1.5).problems()
+    assert [problem.split("=")[0] for problem in problems] == ["corpus", "include", "val_fraction"]
+    with pytest.raises(InputError, match="corpus=.*val_fraction="):
+        run(tmp_path, corpus="", val_fraction=-1.0)
+
+
+def test_folder_names_are_plain():
+    assert corpus_name("shakespeare") == "shakespeare"
+    assert corpus_name(["shakespeare", "/x/My notes (2024).txt"]) == "shakespeare-My-notes-2024"
+    assert corpus_name("/x/notes/**/*.md") == "notes"
+    assert corpus_name("/x/.jsonl") == "corpus"

@@ -1,0 +1,393 @@
+"""The training loop: fit(), read top to bottom; main() prepares a corpus and pretrains a model on it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from conf import cli, display
+from conf.resume import follow_checkpoint, resume_config
+from data.batches import WindowBatches, WindowEvaluation
+from data.prepare import PrepareConfig, open_split, prepare
+from data.tokenizer import Tokenizer
+from data.tokenizer import load as load_tokenizer
+from model import InputError, checkpoint, parallel
+from model.attention import choose_kernel
+from model.config import ModelConfig
+from model.device import Compute, cpu_has_bfloat16
+from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_device
+from model.generate import hash_seed
+from model.gpt import GPT
+from model.optim import LossScale, Optimizer, OptimizerConfig, SkipGuard, rate_at, warmup
+
+
+@dataclass
+class WandbConfig:
+    mode: str = "disabled"  # disabled | offline | online
+    project: str = "nextword"
+
+
+@dataclass
+class LoopConfig:
+    """What fit() reads, whatever the data."""
+
+    run_dir: str | None = None  # where the run lives
+    steps: int = 2000  # optimizer updates
+    batch_size: int = 32  # sequences per update, over all ranks
+    micro_batch: int | None = None  # sequences per forward on one rank; null: all of its share
+    seed: int = 1
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
+    compile: Any = "auto"  # auto | true | false
+    parallel: str = "none"  # none | ddp
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    log_every: int = 10
+    eval_every: int | None = None  # null: ten times a run
+    save_every: int | None = None  # null: whenever it evaluates; a better evaluation always saves
+    keep_last: int = 2  # newest saved steps to keep, beside the best
+    resume: Any = False  # false | true | auto
+    nonfinite_limit: int = 10  # skipped updates in a row that end the run
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    debug: bool = False  # tracebacks for every error
+
+    def problems(self) -> list[str]:
+        """All that is wrong beyond single types."""
+        world = parallel.World.from_environment()
+        found = [] if self.run_dir else ["run_dir is required: where to keep the run, such as run_dir=out/first"]
+        for name in ("steps", "batch_size", "micro_batch", "log_every", "eval_every", "save_every", "keep_last"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                found.append(f"{name}={value} must be at least 1")
+        if self.resume not in (False, True, "auto"):
+            found.append(f"resume={self.resume!r} is not one of false, true, auto")
+        if self.parallel not in ("none", "ddp"):
+            found.append(f"parallel={self.parallel!r} is not one of none, ddp")
+        elif world.size > 1 and self.parallel == "none":
+            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp")
+        if self.wandb.mode not in ("disabled", "offline", "online"):
+            found.append(f"wandb.mode={self.wandb.mode!r} is not one of disabled, offline, online")
+        if self.batch_size % world.size:
+            found.append(f"batch_size={self.batch_size} is not divisible by the {world.size} processes")
+        elif self.micro_batch and self.batch_size // world.size % self.micro_batch:
+            share = self.batch_size // world.size
+            found.append(f"micro_batch={self.micro_batch} does not divide the {share} sequences of each process")
+        if (self.optimizer.warmup_steps or 0) > self.steps:
+            found.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than steps={self.steps}")
+        return found
+
+
+@dataclass
+class TrainConfig(LoopConfig, PrepareConfig):
+    """The keys of `python train.py`: those of the loop, those of preparing a corpus, and the model's shape."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    checkpoint: str | None = None  # start from these weights, this model and this tokenizer
+
+    def problems(self) -> list[str]:
+        return LoopConfig.problems(self) + PrepareConfig.problems(self)
+
+
+class TrainingData(Protocol):
+    """Batches as a pure function of (seed, step): a resumed run, or one on more ranks, sees the same."""
+
+    batch_size: int
+    context: int
+
+    def batch(self, step: int, rows: slice) -> Any: ...  # (inputs, targets), this rank's rows of the global batch
+
+    def supervised_tokens(self, step: int) -> int: ...  # targets that carry loss, in the whole global batch
+
+    def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
+
+
+def fit(
+    cfg: LoopConfig,
+    model: GPT,
+    tokenizer: Tokenizer,
+    train_data: TrainingData,
+    val_data: EvaluationData | None,
+    *,
+    world: parallel.World,
+    compute: Compute,
+    facts: dict[str, Any],
+) -> Score | None:
+    """Trains `model` in place for cfg.steps updates, or from where run_dir's newest step left off; the last evaluation.
+
+    `facts` (fingerprints of data and tokenizer) go into each manifest; a run resumes only where they are the same.
+    """
+    run_dir = Path(cfg.run_dir or "")
+    say = print if world.is_main else (lambda line: None)
+    newton_schulz = newton_schulz_dtype(cfg.optimizer.newton_schulz, compute)
+    resolved = compute.describe() | {
+        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
+        "newton_schulz": str(newton_schulz).removeprefix("torch."),
+    }
+
+    # Compile in place -> wrap -> optimizer -> restore: in this order names stay canonical and state lands where it belongs.
+    model.to(compute.device).train()
+    loss_of: Callable[[Tensor, Tensor], Tensor] = summed_loss
+    if compute.compile:
+        deterministic()
+        model.compile(dynamic=False)
+        loss_of = torch.compile(summed_loss, dynamic=False)
+    wrapped = parallel.wrap(model, cfg.parallel, compute.device)
+    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=newton_schulz)
+    scale, guard = LossScale(compute.dtype, compute.device), SkipGuard(compute.device)
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "elapsed_seconds": 0.0, "best_val_loss": None, "resolved": resolved}
+    found = checkpoint.newest(run_dir, say=say) if cfg.resume else None
+    if found is not None:
+        state = restore(found, model, optimizer, scale, facts, resolved, say)
+
+    if state["step"] >= cfg.steps:
+        say(f"{run_dir} is finished: {state['step']} of {cfg.steps} steps")
+        return None
+
+    share = world.share(cfg.batch_size)
+    micro = cfg.micro_batch or cfg.batch_size // world.size
+    eval_every = cfg.eval_every or max(1, -(-cfg.steps // 10))
+    save_every = cfg.save_every or eval_every
+    say("  ".join(f"{name} {value}" for name, value in resolved.items()) + f"  ranks {world.size}")
+    say(describe_run(cfg, model, train_data))
+    score, skipped, began = None, 0, time.perf_counter() - state["elapsed_seconds"]
+    stop = parallel.StopSignal()
+    with (
+        stop_on_signals(stop),
+        Metrics(cfg, after=state["step"], enabled=world.is_main) as metrics,
+        display.Progress(cfg.steps, start=state["step"], enabled=world.is_main) as progress,
+    ):
+        since, tokens_since = time.perf_counter(), 0
+        for step in range(state["step"], cfg.steps):
+            # Forward and backward. The summed loss over the whole step's targets: no split into micro-batches or ranks matters.
+            torch.manual_seed(hash_seed(cfg.seed, step, world.rank))  # dropout's, so that a resumed run drops the same
+            targets_in_step = train_data.supervised_tokens(step)
+            inputs, targets = to_device(train_data.batch(step, share), compute.device)
+            loss_sum = torch.zeros((), device=compute.device)
+            for start in range(0, len(inputs), micro):
+                last = start + micro >= len(inputs)
+                with parallel.no_sync(wrapped, skip=not last), compute.autocast():
+                    loss = loss_of(wrapped(inputs[start : start + micro]), targets[start : start + micro])
+                    # DDP averages over ranks, so each gives world.size times its part of the mean.
+                    (loss * (world.size / targets_in_step) * scale.scale).backward()
+                loss_sum += loss.detach()
+
+            # Update, unless the gradient is not finite.
+            rate = rate_at(step, cfg.steps, cfg.optimizer)
+            norm = optimizer.gradient_norm() / scale.scale
+            skip = guard.check(norm, step, scale)
+            clipping = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
+            optimizer.step(rate, divisor=scale.scale * clipping, skip=skip)
+            optimizer.zero_grad()
+            scale.update(skip)
+            done = step + 1
+            state["tokens"] += targets_in_step
+            tokens_since += targets_in_step
+            stopping = stop.agreed() and done < cfg.steps
+
+            # Log: the only read that waits for the device.
+            if done % cfg.log_every == 0 or done in (1, cfg.steps):
+                parallel.sum_over_ranks(loss_sum)
+                values = torch.stack([loss_sum, norm, *guard.counts]).tolist()
+                mean, norm_now, in_row, bad, last_bad = values[0] / targets_in_step, *values[1:5]
+                speed = tokens_since / (time.perf_counter() - since)
+                since, tokens_since = time.perf_counter(), 0
+                line = {"train_loss": mean, "learning_rate": rate * cfg.optimizer.learning_rate, "grad_norm": norm_now}
+                metrics.write(done, state["tokens"], time.perf_counter() - began, **line, tokens_per_second=speed)
+                progress.update(done, loss=mean, learning_rate=line["learning_rate"], tokens_per_second=speed)
+                if bad > skipped:
+                    progress.say(f"warning: {int(bad - skipped)} update(s) skipped, the gradient was not finite; last: "
+                                 f"step {int(last_bad) + 1}, {train_data.describe(int(last_bad))}")
+                    skipped = bad
+                if in_row >= cfg.nonfinite_limit:
+                    raise InputError(f"{int(in_row)} updates in a row had a gradient that is not finite, up to step {done}: "
+                                     f"lower optimizer.learning_rate or look at {train_data.describe(int(last_bad))}")
+
+            # Evaluate, save.
+            better = False
+            if val_data is not None and (done % eval_every == 0 or done == cfg.steps):
+                score = evaluate(model, val_data, compute=compute, rows=micro, world=world, loss=loss_of)
+                better = state["best_val_loss"] is None or score.loss < state["best_val_loss"]
+                state["best_val_loss"] = score.loss if better else state["best_val_loss"]
+                metrics.write(done, state["tokens"], time.perf_counter() - began,
+                              val_loss=score.loss, val_bits_per_byte=score.bits_per_byte)
+                progress.say(f"step {done:>6}  validation loss {score.loss:.4f}  {score.bits_per_byte:.4f} bits/byte"
+                             + ("  (best)" if better else ""))
+            if better or stopping or done % save_every == 0 or done == cfg.steps:
+                state |= {"step": done, "elapsed_seconds": time.perf_counter() - began}
+                if world.is_main:
+                    publish(cfg, model, tokenizer, optimizer, scale, state, facts, score, better)
+                since += time.perf_counter() - began - state["elapsed_seconds"]
+            if stopping:
+                break
+    if world.is_main:
+        display.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
+    if state["step"] < cfg.steps:
+        again = shlex.join(["python", sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
+        say(f"stopped after step {state['step']} of {cfg.steps}, saved; go on with:  {again}")
+    return score
+
+
+def newton_schulz_dtype(wish: str, compute: Compute) -> torch.dtype:
+    """auto: bfloat16 where its matrix products are fast, which is no question of the model's own dtype."""
+    fast = compute.device.type == "cuda" or (compute.device.type == "cpu" and cpu_has_bfloat16())
+    return torch.bfloat16 if wish == "bfloat16" or (wish == "auto" and fast) else torch.float32
+
+
+def deterministic() -> None:
+    """Without it two equal compiled runs differ (parallel atomic adds in the embedding's gradient); it costs nothing."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    return (f"{display.count(parameters)} parameters, {cfg.steps} steps of {cfg.batch_size} x {data.context} tokens, "
+            f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, cfg.steps)}, schedule {cfg.optimizer.schedule}")
+
+
+def restore(
+    found: checkpoint.Checkpoint,
+    model: GPT,
+    optimizer: Optimizer,
+    scale: LossScale,
+    facts: dict[str, Any],
+    resolved: dict[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Puts model, optimizer and loss scale back to a saved step; the loop's own state."""
+    for name, value in facts.items():
+        if found.manifest.get(name) != value:
+            raise InputError(f"{found.directory} was trained with another {name.replace('_', ' ')} "
+                             f"({found.manifest.get(name)!s:.12}, now {value!s:.12}); undo the change or start a new run_dir")
+    tensors, state = found.train_state()
+    found.load_into(model)
+    optimizer.load_state({name: t for name, t in tensors.items() if not name.startswith("loss_scale.")})
+    scale.load_state(tensors)
+    for name, before in state["resolved"].items():
+        if before != resolved[name]:
+            say(f"note: {name} was {before}, is now {resolved[name]}: the run goes on, but no longer bit for bit the same")
+    say(f"resuming {found.directory} at step {state['step']}")
+    return state | {"resolved": resolved}
+
+
+def publish(
+    cfg: LoopConfig,
+    model: GPT,
+    tokenizer: Tokenizer,
+    optimizer: Optimizer,
+    scale: LossScale,
+    state: dict[str, Any],
+    facts: dict[str, Any],
+    score: Score | None,
+    best: bool,
+) -> None:
+    measured = {} if score is None else {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
+    checkpoint.save(
+        Path(cfg.run_dir or ""),
+        state["step"],
+        model=model,
+        save_tokenizer=tokenizer.save,
+        tensors=optimizer.state() | scale.state(),
+        state=state,
+        facts={"tokens": state["tokens"], "seed": cfg.seed, **measured, **facts},
+        best=best,
+        keep_last=cfg.keep_last,
+    )
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: parallel.StopSignal) -> Iterator[None]:
+    """SIGTERM or Ctrl-C asks the loop to finish its step and save; a second one ends the process at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.raised:
+            os._exit(128 + number)
+        stop.raised = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Metrics:
+    """metrics.jsonl, cut back to the step a run resumes from, and wandb where it is asked for."""
+
+    def __init__(self, cfg: LoopConfig, *, after: int, enabled: bool) -> None:
+        self.enabled, self.wandb = enabled, None
+        if not enabled:
+            return
+        path = Path(cfg.run_dir or "") / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
+        self.file = path.open("w", encoding="utf-8")
+        self.file.writelines(line + "\n" for line in kept)
+        self.file.flush()
+        if cfg.wandb.mode != "disabled":
+            import wandb
+
+            name = Path(cfg.run_dir or "").resolve().name
+            self.wandb = wandb.init(
+                project=cfg.wandb.project, mode=cfg.wandb.mode, dir=cfg.run_dir, name=name, config=asdict(cfg)
+            )
+
+    def write(self, step: int, tokens: int, elapsed_seconds: float, **values: float) -> None:
+        if self.enabled:
+            line = {"step": step, "tokens": tokens, "elapsed_seconds": round(elapsed_seconds, 3), **values}
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        if self.wandb is not None:
+            self.wandb.log({"tokens": tokens, **values}, step=step)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.file.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
+    cfg = resume_config(cfg, overrides)
+    world = parallel.World.from_environment()
+    compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
+    start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume)) if cfg.checkpoint else None
+    if start is not None:
+        cfg = follow_checkpoint(cfg, overrides, start.config, start.directory / "tokenizer")
+    run_dir = Path(cfg.run_dir or "")
+    with contextlib.ExitStack() as held:
+        if world.is_main:
+            held.enter_context(checkpoint.lock(run_dir))
+        prepared = held.enter_context(parallel.process_group(world, compute.device, lambda: str(prepare(cfg))))
+        tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
+        shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)
+        train_split, val_split = (open_split(Path(prepared), name) for name in ("train", "val"))
+        train_data = WindowBatches(train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed)
+        val_data = WindowEvaluation(val_split, context=shape.context)
+        if world.is_main:
+            cli.write_config(cfg, run_dir / "config.yaml")
+        torch.manual_seed(cfg.seed)
+        model = GPT(shape)
+        if start is not None:
+            start.load_into(model)
+        facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
+        fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
+
+
+if __name__ == "__main__":
+    cli.run(main, TrainConfig, name="train")
