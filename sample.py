@@ -92,7 +92,9 @@ class LanguageModel:
         return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
 
     @torch.no_grad()
-    def next_tokens(self, prompt: str, *, top: int = 20, sampling: SamplingConfig | None = None) -> list[TokenProbability]:
+    def next_tokens(
+        self, prompt: str, *, top: int = 20, sampling: SamplingConfig | None = None
+    ) -> list[TokenProbability]:
         """The most probable next tokens after `prompt` (its last `context` tokens), best first."""
         ids = torch.tensor([self.encode(prompt)[-self.model.config.context :]], device=self.compute.device)
         with self.compute.autocast():

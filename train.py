@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint, parallel
 from model.attention import choose_kernel
 from model.config import ModelConfig
-from model.device import Compute, cpu_has_bfloat16
+from model.device import Compute, cpu_has_bfloat16, keep_freed_memory
 from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_device
 from model.generate import hash_seed
 from model.gpt import GPT
@@ -128,6 +128,7 @@ def fit(
     """
     run_dir = Path(cfg.run_dir or "")
     say = print if world.is_main else (lambda line: None)
+    keep_freed_memory()
     newton_schulz = newton_schulz_dtype(cfg.optimizer.newton_schulz, compute)
     resolved = compute.describe() | {
         "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
@@ -144,7 +145,13 @@ def fit(
     wrapped = parallel.wrap(model, cfg.parallel, compute.device)
     optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=newton_schulz)
     scale, guard = LossScale(compute.dtype, compute.device), SkipGuard(compute.device)
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "elapsed_seconds": 0.0, "best_val_loss": None, "resolved": resolved}
+    state: dict[str, Any] = {
+        "step": 0,
+        "tokens": 0,
+        "elapsed_seconds": 0.0,
+        "best_val_loss": None,
+        "resolved": resolved,
+    }
     found = checkpoint.newest(run_dir, say=say) if cfg.resume else None
     if found is not None:
         state = restore(found, model, optimizer, scale, facts, resolved, say)
@@ -205,12 +212,16 @@ def fit(
                 metrics.write(done, state["tokens"], time.perf_counter() - began, **line, tokens_per_second=speed)
                 progress.update(done, loss=mean, learning_rate=line["learning_rate"], tokens_per_second=speed)
                 if bad > skipped:
-                    progress.say(f"warning: {int(bad - skipped)} update(s) skipped, the gradient was not finite; last: "
-                                 f"step {int(last_bad) + 1}, {train_data.describe(int(last_bad))}")
+                    progress.say(
+                        f"warning: {int(bad - skipped)} update(s) skipped, the gradient was not finite; last: "
+                        f"step {int(last_bad) + 1}, {train_data.describe(int(last_bad))}"
+                    )
                     skipped = bad
                 if in_row >= cfg.nonfinite_limit:
-                    raise InputError(f"{int(in_row)} updates in a row had a gradient that is not finite, up to step {done}: "
-                                     f"lower optimizer.learning_rate or look at {train_data.describe(int(last_bad))}")
+                    raise InputError(
+                        f"{int(in_row)} updates in a row had a gradient that is not finite, up to step {done}: "
+                        f"lower optimizer.learning_rate or look at {train_data.describe(int(last_bad))}"
+                    )
 
             # Evaluate, save.
             better = False
@@ -218,10 +229,17 @@ def fit(
                 score = evaluate(model, val_data, compute=compute, rows=micro, world=world, loss=loss_of)
                 better = state["best_val_loss"] is None or score.loss < state["best_val_loss"]
                 state["best_val_loss"] = score.loss if better else state["best_val_loss"]
-                metrics.write(done, state["tokens"], time.perf_counter() - began,
-                              val_loss=score.loss, val_bits_per_byte=score.bits_per_byte)
-                progress.say(f"step {done:>6}  validation loss {score.loss:.4f}  {score.bits_per_byte:.4f} bits/byte"
-                             + ("  (best)" if better else ""))
+                metrics.write(
+                    done,
+                    state["tokens"],
+                    time.perf_counter() - began,
+                    val_loss=score.loss,
+                    val_bits_per_byte=score.bits_per_byte,
+                )
+                progress.say(
+                    f"step {done:>6}  validation loss {score.loss:.4f}  {score.bits_per_byte:.4f} bits/byte"
+                    + ("  (best)" if better else "")
+                )
             if better or stopping or done % save_every == 0 or done == cfg.steps:
                 state |= {"step": done, "elapsed_seconds": time.perf_counter() - began}
                 if world.is_main:
@@ -247,13 +265,15 @@ def deterministic() -> None:
     """Without it two equal compiled runs differ (parallel atomic adds in the embedding's gradient); it costs nothing."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData) -> str:
     parameters = sum(p.numel() for p in model.parameters())
-    return (f"{display.count(parameters)} parameters, {cfg.steps} steps of {cfg.batch_size} x {data.context} tokens, "
-            f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, cfg.steps)}, schedule {cfg.optimizer.schedule}")
+    return (
+        f"{display.count(parameters)} parameters, {cfg.steps} steps of {cfg.batch_size} x {data.context} tokens, "
+        f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, cfg.steps)}, schedule {cfg.optimizer.schedule}"
+    )
 
 
 def restore(
@@ -268,15 +288,19 @@ def restore(
     """Puts model, optimizer and loss scale back to a saved step; the loop's own state."""
     for name, value in facts.items():
         if found.manifest.get(name) != value:
-            raise InputError(f"{found.directory} was trained with another {name.replace('_', ' ')} "
-                             f"({found.manifest.get(name)!s:.12}, now {value!s:.12}); undo the change or start a new run_dir")
+            raise InputError(
+                f"{found.directory} was trained with another {name.replace('_', ' ')} "
+                f"({found.manifest.get(name)!s:.12}, now {value!s:.12}); undo the change or start a new run_dir"
+            )
     tensors, state = found.train_state()
     found.load_into(model)
     optimizer.load_state({name: t for name, t in tensors.items() if not name.startswith("loss_scale.")})
     scale.load_state(tensors)
     for name, before in state["resolved"].items():
         if before != resolved[name]:
-            say(f"note: {name} was {before}, is now {resolved[name]}: the run goes on, but no longer bit for bit the same")
+            say(
+                f"note: {name} was {before}, is now {resolved[name]}: the run goes on, but no longer bit for bit the same"
+            )
     say(f"resuming {found.directory} at step {state['step']}")
     return state | {"resolved": resolved}
 
@@ -341,7 +365,11 @@ class Metrics:
 
             name = Path(cfg.run_dir or "").resolve().name
             self.wandb = wandb.init(
-                project=cfg.wandb.project, mode=cfg.wandb.mode, dir=cfg.run_dir, name=name, config=asdict(cfg)
+                project=cfg.wandb.project,
+                mode=cast(Any, cfg.wandb.mode),
+                dir=cfg.run_dir,
+                name=name,
+                config=asdict(cfg),
             )
 
     def write(self, step: int, tokens: int, elapsed_seconds: float, **values: float) -> None:

@@ -54,8 +54,8 @@ def run(
 
     def action() -> int | None:
         if {"-h", "--help"} & set(arguments):
-            config: Any = compose(schema, name=name, arguments=[])[0]
-            return print(help_text(schema, config=config, options=_group_options(name), name=name))
+            config: Any = compose(schema, name=name, arguments=[], check=False)[0]
+            return print(help_text(schema, config=config, options=_group_options(name)))
         if len(settings) < len(arguments):
             return _sweep(main, schema, name=name, arguments=settings, debug=debug)
         return main(*compose(schema, name=name, arguments=arguments))
@@ -63,8 +63,11 @@ def run(
     sys.exit(_guarded(action, debug=debug))
 
 
-def compose(schema: type[Config], *, name: str, arguments: list[str]) -> tuple[Config, Overrides]:
-    """The config and what the command line set of it. InputError: everything that is wrong, one argument a line."""
+def compose(schema: type[Config], *, name: str, arguments: list[str], check: bool = True) -> tuple[Config, Overrides]:
+    """The config and what the command line set of it. InputError: everything that is wrong, one argument a line.
+
+    `check=False` leaves out the config's own problems(): a key that must be given may be missing.
+    """
     import hydra
 
     settings, free = _read_arguments(schema, name, arguments)
@@ -74,7 +77,8 @@ def compose(schema: type[Config], *, name: str, arguments: list[str]) -> tuple[C
     except Exception as error:
         raise _as_input_error(error) from error
     config = _plain(composed, free)
-    _check(config)
+    if check:
+        _check(config)
     return config, _explicit(config, [*settings, *free])
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 BLUE, ORANGE, GREY, INK = "#2563eb", "#ea580c", "#9ca3af", "#1f2937"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
     "text.color": INK,
@@ -157,7 +157,7 @@ def token_table(rows: Iterable[Mapping[str, Any]], *, title: str) -> None:
     if ids:
         table.add_column("id", justify="right", no_wrap=True, style="dim")
     table.add_column("text", overflow="fold", style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     longest = max([row["probability"] for row in rows], default=0) or 1
     cumulative = 0.0
     for rank, row in enumerate(rows, start=1):
@@ -170,10 +170,16 @@ def token_table(rows: Iterable[Mapping[str, Any]], *, title: str) -> None:
         ]
         cells += [str(row.get("id", ""))] if ids else []
         shown = repr(row["text"]) if unicode else ascii(row["text"])
-        bar = ("█" if unicode else "#") * round(24 * row["probability"] / longest)
+        bar = ("█" if unicode else "#") * round(20 * row["probability"] / longest)
         table.add_row(*cells, Text(shown), Text(bar, style="blue"))
-    console.print(Text(title if unicode else ascii(title), style="bold"), soft_wrap=True)
-    console.print(table)
+    title = title if unicode else title.encode("ascii", "backslashreplace").decode()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    print(*(line.rstrip() for line in captured.get().splitlines()), sep="\n")
 
 
 def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "Loss") -> None:
@@ -183,7 +189,7 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     lines = _read_metrics(metrics_path)
     train, validation = _series(lines, "train_loss"), _series(lines, "val_loss")
@@ -198,7 +204,7 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
         )
         if train[0]:
             axes.plot(*train, color=BLUE, linewidth=0.8, alpha=0.3)
-            axes.plot(train[0], _smoothed(train[1]), color=BLUE, linewidth=1.8, label="training (smoothed)")
+            axes.plot(train[0], _smoothed(train[1]), color=BLUE, linewidth=1.8, label="training")
         if validation[0]:
             axes.plot(*validation, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="validation")
             best = min(range(len(validation[1])), key=validation[1].__getitem__)
@@ -211,20 +217,24 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
                 note, (step, loss), xytext=(0 if right else 12, 16), textcoords="offset points", color=ORANGE,
                 ha="right" if right else "left", va="bottom", fontweight="bold", linespacing=1.4,
             )  # fmt: skip
-        # A first loss of ln(V) would squeeze everything else against the floor.
-        values = sorted(_smoothed(train[1])[1:] + validation[1])
-        low, high = values[0], values[min(int(0.98 * len(values)), len(values) - 1)] if len(values) > 20 else values[-1]
-        margin = 0.08 * (high - low) or 0.1
-        axes.set(
-            ylabel="loss (nats per token)", title=title, ylim=(min([low, *train[1][-50:]]) - margin, high + 3 * margin)
-        )
+        # The fall from ln(V) in the first fiftieth of a run would squeeze all that follows against the floor.
+        last = max(train[0][-1:] + validation[0][-1:])
+        late = [
+            loss
+            for step, loss in zip(train[0] + validation[0], train[1] + validation[1], strict=True)
+            if step >= last / 50
+        ]
+        margin = 0.08 * (max(late) - min(late)) or 0.1
+        axes.set(ylabel="loss (nats per token)", title=title, ylim=(min(late) - margin, max(late) + 2 * margin))
         axes.legend(loc="upper right")
         if below is not None:
             below.plot(*rates, color=GREY, linewidth=1.5)
             below.fill_between(*rates, color=GREY, alpha=0.2, linewidth=0)
             below.set(ylabel="learning rate", ylim=(0, None))
+            figure.align_ylabels([axes, below])
         bottom = axes if below is None else below
         bottom.set_xlabel("step")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
         bottom.margins(x=0.02)
         _save(figure, png_path)
@@ -236,7 +246,6 @@ def plot_tokens(
     """Draws the probabilities of the next tokens or words as bars; rows as in token_table, an `upper` drawn paler."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 1.6 + 0.32 * max(len(rows), 3)), dpi=150, layout="constrained")
@@ -249,16 +258,15 @@ def plot_tokens(
         for place, row in enumerate(rows):
             share = f" {row['probability']:.1%}" + (f" to {row['upper']:.1%}" if "upper" in row else "")
             axes.text(most[place], place, share, va="center", color="#4b5563", fontsize=9)
-        axes.set_yticks(places, [_visible(row["text"], 28) for row in rows], color=INK)
+        axes.set_yticks(places, [_visible(row["text"].replace(" ", "␣"), 28) for row in rows], color=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 1.18 * max(most, default=1) or 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("probability")
-        figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
-        axes.set_title("after  " + _visible(prompt, 70, tail=True), loc="left", x=0, fontsize=10, color="#4b5563")
+        axes.set_title(f"{title} after “{_visible(prompt, 60, tail=True)}”")
         _save(figure, png_path)
 
 
@@ -283,18 +291,17 @@ def _series(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[floa
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """An exponential average over about a thirtieth of the points, without the bias of its start."""
-    decay = 1 - 1 / max(1.0, len(values) / 30)
-    total = weight = 0.0
+    """A centred moving average over a thirtieth of the points, narrower near both ends: it lags behind nowhere."""
     smooth = []
-    for value in values:
-        total, weight = decay * total + value, decay * weight + 1
-        smooth.append(total / weight)
+    for place in range(len(values)):
+        reach = min(len(values) // 60, place, len(values) - 1 - place)
+        window = values[place - reach : place + reach + 1]
+        smooth.append(sum(window) / len(window))
     return smooth
 
 
 def _visible(text: str, limit: int, *, tail: bool = False) -> str:
-    """Text as a plot can show it: spaces as ␣, control characters and what the font lacks as escapes, cut to `limit`."""
+    """Text as a plot can show it: control characters and what the font lacks as escapes, cut to `limit` characters."""
     from matplotlib.font_manager import findfont, get_font
 
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
@@ -303,7 +310,7 @@ def _visible(text: str, limit: int, *, tail: bool = False) -> str:
     shown = (
         ascii(letter)[1:-1] if not letter.isprintable() or ord(letter) not in glyphs else letter for letter in text
     )
-    return "".join(shown).replace(" ", "␣")
+    return "".join(shown)
 
 
 def _save(figure: Any, path: str | Path) -> None:

@@ -66,10 +66,11 @@ def nearest(key: str, known: list[str]) -> list[str]:
     return last or [candidate for candidate, score in zip(close, scores, strict=True) if score > scores[0] - 0.05]
 
 
-def help_text(schema: type, *, config: Any, options: dict[str, list[str]], name: str) -> str:
+def help_text(schema: type, *, config: Any, options: dict[str, list[str]]) -> str:
     """Usage, the groups with their options, and every key with its default and the comment beside it in the source."""
-    program = f"python {os.path.basename(sys.argv[0])}" if sys.argv[0].endswith(f"{name}.py") else name
-    lines = [f"usage: {program} [KEY=VALUE ...] [--multirun] [--help]", ""]
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # there with `python -m scripts.prepare`
+    program = f"-m {module.name}" if module else os.path.basename(sys.argv[0])
+    lines = [f"usage: python {program} [KEY=VALUE ...] [--multirun] [--help]", ""]
     lines += [f"{group}=  one of {', '.join(choices) or '(none)'}" for group, choices in options.items()]
     lines += [""] if options else []
     comments = comments_of(schema)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -59,7 +60,8 @@ class Pattern:
     def segments(self, text: str) -> list[str]:
         """Cut the text where a piece might be very long; nearly always the answer is the text itself.
 
-        Encoders need time that grows with the square of a piece's length, so a megabyte of one letter would take hours.
+        Encoding a piece can take time that grows with the square of its length, so a megabyte of one letter might take
+        hours, and regular expressions give up on such a megabyte of spaces.
         Known patterns stop at white space: a run of either kind is cut after each LONGEST_RUN characters. An expression
         of one's own may not, so its pieces are measured. The cut is a function of the text alone.
         """
@@ -179,7 +181,7 @@ def encode(text: str, ranks: dict[bytes, int], *, pattern: str = "gpt2") -> list
         parts = [whole] if whole in ranks else [bytes([byte]) for byte in whole]
         while True:
             pairs = [left + right for left, right in pairwise(parts)]
-            best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)), default=b"")
+            best = min(pairs, key=lambda pair: ranks.get(pair, math.inf), default=b"")
             if best not in ranks:
                 break
             place = pairs.index(best)
@@ -200,6 +202,8 @@ def parse_ranks(content: bytes, *, place: str) -> dict[bytes, int]:
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
+            if not 0 <= int(rank) < 2 * LARGEST_VOCABULARY:
+                raise ValueError(rank)
         except ValueError:
             raise InputError(f"{place}:{number}: {line[:60]!r} is not a token in base64 and its rank") from None
         if len(ranks) != number:

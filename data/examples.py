@@ -44,6 +44,12 @@ def read_examples(path: str | Path) -> list[Example]:
     return examples
 
 
+def fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 over what is learned, in its order, wherever it was read from."""
+    content = [(example.prompt, example.completion) for example in examples]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
 def split_examples(examples: Sequence[Example], *, val_fraction: float) -> tuple[list[Example], list[Example]]:
     """(training, validation). Whole groups are held out; without one, examples with the same prompt are a group."""
 

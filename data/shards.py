@@ -107,8 +107,8 @@ class Tokens:
 class Split:
     """One split: `tokens` (END, document, END, document, END...), and the bytes of the documents' text."""
 
-    def __init__(self, directory: Path, name: str, tokens: Tokens, n_bytes: int) -> None:
-        self.directory, self.name = directory, name
+    def __init__(self, directory: Path, name: str, tokens: Tokens, *, n_bytes: int, fingerprint: str) -> None:
+        self.directory, self.name, self.fingerprint = directory, name, fingerprint
         self.tokens, self.n_tokens, self.n_bytes = tokens, len(tokens), n_bytes
 
     @cached_property
@@ -161,7 +161,7 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
         names = directory / f"{split}_documents.jsonl"
         if verify and sha256_of(names) != figures["names_sha256"]:
             raise InputError(f"{names}: its content is not what its index says; {again}")
-        opened = Split(directory, split, Tokens(shards), figures["bytes"])
+        opened = Split(directory, split, Tokens(shards), n_bytes=figures["bytes"], fingerprint=index["fingerprint"])
         if opened.n_tokens != figures["tokens"]:
             raise InputError(f"{directory}: {opened.n_tokens} tokens, not {figures['tokens']} as indexed; {again}")
         return opened

@@ -134,32 +134,28 @@ class Tokenizer:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def _files(self) -> dict[str, bytes]:
-        about = {
+    def _described(self) -> dict[str, Any]:
+        """What tokenizer.json says, but for its own sha256."""
+        return {
             "format": FORMAT,
             "kind": self.kind,
             "vocab_size": self.vocab_size,
             "special_tokens": self.special_tokens,
             **self._about(),
         }
-        files = {}
-        if self.file:
-            files[self.file] = self._content()
-            about["sha256"] = hashlib.sha256(files[self.file]).hexdigest()
-        files["tokenizer.json"] = (json.dumps(about, indent=1) + "\n").encode()
-        return files
-
-    def save(self, directory: Path) -> None:
-        """Write tokenizer.json and, where the kind has one, its other file."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        for name, content in self._files().items():
-            (Path(directory) / name).write_bytes(content)
 
     @property
     def fingerprint(self) -> str:
         """A sha256 over all that save writes: equal if and only if the tokenizers are."""
-        # tokenizer.json has the other file's sha256 in it.
-        return hashlib.sha256(self._files()["tokenizer.json"]).hexdigest()
+        return digest(self._described(), self._content())
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and, where the kind has one, its other file."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        if self.file:
+            (Path(directory) / self.file).write_bytes(self._content())
+        about = {**self._described(), "sha256": self.fingerprint}
+        (Path(directory) / "tokenizer.json").write_bytes(json.dumps(about, indent=1).encode() + b"\n")
 
 
 def build(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
@@ -180,10 +176,12 @@ def load(directory: Path) -> Tokenizer:
             raise InputError(f"{place} has format {about['format']!r}; this program reads format {FORMAT}")
         if about["kind"] not in kinds():
             raise InputError(f"{place} is of kind {about['kind']!r}, not one of {', '.join(kinds())}")
+        if not all(isinstance(about.get(key, ""), str) for key in ("pattern", "characters")):
+            raise TypeError("pattern and characters must be text")
         kind = kinds()[about["kind"]]
         content = read(Path(directory) / kind.file) if kind.file else b""
-        if kind.file and hashlib.sha256(content).hexdigest() != about["sha256"]:
-            raise InputError(f"{Path(directory) / kind.file} is damaged: its sha256 is not the one in tokenizer.json")
+        if about.pop("sha256") != digest(about, content):
+            raise InputError(f"{directory} is damaged: its content has not the sha256 that tokenizer.json names")
         tokenizer = kind.restore(about, content)
         if tokenizer.vocab_size != about["vocab_size"]:
             raise ValueError(f"vocab_size is {about['vocab_size']!r}, the tokens are {tokenizer.vocab_size}")
@@ -193,6 +191,11 @@ def load(directory: Path) -> Tokenizer:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RuntimeError: sentencepiece's
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{place} is damaged: {type(error).__name__}: {reason}") from None
+
+
+def digest(about: dict[str, Any], content: bytes) -> str:
+    """The sha256 of a tokenizer's description and of the other file's content."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode() + b"\n" + content).hexdigest()
 
 
 def kinds() -> dict[str, type[Tokenizer]]:

@@ -69,7 +69,11 @@ class CharTokenizer(Tokenizer):
 
 
 class BytePairTokenizer(Tokenizer):
-    """Byte pair encoding by tiktoken, a program in Rust: of ranks that were trained here (see bpe.py)."""
+    """Byte pair encoding by tiktoken, a program in Rust: of ranks that were trained here (see bpe.py).
+
+    Characters that are newer than tiktoken's tables of Unicode can be cut otherwise than they were in training, which
+    gives other tokens but the same text.
+    """
 
     kind = "bpe"
     file = "ranks.tiktoken"
@@ -126,7 +130,7 @@ class TiktokenTokenizer(BytePairTokenizer):
         import tiktoken
 
         path = Path(config.encoding).expanduser()
-        if path.suffix == ".tiktoken" or len(path.parts) > 1 or path.exists():
+        if path.suffix == ".tiktoken" or len(path.parts) > 1 or path.is_file():
             ranks = bpe.parse_ranks(read(path), place=str(path))
             first = max(ranks.values()) + 1
             return cls(ranks, number([END, *config.special_tokens], first=first), pattern=config.pattern)

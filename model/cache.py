@@ -18,7 +18,13 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, batch: int, *, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        config: ModelConfig,
+        batch: int,
+        *,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         shape = (batch, config.kv_heads, capacity, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]

@@ -170,7 +170,9 @@ def verify(directory: Path) -> Checkpoint:
     """Checks every file's size and sha256 against the manifest before anything is read. Raises InputError naming the file."""
     manifest = read_json(directory / "manifest.json")
     if manifest.get("format") != FORMAT:
-        raise InputError(f"{directory / 'manifest.json'}: format {manifest.get('format')!r} is not {FORMAT}, which this reads")
+        raise InputError(
+            f"{directory / 'manifest.json'}: format {manifest.get('format')!r} is not {FORMAT}, which this reads"
+        )
     files, step = manifest.get("files"), manifest.get("step")
     if not isinstance(files, dict) or not isinstance(step, int):
         raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing")

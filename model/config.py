@@ -61,7 +61,9 @@ class ModelConfig:
             if self.d_model % self.n_head:
                 found.append(f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}")
             elif self.position == "rotary" and self.head_dim % 2:
-                found.append(f"rotary positions need an even head width; model.d_model / model.n_head = {self.head_dim}")
+                found.append(
+                    f"rotary positions need an even head width; model.d_model / model.n_head = {self.head_dim}"
+                )
             if self.kv_heads < 1 or self.n_head % self.kv_heads:
                 found.append(f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}")
         if self.d_ff is not None and self.d_ff < 1:

@@ -35,7 +35,9 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 def make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layer":
-        return nn.LayerNorm(config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight, bias=config.bias)
+        return nn.LayerNorm(
+            config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight, bias=config.bias
+        )
     return nn.RMSNorm(config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight)
 
 
@@ -48,7 +50,9 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.sizes = [config.n_head * config.head_dim] + 2 * [config.kv_heads * config.head_dim]
         self.qk_epsilon = config.norm_epsilon if config.qk_norm else None
-        self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=config.bias)  # queries, keys and values in one product
+        self.qkv = nn.Linear(
+            config.d_model, sum(self.sizes), bias=config.bias
+        )  # queries, keys and values in one product
         self.output = nn.Linear(self.sizes[0], config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
@@ -156,7 +160,9 @@ class GPT(nn.Module):
 
     def rotary(self, positions: Tensor) -> Rotary:
         """Cosines and sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E/2)."""
-        dtype = torch.get_autocast_dtype(self.cos.device.type) if torch.is_autocast_enabled(self.cos.device.type) else None
+        dtype = (
+            torch.get_autocast_dtype(self.cos.device.type) if torch.is_autocast_enabled(self.cos.device.type) else None
+        )
         cos, sin = self.cos[positions].to(dtype=dtype), self.sin[positions].to(dtype=dtype)
         return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
 

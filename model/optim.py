@@ -24,7 +24,9 @@ class OptimizerConfig:
     beta2: float = 0.95
     epsilon: float = 1e-8
     momentum: float = 0.95  # muon
-    newton_schulz: str = "auto"  # muon: number format of the iteration; auto: bfloat16 where the device multiplies it fast
+    newton_schulz: str = (
+        "auto"  # muon: number format of the iteration; auto: bfloat16 where the device multiplies it fast
+    )
     clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
     warmup_steps: int | None = None  # null: min(100, steps // 10)
     schedule: str = "wsd"  # wsd | cosine | constant
@@ -84,7 +86,9 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 class Optimizer:
     """Updates a model in place, decides nothing on the host: whether to skip an update is a tensor."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, *, newton_schulz_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, *, newton_schulz_dtype: torch.dtype = torch.float32
+    ) -> None:
         hidden, rest = split_parameters(model)
         if config.kind == "adamw":
             rest, hidden = rest | hidden, {}
@@ -113,7 +117,7 @@ class Optimizer:
         """One update at `rate` times the configured rates, of gradients divided by `divisor` (); none where `skip` () is true."""
         for group in self.adamw.param_groups:
             group["lr"] = rate * self.adamw_rate
-        self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
+        self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()
         self.adamw.step()
         if self.muon is not None:
             self.muon.step(rate, divisor=divisor, skip=skip)
@@ -154,11 +158,7 @@ class Optimizer:
 
 def fused_parts(model: nn.Module) -> dict[str, list[int]]:
     """Row counts of the matrices that a parameter holds stacked, for those that hold several."""
-    return {
-        f"{path}.qkv.weight": module.sizes  # type: ignore[misc]
-        for path, module in model.named_modules()
-        if hasattr(module, "qkv")
-    }
+    return {f"{path}.qkv.weight": module.sizes for path, module in model.named_modules() if hasattr(module, "qkv")}
 
 
 class Muon:
@@ -169,7 +169,12 @@ class Muon:
     """
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], config: OptimizerConfig, *, dtype: torch.dtype, fused: dict[str, list[int]]
+        self,
+        parameters: dict[str, nn.Parameter],
+        config: OptimizerConfig,
+        *,
+        dtype: torch.dtype,
+        fused: dict[str, list[int]],
     ) -> None:
         self.config, self.dtype = config, dtype
         pieces: dict[tuple[int, int], list[tuple[str, nn.Parameter, int, int]]] = {}
@@ -250,8 +255,6 @@ class LossScale:
         if self.active and "loss_scale.scale" in state:
             self.scale.copy_(state["loss_scale.scale"])
             self.good_steps.copy_(state["loss_scale.good_steps"])
-
-
 
 
 class SkipGuard:

@@ -8,7 +8,7 @@ import torch
 from model.attention import attend, choose_kernel, explicit_attention
 
 
-def tensors(kv_heads: int, T: int, S: int) -> list[torch.Tensor]:  # noqa: N803
+def tensors(kv_heads: int, T: int, S: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 4, T, 16), (2, kv_heads, S, 16), (2, kv_heads, S, 16)]
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
@@ -18,7 +18,9 @@ def tensors(kv_heads: int, T: int, S: int) -> list[torch.Tensor]:  # noqa: N803
 @pytest.mark.parametrize("masked", [False, True])
 def test_fused_kernel_equals_the_reference(kv_heads, masked):
     T, S = (5, 12) if masked else (12, 12)
-    mask = (torch.arange(S) <= torch.arange(T)[:, None] + torch.tensor([3, 6])[:, None, None])[:, None] if masked else None
+    mask = (
+        (torch.arange(S) <= torch.arange(T)[:, None] + torch.tensor([3, 6])[:, None, None])[:, None] if masked else None
+    )
     results = []
     for kernel in (attend, explicit_attention):
         q, k, v = tensors(kv_heads, T, S)

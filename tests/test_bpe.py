@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import regex
@@ -28,7 +29,7 @@ def naive_train(texts: list[str], vocab_size: int, pattern: str) -> list[bytes]:
     while len(tokens) < vocab_size:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for parts, count in words:
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += count
         if not pairs:
             break
@@ -106,7 +107,7 @@ def test_gpt2_pattern_cuts_as_tiktokens_own(text: str) -> None:
 
 def test_gpt4_pattern_cuts_as_cl100k() -> None:
     pieces = bpe.Pattern("gpt4").pieces("I'LL pay$12345 (now)!\n\n  \n two  spaces \n ")
-    assert pieces == ["I", "'LL", " pay", "$", "123", "45", " (", "now", ")!\n\n", "  \n", " two", " ", " spaces", " \n "]
+    assert "|".join(pieces) == "I|'LL| pay|$|123|45| (|now|)!\n\n|  \n| two| | spaces| \n "
 
 
 @pytest.mark.parametrize("letter", ["a", " ", "\n", "é", "😀", "!"])
@@ -126,7 +127,7 @@ def test_ordinary_text_is_not_cut() -> None:
 
 @pytest.mark.parametrize("pattern", ["", "(", "a*", "[z-a]", r"\p{Nonsense}", "a{3,1}", "(?=b)"])
 def test_a_useless_pattern_is_an_input_error(pattern: str) -> None:
-    with pytest.raises(InputError, match="tokenizer.pattern") as caught:
+    with pytest.raises(InputError, match=r"tokenizer\.pattern=") as caught:
         bpe.Pattern(pattern).pieces("abc")
     assert "\n" not in str(caught.value)
 
@@ -144,6 +145,8 @@ def test_ranks_survive_their_file() -> None:
         (lambda lines: [*lines, lines[0]], "here:257: .* a second time"),
         (lambda lines: [*lines, b"YWI="], "here:257: .* is not a token"),
         (lambda lines: [*lines, b"!!! 256"], "here:257: .* is not a token"),
+        (lambda lines: [*lines, b"YWI= -1"], "here:257: .* is not a token"),
+        (lambda lines: [*lines, b"YWI= 99999999"], "here:257: .* is not a token"),
         (lambda lines: [*lines[:7], b"", *lines[7:]], "here:8: .* is not a token"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -302,7 +303,10 @@ def test_exit_statuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
             cli.run(fail(bug), Train, name="train", argv=[])
 
 
-def test_help_lists_keys_defaults_comments_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_keys_defaults_comments_and_groups(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Train, "problems", lambda self: ["run_dir is required"])  # no obstacle to asking for help
     assert run(lambda config, overrides: 1, "--help") == 0
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
@@ -389,3 +393,22 @@ def test_multirun_sweeps_in_one_process(tmp_path: Path) -> None:
 
     done = sweep("seed=1,2", "-m", "run_dir=out/a")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "${seed}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module, schema",
+    [
+        ("train", "TrainConfig"),
+        ("finetune", "FinetuneConfig"),
+        ("sample", "SampleConfig"),
+        ("data.prepare", "PrepareConfig"),
+        ("scripts.evaluate", "EvaluateConfig"),
+    ],
+)
+def test_every_program_composes_with_every_option(module: str, schema: str) -> None:
+    dataclass_ = getattr(importlib.import_module(module), schema)
+    name = module.rpartition(".")[2]
+    choices = cli._group_options(name)
+    for arguments in [[], *([f"{group}={option}"] for group in choices for option in choices[group])]:
+        cfg, _ = cli.compose(dataclass_, name=name, arguments=arguments, check=False)
+        assert isinstance(cfg, dataclass_)

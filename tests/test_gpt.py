@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.evaluate import summed_loss
 from model.gpt import GPT, rotate
 from model.optim import Optimizer, OptimizerConfig
+
 from .families import FAMILIES, SHAPE, make, reference
 
 IDS = torch.randint(0, 96, (3, 40), generator=torch.Generator().manual_seed(1))

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import InputError, bpe
-from data.tokenizer import END, UNKNOWN, Tokenizer, TokenizerConfig, build, load
+from data.tokenizer import END, UNKNOWN, Tokenizer, TokenizerConfig, build, digest, load
 
 CORPUS = [
     "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind  to suffer\n\tThe slings and arrows",
     "Ces garçons, là-bas! 日本語のテキスト 😀😀 \u2581 ٣٤ naïve don't I'LL 12345\r\n\r\n    def f(x): return x\n",
 ] * 3
-ODD = ["<|user|>", "a b", "\"it's\"", ".*(?P<x>[a-z]+)\\", "日本", "a b c", "\n\n", " "]
+ODD = ["<|user|>", "a b", '"it\'s"', ".*(?P<x>[a-z]+)\\", "日本", "a b c", "\n\n", " "]
 OWN_PATTERN = r"(\p{L})+'?|\d"
 CONFIGS = {
     "byte": TokenizerConfig(kind="byte", special_tokens=ODD),
@@ -35,7 +35,9 @@ LOSSLESS = pytest.mark.parametrize("name", [name for name in CONFIGS if name != 
 BYTE_LEVEL = pytest.mark.parametrize("name", ["byte", "bpe", "bpe gpt4", "bpe own", "ranks"])
 TEXT = st.text(max_size=50) | st.text("ab'I \n\t\r\0\x1c\x85\ufeff\ufffd\u2581é日😀٣<0x41>", max_size=40)
 # tiktoken and regex may know different versions of Unicode: no characters that Python itself does not know.
-ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=50) | st.text("ab'I \n\t1é日😀", max_size=40)
+ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=50) | st.text(
+    "ab'I \n\t1é日😀", max_size=40
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +112,14 @@ def test_the_fast_encoder_equals_the_readable_one_on_its_corpus_and_long_runs() 
             assert tokenizer.encode(text) == bpe.encode(text, tokenizer.ranks, pattern=CONFIGS[name].pattern)
 
 
+def test_a_piece_that_is_a_token_needs_no_merges(tmp_path: Path) -> None:
+    ranks = {**bpe.SINGLE_BYTES, b"xyz": 256}
+    (tmp_path / "my.tiktoken").write_bytes(bpe.format_ranks(ranks))
+    tokenizer = build(TokenizerConfig(kind="tiktoken", encoding=str(tmp_path / "my.tiktoken")), [])
+    for text, ids in (("xyz", [256]), ("xyza", [*b"xyza"])):
+        assert tokenizer.encode(text) == bpe.encode(text, ranks) == ids
+
+
 @LOSSLESS
 @pytest.mark.parametrize("letter", ["a", " ", "😀"])
 def test_a_megabyte_of_one_character_is_exact(name: str, letter: str) -> None:
@@ -120,10 +130,9 @@ def test_a_megabyte_of_one_character_is_exact(name: str, letter: str) -> None:
 @ALL
 def test_special_tokens_in_text_stay_text_unless_allowed(name: str) -> None:
     tokenizer = made(name)
-    special = set(tokenizer.special_tokens.values())
+    special = {number for token, number in tokenizer.special_tokens.items() if token != UNKNOWN}
     for token, number in tokenizer.special_tokens.items():
-        plain = tokenizer.encode(token)
-        assert not set(plain) & special or (name == "char" and token == UNKNOWN or plain == [tokenizer._id_of[0]])
+        assert not set(tokenizer.encode(token)) & special
         assert tokenizer.encode(token, allowed_special=True) == [number]
     text = f"To{END}be{END}{END}"
     end = tokenizer.end_id
@@ -181,12 +190,18 @@ def test_a_damaged_directory_is_an_input_error(name: str, tmp_path: Path) -> Non
     place = tmp_path / "tokenizer.json"
     good = place.read_text()
     about = json.loads(good)
+    assert about.pop("sha256") == made(name).fingerprint
+    content = (tmp_path / made(name).file).read_bytes() if made(name).file else b""
+    hostile = [
+        *({**about, "special_tokens": tokens} for tokens in ({}, [], {END: 0}, {END: "9"}, {END: -1}, {"x": 9}, None)),
+        *({**about, "special_tokens": {END: end}} for end in (10**12, 5000, True, 300.5)),
+        *({**about, key: value} for key in about for value in (None, 7, []) if about[key] != value),
+        *({other: value for other, value in about.items() if other != key} for key in about),
+    ]
     damaged = [
         "", "[]", "null", good[:-10], good + "x", "\x00", "[" * 100_000, '{"format": 1}',
-        *(json.dumps({**about, "special_tokens": tokens}) for tokens in ({}, [], {END: 0}, {END: "9"}, {END: -1}, None)),
-        *(json.dumps({**about, "special_tokens": {END: end}}) for end in (10**12, 5000, True, 300.0)),
-        *(json.dumps({**about, key: value}) for key in about for value in (None, 7, "x", [])),
-        *(json.dumps({other: value for other, value in about.items() if other != key}) for key in about),
+        *(json.dumps({**about, **change, "sha256": "0" * 64}) for change in ({}, {"pattern": "x"}, {"kind": "byte"})),
+        *(json.dumps({**description, "sha256": digest(description, content)}) for description in hostile),
     ]  # fmt: skip
     for text in damaged:
         place.write_text(text)
@@ -197,6 +212,13 @@ def test_a_damaged_directory_is_an_input_error(name: str, tmp_path: Path) -> Non
     place.unlink()
     with pytest.raises(InputError, match="cannot read"):
         load(tmp_path)
+
+
+def test_the_order_of_the_description_does_not_matter(tmp_path: Path) -> None:
+    made("bpe").save(tmp_path)
+    place = tmp_path / "tokenizer.json"
+    place.write_text(json.dumps(json.loads(place.read_text()), sort_keys=True))
+    assert load(tmp_path).fingerprint == made("bpe").fingerprint
 
 
 def test_another_format_version_is_named(tmp_path: Path) -> None:
@@ -238,9 +260,9 @@ def test_settings_name_all_their_problems() -> None:
     assert all(not config.problems() for config in CONFIGS.values())
 
 
-@pytest.mark.parametrize("pattern", ["(", "a*", "", "(?=b)", r"(?<=a+)b|x"])
+@pytest.mark.parametrize("pattern", ["(", "a*", "", "(?=b)", r"(?|ab|cd)"])
 def test_patterns_that_one_of_the_two_engines_refuses(pattern: str) -> None:
-    with pytest.raises(InputError, match="tokenizer.pattern"):
+    with pytest.raises(InputError, match=r"tokenizer\.pattern="):
         build(TokenizerConfig(pattern=pattern), ["abc"])
 
 
@@ -269,6 +291,12 @@ def test_little_text_gives_a_small_vocabulary_or_a_clear_error(texts: list[str])
             build(TokenizerConfig(kind="sentencepiece"), texts)
 
 
+@pytest.mark.parametrize("name", ["unigram", "spm bpe"])
+def test_sentencepiece_spends_no_tokens_on_line_ends(name: str) -> None:
+    tokens = [made(name).token_bytes(number) for number in range(made(name).end_id)]
+    assert [token for token in tokens if b"\n" in token] == [b"\n"]
+
+
 def test_too_small_a_sentencepiece_vocabulary_is_an_input_error() -> None:
     with pytest.raises(InputError, match="vocab_size=260") as caught:
         build(TokenizerConfig(kind="sentencepiece", vocab_size=260), CORPUS)
@@ -282,7 +310,7 @@ def test_named_encodings_without_a_network_point_to_ranks_files(monkeypatch: pyt
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
-    with pytest.raises(InputError, match="tokenizer.encoding=PATH.tiktoken"):
+    with pytest.raises(InputError, match=r"tokenizer\.encoding=PATH\.tiktoken"):
         build(TokenizerConfig(kind="tiktoken"), [])
     with pytest.raises(InputError, match="neither a ranks file nor one of gpt2"):
         build(TokenizerConfig(kind="tiktoken", encoding="gpt22"), [])

@@ -1,0 +1,27 @@
+# Makes .venv and installs this project's dependencies into it, once; sourced by quickstart.sh and test.sh.
+# Usage: install_into_venv EXTRA    (EXTRA: "" or "[test]")
+
+PYTHON=${PYTHON:-python3}
+
+install_into_venv() {
+    local extra=$1 stamp wanted
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "error: $("$PYTHON" --version 2>&1) is too old, Python 3.11 or newer is needed; name one: PYTHON=python3.12 bash $0" >&2
+        exit 2
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        echo "Making the virtual environment .venv ..."
+        if ! "$PYTHON" -m venv .venv; then
+            rm -rf .venv
+            echo "error: $PYTHON cannot make virtual environments (Debian: apt install python3-venv)" >&2
+            exit 2
+        fi
+    fi
+    stamp=".venv/installed${extra}"
+    wanted=$(cat pyproject.toml constraints.txt | cksum)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        echo "Installing the dependencies into .venv (a few minutes the first time) ..."
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extra}"
+        echo "$wanted" >"$stamp"
+    fi
+}

@@ -1,0 +1,186 @@
+"""Optimizers and schedules: right against references, skipping leaves no trace, state goes round."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from model import InputError
+from model.optim import LossScale, Optimizer, OptimizerConfig, SkipGuard, orthogonalise, rate_at, split_parameters
+
+from .families import FAMILIES, make
+
+ONE, NO, YES = torch.tensor(1.0), torch.tensor(False), torch.tensor(True)
+
+
+def with_gradients(seed: int = 0, family: str = "gpt2") -> nn.Module:
+    model = make(family, n_layer=2)
+    fill_gradients(model, seed)
+    return model
+
+
+def fill_gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def test_adamw_is_the_paper_s_update():
+    config = OptimizerConfig(kind="adamw", learning_rate=0.01, weight_decay=0.1, beta1=0.9, beta2=0.95, epsilon=1e-8)
+    model = with_gradients()
+    optimizer = Optimizer(model, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    first = {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizer.step(0.5, divisor=torch.tensor(2.0), skip=NO)
+    fill_gradients(model, 1)
+    second = {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizer.step(1.0, divisor=ONE, skip=NO)
+    for name, p in model.named_parameters():
+        w, m, v = before[name], torch.zeros_like(p), torch.zeros_like(p)
+        decay = 0.1 if p.dim() >= 2 else 0.0
+        for t, (g, rate) in enumerate([(first[name] / 2, 0.005), (second[name], 0.01)], start=1):
+            m = 0.9 * m + 0.1 * g
+            v = 0.95 * v + 0.05 * g.square()
+            w = w * (1 - rate * decay)
+            w = w - rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(p.detach(), w, atol=1e-6, rtol=1e-5)
+
+
+def test_no_weight_decay_on_one_dimensional_parameters():
+    optimizer = Optimizer(make("gpt2"), OptimizerConfig(kind="adamw"))
+    decayed, free = optimizer.adamw.param_groups
+    assert decayed["weight_decay"] > 0 and free["weight_decay"] == 0
+    assert all(p.dim() >= 2 for p in decayed["params"]) and all(p.dim() < 2 for p in free["params"])
+    assert len(free["params"]) > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 48), (2, 48, 16)])
+def test_orthogonalise_keeps_directions_and_levels_lengths(shape):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(g, full_matrices=False)
+    inner = u.mT @ orthogonalise(g, torch.float32) @ v.mT  # diagonal: the new singular values
+    values = torch.diagonal(inner, dim1=1, dim2=2)
+    assert values.min() > 0.1 and values.max() < 1.3
+    assert values.mean() > 0.75
+    assert (inner - torch.diag_embed(values)).abs().max() < 1e-3
+
+
+def test_muon_updates_queries_keys_and_values_as_matrices_of_their_own():
+    model = with_gradients(family="modern_grouped")
+    optimizer = Optimizer(model, OptimizerConfig(kind="muon", learning_rate=0.1, weight_decay=0.0))
+    weight = model.blocks[0].attention.qkv.weight
+    before, gradient = weight.detach().clone(), weight.grad.clone()
+    optimizer.step(1.0, divisor=ONE, skip=NO)
+    start = 0
+    for rows in (64, 32, 32):
+        g = gradient[None, start : start + rows]
+        expected = orthogonalise(g * (1 - 0.95**2), torch.float32)[0]  # Nesterov's mix points the same way
+        torch.testing.assert_close(
+            (before - weight.detach())[start : start + rows], 0.1 * expected, atol=1e-5, rtol=1e-3
+        )
+        start += rows
+
+
+def test_muon_takes_hidden_matrices_and_nothing_else():
+    hidden, rest = split_parameters(make("gpt2"))
+    assert all(name.startswith("blocks.") and name.endswith("weight") for name in hidden)
+    assert {"embed.weight", "position.weight", "norm.weight", "blocks.0.mlp.up.bias"} <= rest.keys()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_skipped_update_leaves_no_trace(kind):
+    runs = []
+    for poisoned in (False, True):
+        model = with_gradients(seed=1)
+        optimizer = Optimizer(model, OptimizerConfig(kind=kind))
+        optimizer.step(1.0, divisor=ONE, skip=NO)
+        if poisoned:
+            fill_gradients(model, 2)
+            next(iter(model.parameters())).grad[0, 0] = float("nan")
+            model.blocks[0].mlp.up.weight.grad[0, 0] = float("inf")
+            optimizer.step(1.0, divisor=torch.tensor(float("nan")), skip=YES)
+        fill_gradients(model, 3)
+        optimizer.step(1.0, divisor=ONE, skip=NO)
+        runs.append((model.state_dict(), optimizer.state()))
+    for clean, after_skip in zip(*runs, strict=True):
+        assert clean.keys() == after_skip.keys()
+        for name in clean:
+            assert torch.equal(clean[name], after_skip[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_goes_round(kind, family):
+    model = with_gradients(seed=1, family=family)
+    optimizer = Optimizer(model, OptimizerConfig(kind=kind))
+    optimizer.step(1.0, divisor=ONE, skip=NO)
+    other = make(family, n_layer=2, seed=9)
+    other.load_state_dict(model.state_dict())
+    resumed = Optimizer(other, OptimizerConfig(kind=kind))
+    resumed.load_state({name: value.clone() for name, value in optimizer.state().items()})
+    for m, o in ((model, optimizer), (other, resumed)):
+        fill_gradients(m, 2)
+        o.step(0.7, divisor=ONE, skip=NO)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_another_optimizer_s_state_is_refused():
+    model = with_gradients()
+    muon = Optimizer(model, OptimizerConfig(kind="muon"))
+    muon.step(1.0, divisor=ONE, skip=NO)
+    with pytest.raises(InputError, match="optimizer"):
+        Optimizer(model, OptimizerConfig(kind="adamw")).load_state(muon.state())
+
+
+def test_schedules():
+    wsd = OptimizerConfig(schedule="wsd", warmup_steps=10, decay_fraction=0.5)
+    rates = [rate_at(step, 100, wsd) for step in range(100)]
+    assert rates[:2] == [1 / 11, 2 / 11] and rates[10:51] == [1.0] * 41
+    assert all(a > b for a, b in zip(rates[50:], rates[51:], strict=False)) and 0 < rates[-1] < 0.03
+    cosine = OptimizerConfig(schedule="cosine", warmup_steps=0, final_fraction=0.1)
+    assert rate_at(0, 100, cosine) == 1.0 and abs(rate_at(50, 100, cosine) - 0.55) < 1e-9
+    assert 0.1 < rate_at(99, 100, cosine) < 0.11
+    assert rate_at(99, 100, OptimizerConfig(schedule="constant")) == 1.0
+    assert rate_at(0, 5, OptimizerConfig()) == 1.0  # a warm-up that nobody asked for never eats a short run
+    late = OptimizerConfig(schedule="wsd", warmup_steps=90, decay_fraction=0.5)
+    assert [rate_at(step, 100, late) for step in (89, 90)] == [90 / 91, 1.0]
+
+
+def test_config_problems_are_all_named():
+    bad = OptimizerConfig(kind="sgd", learning_rate=0, beta2=1.0, clip=-1, schedule="step", warmup_steps=-3)
+    assert len(bad.problems()) == 6
+    assert OptimizerConfig().problems() == []
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_2000_good_steps():
+    scale = LossScale(torch.float16, torch.device("cpu"))
+    scale.update(YES)
+    assert scale.scale.item() == 2**15
+    for _ in range(1999):
+        scale.update(NO)
+    other = LossScale(torch.float16, torch.device("cpu"))
+    other.load_state({name: value.clone() for name, value in scale.state().items()})
+    for s in (scale, other):
+        assert s.scale.item() == 2**15
+        s.update(NO)
+        assert s.scale.item() == 2**16
+    still = LossScale(torch.bfloat16, torch.device("cpu"))
+    still.update(YES)
+    assert still.scale.item() == 1.0 and still.state() == {}
+
+
+def test_guard_counts_bad_steps_apart_from_overflows():
+    cpu = torch.device("cpu")
+    guard, plain = SkipGuard(cpu), LossScale(torch.float32, cpu)
+    flags = [
+        bool(guard.check(torch.tensor(norm), step, plain)) for step, norm in enumerate([1, float("nan"), float("inf")])
+    ]
+    assert flags == [False, True, True]
+    assert guard.counts.tolist() == [2, 2, 2, 0]
+    guard.check(ONE, 3, plain)
+    assert guard.counts.tolist() == [0, 2, 2, 0]
+    guard, half = SkipGuard(cpu), LossScale(torch.float16, cpu)
+    assert bool(guard.check(torch.tensor(float("inf")), 0, half))
+    assert guard.counts.tolist() == [0, 0, 0, 1]
