@@ -13,7 +13,7 @@ from conf.resume import resume_config
 from data.examples import Example, ExampleBatches, ExampleEvaluation, fingerprint, read_examples, split_examples
 from data.tokenizer import load as load_tokenizer
 from model import checkpoint, parallel
-from model.device import Compute
+from model.device import Compute, keep_freed_memory
 from model.gpt import GPT
 from train import LoopConfig, fit
 
@@ -54,6 +54,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     cfg = resume_config(cfg, overrides)
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
+    keep_freed_memory()
     start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume))
     tokenizer = load_tokenizer(start.directory / "tokenizer")
     train_examples, val_examples = read_splits(cfg)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from conf import cli, display
+from conf.journal import Journal
 from conf.resume import follow_checkpoint, resume_config
 from data.batches import WindowBatches, WindowEvaluation
 from data.prepare import PrepareConfig, open_split, prepare
@@ -26,7 +25,7 @@ from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint, parallel
 from model.attention import choose_kernel
 from model.config import ModelConfig
-from model.device import Compute, cpu_has_bfloat16, keep_freed_memory
+from model.device import DTYPES, Compute, cpu_has_bfloat16, keep_freed_memory
 from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_device
 from model.generate import hash_seed
 from model.gpt import GPT
@@ -111,6 +110,17 @@ class TrainingData(Protocol):
     def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
 
 
+@dataclass
+class RunState:
+    """Where a run stands; with weights and optimizer all that it goes on from."""
+
+    step: int = 0  # completed updates
+    tokens: int = 0  # targets learned from
+    elapsed_seconds: float = 0.0
+    best_val_loss: float | None = None
+    resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
+
+
 def fit(
     cfg: LoopConfig,
     model: GPT,
@@ -126,16 +136,10 @@ def fit(
 
     `facts` (fingerprints of data and tokenizer) go into each manifest; a run resumes only where they are the same.
     """
-    run_dir = Path(cfg.run_dir or "")
-    say = print if world.is_main else (lambda line: None)
-    keep_freed_memory()
-    newton_schulz = newton_schulz_dtype(cfg.optimizer.newton_schulz, compute)
-    resolved = compute.describe() | {
-        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
-        "newton_schulz": str(newton_schulz).removeprefix("torch."),
-    }
+    run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
+    resolved = resolve(cfg, model, compute)
 
-    # Compile in place -> wrap -> optimizer -> restore: in this order names stay canonical and state lands where it belongs.
+    # Compile in place -> wrap -> optimizer -> restore: so names stay canonical and state lands where it belongs.
     model.to(compute.device).train()
     loss_of: Callable[[Tensor, Tensor], Tensor] = summed_loss
     if compute.compile:
@@ -143,47 +147,43 @@ def fit(
         model.compile(dynamic=False)
         loss_of = torch.compile(summed_loss, dynamic=False)
     wrapped = parallel.wrap(model, cfg.parallel, compute.device)
-    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=newton_schulz)
+    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[resolved["newton_schulz"]])
     scale, guard = LossScale(compute.dtype, compute.device), SkipGuard(compute.device)
-    state: dict[str, Any] = {
-        "step": 0,
-        "tokens": 0,
-        "elapsed_seconds": 0.0,
-        "best_val_loss": None,
-        "resolved": resolved,
-    }
-    found = checkpoint.newest(run_dir, say=say) if cfg.resume else None
-    if found is not None:
+    state = RunState(resolved=resolved)
+    if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
         state = restore(found, model, optimizer, scale, facts, resolved, say)
-
-    if state["step"] >= cfg.steps:
-        say(f"{run_dir} is finished: {state['step']} of {cfg.steps} steps")
+    if state.step >= cfg.steps:
+        say(f"{run_dir} is finished: {state.step} of {cfg.steps} steps")
         return None
 
+    say("  ".join(f"{name} {value}" for name, value in resolved.items()) + f"  ranks {world.size}")
+    say(describe_run(cfg, model, train_data))
     share = world.share(cfg.batch_size)
     micro = cfg.micro_batch or cfg.batch_size // world.size
     eval_every = cfg.eval_every or max(1, -(-cfg.steps // 10))
     save_every = cfg.save_every or eval_every
-    say("  ".join(f"{name} {value}" for name, value in resolved.items()) + f"  ranks {world.size}")
-    say(describe_run(cfg, model, train_data))
-    score, skipped, began = None, 0, time.perf_counter() - state["elapsed_seconds"]
-    stop = parallel.StopSignal()
+    score, stop = None, parallel.StopSignal()
     with (
         stop_on_signals(stop),
-        Metrics(cfg, after=state["step"], enabled=world.is_main) as metrics,
-        display.Progress(cfg.steps, start=state["step"], enabled=world.is_main) as progress,
+        Journal(
+            run_dir,
+            steps=cfg.steps,
+            start=state.step,
+            elapsed_seconds=state.elapsed_seconds,
+            settings=asdict(cfg),
+            enabled=world.is_main,
+        ) as journal,
     ):
-        since, tokens_since = time.perf_counter(), 0
-        for step in range(state["step"], cfg.steps):
-            # Forward and backward. The summed loss over the whole step's targets: no split into micro-batches or ranks matters.
-            torch.manual_seed(hash_seed(cfg.seed, step, world.rank))  # dropout's, so that a resumed run drops the same
+        for step in range(state.step, cfg.steps):
+            # Forward and backward. The summed loss over all the step's targets: no split into micro-batches or ranks
+            # changes the gradient.
+            torch.manual_seed(hash_seed(cfg.seed, step, world.rank))  # dropout's: a resumed run drops the same
             targets_in_step = train_data.supervised_tokens(step)
             inputs, targets = to_device(train_data.batch(step, share), compute.device)
             loss_sum = torch.zeros((), device=compute.device)
-            for start in range(0, len(inputs), micro):
-                last = start + micro >= len(inputs)
-                with parallel.no_sync(wrapped, skip=not last), compute.autocast():
-                    loss = loss_of(wrapped(inputs[start : start + micro]), targets[start : start + micro])
+            for rows in (slice(start, start + micro) for start in range(0, len(inputs), micro)):
+                with parallel.no_sync(wrapped, skip=rows.stop < len(inputs)), compute.autocast():
+                    loss = loss_of(wrapped(inputs[rows]), targets[rows])
                     # DDP averages over ranks, so each gives world.size times its part of the mean.
                     (loss * (world.size / targets_in_step) * scale.scale).backward()
                 loss_sum += loss.detach()
@@ -196,73 +196,50 @@ def fit(
             optimizer.step(rate, divisor=scale.scale * clipping, skip=skip)
             optimizer.zero_grad()
             scale.update(skip)
-            done = step + 1
-            state["tokens"] += targets_in_step
-            tokens_since += targets_in_step
-            stopping = stop.agreed() and done < cfg.steps
+            state.step, state.tokens = step + 1, state.tokens + targets_in_step
+            done, tokens, last = state.step, state.tokens, state.step == cfg.steps
+            stopping = stop.agreed() and not last
 
             # Log: the only read that waits for the device.
-            if done % cfg.log_every == 0 or done in (1, cfg.steps):
-                parallel.sum_over_ranks(loss_sum)
-                values = torch.stack([loss_sum, norm, *guard.counts]).tolist()
-                mean, norm_now, in_row, bad, last_bad = values[0] / targets_in_step, *values[1:5]
-                speed = tokens_since / (time.perf_counter() - since)
-                since, tokens_since = time.perf_counter(), 0
-                line = {"train_loss": mean, "learning_rate": rate * cfg.optimizer.learning_rate, "grad_norm": norm_now}
-                metrics.write(done, state["tokens"], time.perf_counter() - began, **line, tokens_per_second=speed)
-                progress.update(done, loss=mean, learning_rate=line["learning_rate"], tokens_per_second=speed)
-                if bad > skipped:
-                    progress.say(
-                        f"warning: {int(bad - skipped)} update(s) skipped, the gradient was not finite; last: "
-                        f"step {int(last_bad) + 1}, {train_data.describe(int(last_bad))}"
-                    )
-                    skipped = bad
-                if in_row >= cfg.nonfinite_limit:
-                    raise InputError(
-                        f"{int(in_row)} updates in a row had a gradient that is not finite, up to step {done}: "
-                        f"lower optimizer.learning_rate or look at {train_data.describe(int(last_bad))}"
-                    )
+            if done % cfg.log_every == 0 or done == 1 or last:
+                figures = torch.stack([parallel.sum_over_ranks(loss_sum), norm, *guard.counts]).tolist()
+                learning_rate = rate * cfg.optimizer.learning_rate
+                loss_mean = figures[0] / targets_in_step
+                journal.trained(done, tokens, loss=loss_mean, learning_rate=learning_rate, grad_norm=figures[1])
+                if warning := guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe):
+                    journal.say(warning)
 
-            # Evaluate, save.
-            better = False
-            if val_data is not None and (done % eval_every == 0 or done == cfg.steps):
-                score = evaluate(model, val_data, compute=compute, rows=micro, world=world, loss=loss_of)
-                better = state["best_val_loss"] is None or score.loss < state["best_val_loss"]
-                state["best_val_loss"] = score.loss if better else state["best_val_loss"]
-                metrics.write(
-                    done,
-                    state["tokens"],
-                    time.perf_counter() - began,
-                    val_loss=score.loss,
-                    val_bits_per_byte=score.bits_per_byte,
-                )
-                progress.say(
-                    f"step {done:>6}  validation loss {score.loss:.4f}  {score.bits_per_byte:.4f} bits/byte"
-                    + ("  (best)" if better else "")
-                )
-            if better or stopping or done % save_every == 0 or done == cfg.steps:
-                state |= {"step": done, "elapsed_seconds": time.perf_counter() - began}
-                if world.is_main:
+            # Evaluate and save. A better evaluation always saves.
+            with journal.aside():
+                better = False
+                if val_data is not None and (done % eval_every == 0 or last):
+                    score = evaluate(model, val_data, compute=compute, rows=micro, world=world, loss=loss_of)
+                    better = state.best_val_loss is None or score.loss < state.best_val_loss
+                    state.best_val_loss = score.loss if better else state.best_val_loss
+                    journal.evaluated(done, tokens, loss=score.loss, bits_per_byte=score.bits_per_byte, best=better)
+                if world.is_main and (better or stopping or last or done % save_every == 0):
+                    state.elapsed_seconds = journal.elapsed_seconds
                     publish(cfg, model, tokenizer, optimizer, scale, state, facts, score, better)
-                since += time.perf_counter() - began - state["elapsed_seconds"]
             if stopping:
                 break
-    if world.is_main:
-        display.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
-    if state["step"] < cfg.steps:
+    if state.step < cfg.steps:
         again = shlex.join(["python", sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
-        say(f"stopped after step {state['step']} of {cfg.steps}, saved; go on with:  {again}")
+        say(f"stopped after step {state.step} of {cfg.steps}, saved; go on with:  {again}")
     return score
 
 
-def newton_schulz_dtype(wish: str, compute: Compute) -> torch.dtype:
-    """auto: bfloat16 where its matrix products are fast, which is no question of the model's own dtype."""
+def resolve(cfg: LoopConfig, model: GPT, compute: Compute) -> dict[str, Any]:
+    """Everything that `auto` came to, to be printed and saved. Newton-Schulz takes the fast format, whatever dtype is."""
     fast = compute.device.type == "cuda" or (compute.device.type == "cpu" and cpu_has_bfloat16())
-    return torch.bfloat16 if wish == "bfloat16" or (wish == "auto" and fast) else torch.float32
+    wish = cfg.optimizer.newton_schulz
+    return compute.describe() | {
+        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
+        "newton_schulz": wish if wish != "auto" else "bfloat16" if fast else "float32",
+    }
 
 
 def deterministic() -> None:
-    """Without it two equal compiled runs differ (parallel atomic adds in the embedding's gradient); it costs nothing."""
+    """Without it two equal compiled runs differ (atomic adds in the embedding's gradient); it costs nothing."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -284,25 +261,25 @@ def restore(
     facts: dict[str, Any],
     resolved: dict[str, Any],
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Puts model, optimizer and loss scale back to a saved step; the loop's own state."""
-    for name, value in facts.items():
-        if found.manifest.get(name) != value:
+) -> RunState:
+    """Puts model, optimizer and loss scale back to a saved step; where the run stands."""
+    for name, now in facts.items():
+        before = str(found.manifest.get(name))
+        if before != now:
+            what = name.replace("_", " ")
             raise InputError(
-                f"{found.directory} was trained with another {name.replace('_', ' ')} "
-                f"({found.manifest.get(name)!s:.12}, now {value!s:.12}); undo the change or start a new run_dir"
+                f"{found.directory} has {what} {before:.12}, now it is {now:.12}; start a new run_dir for it"
             )
-    tensors, state = found.train_state()
+    tensors, values = found.train_state()
+    state = RunState(**values)
     found.load_into(model)
-    optimizer.load_state({name: t for name, t in tensors.items() if not name.startswith("loss_scale.")})
+    optimizer.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("loss_scale.")})
     scale.load_state(tensors)
-    for name, before in state["resolved"].items():
+    for name, before in state.resolved.items():
         if before != resolved[name]:
-            say(
-                f"note: {name} was {before}, is now {resolved[name]}: the run goes on, but no longer bit for bit the same"
-            )
-    say(f"resuming {found.directory} at step {state['step']}")
-    return state | {"resolved": resolved}
+            say(f"note: {name} was {before}, is now {resolved[name]}: the run goes on, but not bit for bit the same")
+    say(f"resuming {found.directory} at step {state.step}")
+    return replace(state, resolved=resolved)
 
 
 def publish(
@@ -311,20 +288,21 @@ def publish(
     tokenizer: Tokenizer,
     optimizer: Optimizer,
     scale: LossScale,
-    state: dict[str, Any],
+    state: RunState,
     facts: dict[str, Any],
     score: Score | None,
     best: bool,
 ) -> None:
+    """Saves the run's present step."""
     measured = {} if score is None else {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
     checkpoint.save(
         Path(cfg.run_dir or ""),
-        state["step"],
+        state.step,
         model=model,
         save_tokenizer=tokenizer.save,
         tensors=optimizer.state() | scale.state(),
-        state=state,
-        facts={"tokens": state["tokens"], "seed": cfg.seed, **measured, **facts},
+        state=asdict(state),
+        facts={"tokens": state.tokens, "seed": cfg.seed, **measured, **facts},
         best=best,
         keep_last=cfg.keep_last,
     )
@@ -347,53 +325,11 @@ def stop_on_signals(stop: parallel.StopSignal) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Metrics:
-    """metrics.jsonl, cut back to the step a run resumes from, and wandb where it is asked for."""
-
-    def __init__(self, cfg: LoopConfig, *, after: int, enabled: bool) -> None:
-        self.enabled, self.wandb = enabled, None
-        if not enabled:
-            return
-        path = Path(cfg.run_dir or "") / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
-        self.file = path.open("w", encoding="utf-8")
-        self.file.writelines(line + "\n" for line in kept)
-        self.file.flush()
-        if cfg.wandb.mode != "disabled":
-            import wandb
-
-            name = Path(cfg.run_dir or "").resolve().name
-            self.wandb = wandb.init(
-                project=cfg.wandb.project,
-                mode=cast(Any, cfg.wandb.mode),
-                dir=cfg.run_dir,
-                name=name,
-                config=asdict(cfg),
-            )
-
-    def write(self, step: int, tokens: int, elapsed_seconds: float, **values: float) -> None:
-        if self.enabled:
-            line = {"step": step, "tokens": tokens, "elapsed_seconds": round(elapsed_seconds, 3), **values}
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
-        if self.wandb is not None:
-            self.wandb.log({"tokens": tokens, **values}, step=step)
-
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.enabled:
-            self.file.close()
-        if self.wandb is not None:
-            self.wandb.finish()
-
-
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     cfg = resume_config(cfg, overrides)
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
+    keep_freed_memory()
     start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume)) if cfg.checkpoint else None
     if start is not None:
         cfg = follow_checkpoint(cfg, overrides, start.config, start.directory / "tokenizer")

@@ -12,8 +12,8 @@ LONGEST_EXPLICIT = 512  # beyond this the T x T scores no longer fit the caches 
 def choose_kernel(device_type: str, dtype: torch.dtype, length: int) -> str:
     """Names the kernel: `explicit` or `sdpa` (torch's fused ones).
 
-    On CPUs, bfloat16 matrix products are fast and torch's fused bfloat16 kernel is not, so at short lengths the explicit
-    form wins by up to 5x. Everywhere else the fused kernel is at least as fast, and needs no T x T memory.
+    On CPUs, bfloat16 matrix products are fast and torch's fused bfloat16 kernel is not, so at short lengths the
+    explicit form wins by up to 5x. Everywhere else the fused kernel is at least as fast, and needs no T x T memory.
     """
     if device_type == "cpu" and dtype == torch.bfloat16 and length <= LONGEST_EXPLICIT:
         return "explicit"

@@ -11,10 +11,10 @@ from .config import ModelConfig
 class KVCache:
     """Room for `capacity` tokens in each of `batch` rows; how many are filled may differ from row to row.
 
-    `length` is an int64 tensor (B,) on the device, so that decoding depends on data and not on Python numbers: shapes never
-    change, nothing recompiles. A ragged batch is prefilled padded on the right, after which the caller sets `length` to the
-    true lengths: what lies beyond a row's length is invisible and is overwritten by the row's next tokens. Setting `length`
-    back takes tokens back.
+    `length` is an int64 tensor (B,) on the device, so that decoding depends on data and not on Python numbers: shapes
+    never change, nothing recompiles. A ragged batch is prefilled padded on the right, after which the caller sets
+    `length` to the true lengths: what lies beyond a row's length is invisible and is overwritten by the row's next
+    tokens. Setting `length` back takes tokens back.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class KVCache:
         return self._positions, mask[:, None]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B, K, T, E) at the positions of `begin`; returns all keys and values (B, K, S, E) of the layer."""
+        """Stores k, v (B, K, T, E) at the positions of `begin`; all keys and values (B, K, S, E) of the layer."""
         keys, values = self.keys[layer], self.values[layer]
         keys[self._rows, :, self._positions] = k.transpose(1, 2).to(keys.dtype)
         values[self._rows, :, self._positions] = v.transpose(1, 2).to(values.dtype)

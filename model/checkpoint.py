@@ -78,7 +78,7 @@ def save(
     best: bool,
     keep_last: int,
 ) -> Path:
-    """Publishes RUN/step_N: temporary directory, every file flushed to disk, rename, then `latest` (and `best`), then prune.
+    """Publishes RUN/step_N: temporary directory, every file flushed, rename, then `latest` (and `best`), then prune.
 
     A process killed anywhere in between leaves the earlier steps as they were. `facts` go into the manifest.
     """
@@ -126,7 +126,7 @@ def steps(run_dir: Path) -> list[Path]:
 
 
 def newest(run_dir: Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest step that verifies, saying which newer ones were passed over and why; None where no step was published."""
+    """The newest step that verifies, saying which newer ones were passed over; None where no step was published."""
     published = steps(run_dir)
     reasons = []
     for directory in published:
@@ -161,13 +161,13 @@ def find(path: Path) -> Checkpoint:
 
 
 def source(run_dir: str | None, start: str | None, *, resume: bool) -> Checkpoint:
-    """Where model and tokenizer come from: a resumed run's own newest step if it has one, else the checkpoint `start`."""
+    """Where model and tokenizer come from: a resumed run's own newest step if it has one, else from `start`."""
     own = newest(Path(run_dir or ""), say=lambda line: None) if resume else None
     return own or find(Path(start or ""))
 
 
 def verify(directory: Path) -> Checkpoint:
-    """Checks every file's size and sha256 against the manifest before anything is read. Raises InputError naming the file."""
+    """Checks every file's size and sha256 against the manifest before anything is read. InputError names the file."""
     manifest = read_json(directory / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise InputError(

@@ -48,7 +48,7 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding and the head: a multiple of 64, for fast kernels. Ids beyond vocab_size never leave the model."""
+        """Rows of embedding and head: a multiple of 64, for fast kernels. Ids past vocab_size never leave the model."""
         return (self.vocab_size + 63) // 64 * 64
 
     def problems(self) -> list[str]:

@@ -63,7 +63,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the hardware multiplies it fast, float16 on older GPUs, else float32. Never float16 on a CPU."""
+    """auto: bfloat16 where hardware multiplies it, float16 on older GPUs, else float32; never float16 on CPUs."""
     if name != "auto":
         if name not in DTYPES:
             raise InputError(f"dtype={name!r} is not one of auto, {', '.join(DTYPES)}")
@@ -76,7 +76,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without it bfloat16 is slower than float32."""
+    """Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); else it is slower than float32."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
@@ -94,7 +94,7 @@ def resolve_compile(wish: bool | str, device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc's malloc keep what is freed. By default each large tensor is mapped afresh and faulted in page by page,
+    """Lets glibc's malloc keep what is freed. By default each large tensor is mapped afresh and faulted in by pages,
     which costs a training step on a CPU a third of its time. Does nothing under another C library.
     """
     trim_threshold, mmap_max = -1, -4  # names of mallopt's parameters in malloc.h

@@ -57,7 +57,7 @@ def evaluate(
     world: parallel.World | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = summed_loss,
 ) -> Score:
-    """Scores the whole split with dropout off, `rows` rows a forward on each rank. Changes nothing that training reads."""
+    """Scores the whole split, dropout off, `rows` rows a forward on each rank. Changes nothing that training reads."""
     world = world or parallel.World()
     was_training = model.training
     model.eval()

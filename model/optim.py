@@ -1,9 +1,9 @@
-"""AdamW and Muon over one model, learning-rate schedules as pure functions of the step, and the loss scale of float16."""
+"""AdamW and Muon over one model, learning-rate schedules as pure functions of the step, the loss scale of float16."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from . import InputError
 
 @dataclass
 class OptimizerConfig:
-    """How the weights follow the gradients. With muon, `learning_rate` is the matrices' and `adamw_learning_rate` the rest's."""
+    """How weights follow gradients. With muon, `learning_rate` is the matrices', `adamw_learning_rate` the rest's."""
 
     kind: str = "muon"  # muon | adamw
     learning_rate: float = 0.02
@@ -114,10 +114,10 @@ class Optimizer:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self, rate: float, *, divisor: Tensor, skip: Tensor) -> None:
-        """One update at `rate` times the configured rates, of gradients divided by `divisor` (); none where `skip` () is true."""
+        """One update at `rate` times the configured rates, of gradients divided by `divisor` (); none if `skip` ()."""
         for group in self.adamw.param_groups:
             group["lr"] = rate * self.adamw_rate
-        self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()
+        self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
         self.adamw.step()
         if self.muon is not None:
             self.muon.step(rate, divisor=divisor, skip=skip)
@@ -258,14 +258,15 @@ class LossScale:
 
 
 class SkipGuard:
-    """Decides on the device, alike on every rank, which updates to skip, and counts them without asking the host to wait.
+    """Decides on the device, alike on every rank, which updates to skip, and counts them; the host need not wait.
 
-    Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only lowers
-    the loss scale; it counts as an overflow as long as there is a scale to lower.
+    Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only
+    lowers the loss scale; it counts as an overflow as long as there is a scale to lower.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(4, dtype=torch.int64, device=device)  # bad in a row, bad, last bad step, overflows
+        self.reported = 0
 
     def check(self, norm: Tensor, step: int, scale: LossScale) -> Tensor:
         """Whether to skip the update whose gradient has this norm (), a boolean tensor ()."""
@@ -277,3 +278,17 @@ class SkipGuard:
         last = torch.where(bad, torch.full_like(last, step), last)
         self.counts = torch.stack([in_row, total + bad, last, overflows + overflow])
         return skip
+
+    def report(self, counts: list[float], *, limit: int, describe: Callable[[int], str]) -> str | None:
+        """What `counts`, once read, have to say: a warning about new skips, or None.
+
+        describe(step) names the batch. Raises InputError after `limit` bad updates in a row.
+        """
+        in_row, total, last = (int(count) for count in counts[:3])
+        where = f"the last at step {last + 1}: {describe(last)}" if total else ""
+        if in_row >= limit:
+            raise InputError(
+                f"{in_row} updates in a row had no finite gradient, {where}; lower optimizer.learning_rate"
+            )
+        new, self.reported = total - self.reported, total
+        return f"warning: skipped {new} update(s) whose gradient is not finite, {where}" if new else None

@@ -46,8 +46,8 @@ class World:
 def process_group(world: World, device: torch.device, first: Callable[[], str]) -> Iterator[str]:
     """Runs `first` on rank 0 alone, gives its result to all ranks, then holds a process group for the body.
 
-    `first` may take hours (preparing a corpus): it runs before the group forms, whose collectives would time out. Where it
-    fails, the other ranks end quietly with rank 0's exit status.
+    `first` may take hours (preparing a corpus): it runs before the group forms, whose collectives would time out.
+    Where it fails, the other ranks end quietly with the status of a user's mistake, and rank 0 says what it was.
     """
     if world.size == 1:
         yield first()

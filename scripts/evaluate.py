@@ -1,4 +1,4 @@
-"""Scores a checkpoint: bits/byte on a corpus, or exact-match accuracy on labelled examples, beside another checkpoint."""
+"""Scores a checkpoint: bits/byte on a corpus or exact match on labelled examples, beside another checkpoint's."""
 
 from __future__ import annotations
 

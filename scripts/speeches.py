@@ -39,7 +39,7 @@ class SpeechesConfig:
 
 
 def speeches(play: str) -> list[str]:
-    """What the characters of a play say, a string a speech: the lines below a name in bold, stage directions left out."""
+    """What the characters of a play say, a string a speech: the lines below a bold name, without stage directions."""
     found = []
     for part in regex.split(r"^\*\*.+\*\*\s*$", play, flags=regex.MULTILINE)[1:]:
         lines = [line.strip() for line in part.splitlines()]

@@ -11,8 +11,8 @@ from model.gpt import GPT
 
 SHAPE = {"vocab_size": 96, "n_layer": 3, "n_head": 4, "d_model": 64, "context": 48}
 GPT2: dict[str, Any] = {
-    "position": "learned", "norm": "layer", "norm_weight": True, "norm_epsilon": 1e-5, "activation": "gelu", "bias": True,
-    "tied": True, "qk_norm": False, "embedding_norm": False, "zero_init": False, "softcap": 0.0,
+    "position": "learned", "norm": "layer", "norm_weight": True, "norm_epsilon": 1e-5, "activation": "gelu",
+    "bias": True, "tied": True, "qk_norm": False, "embedding_norm": False, "zero_init": False, "softcap": 0.0,
 }  # fmt: skip
 LLAMA: dict[str, Any] = {
     "n_kv_head": 2, "d_ff": 160, "norm_weight": True, "norm_epsilon": 1e-5, "activation": "swiglu", "tied": True,
@@ -60,7 +60,7 @@ def reference(family: str, model: GPT) -> torch.nn.Module:
         for kind in ("weight", "bias"):
             new[f"transformer.ln_f.{kind}"] = own[f"norm.{kind}"]
     else:
-        shape = dict(
+        shape: dict[str, Any] = dict(  # noqa: C408
             vocab_size=V, hidden_size=c.d_model, intermediate_size=c.ff_width, num_hidden_layers=c.n_layer,
             num_attention_heads=H, num_key_value_heads=K, max_position_embeddings=c.context,
             rms_norm_eps=c.norm_epsilon, rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base},

@@ -136,7 +136,7 @@ def test_a_finished_row_may_outlive_the_cache_of_its_neighbours():
 @torch.no_grad()
 def test_text_may_grow_beyond_the_context():
     model = make("gpt2")  # learned positions: nothing exists beyond 48
-    (made,), logs = run(model, [[1] * 40], max_new_tokens=60, sampling=SamplingConfig(temperature=0))
+    (made,), _ = run(model, [[1] * 40], max_new_tokens=60, sampling=SamplingConfig(temperature=0))
     assert len(made) == 60
     text = [1] * 40 + made
     window = text[:49][-25:]  # the first token beyond the context is chosen from the newest half
