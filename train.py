@@ -229,7 +229,7 @@ def fit(
 
 
 def resolve(cfg: LoopConfig, model: GPT, compute: Compute) -> dict[str, Any]:
-    """Everything that `auto` came to, to be printed and saved. Newton-Schulz takes the fast format, whatever dtype is."""
+    """Everything that `auto` came to, to be printed and saved. Newton-Schulz takes the fast format in any case."""
     fast = compute.device.type == "cuda" or (compute.device.type == "cpu" and cpu_has_bfloat16())
     wish = cfg.optimizer.newton_schulz
     return compute.describe() | {

@@ -99,8 +99,8 @@ def save(
     write_json(temporary / "manifest.json", {"format": FORMAT, "step": step, **facts, "files": files})
     for path in (temporary / "manifest.json", temporary / "tokenizer", temporary):
         flush(path)
-    if final.exists():  # a damaged step of the same number, or one that a resumed run passes again
-        shutil.rmtree(final)
+    if final.exists():  # a damaged step of the same number, which a resumed run passes again
+        discard(final)
     temporary.rename(final)
     flush(run_dir)
     point(run_dir, "latest", final.name)
@@ -115,9 +115,16 @@ def prune(run_dir: Path, keep_last: int) -> None:
     keep = {path.name for path in steps(run_dir)[: max(1, keep_last)]} | {pointer(run_dir, "best")}
     for path in steps(run_dir):
         if path.name not in keep:
-            doomed = path.with_name(f".tmp-{path.name}")
-            path.rename(doomed)  # so that a kill halfway leaves no half step under a good name
-            shutil.rmtree(doomed, ignore_errors=True)
+            discard(path)
+    for leftover in run_dir.glob(".tmp-step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def discard(step: Path) -> None:
+    """Removes a step directory; renamed first, so that a kill halfway leaves no half step under a good name."""
+    doomed = step.with_name(f".tmp-{step.name}-discarded")
+    step.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def steps(run_dir: Path) -> list[Path]:

@@ -1,0 +1,77 @@
+"""Runs the programs as a user would: in this process where that is enough, in one of their own where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = {
+    "train": ("train", "TrainConfig"),
+    "finetune": ("finetune", "FinetuneConfig"),
+    "sample": ("sample", "SampleConfig"),
+    "prepare": ("scripts.prepare", "PrepareConfig"),
+    "evaluate": ("scripts.evaluate", "EvaluateConfig"),
+    "speeches": ("scripts.speeches", "SpeechesConfig"),
+}
+NANO = [  # the smallest thing that is still a model
+    "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "tokenizer=char", "device=cpu",
+    "dtype=float32", "batch_size=4",
+]  # fmt: skip
+
+
+@dataclass
+class Ended:
+    status: int
+    out: str
+    err: str
+
+
+def run(name: str, *arguments: str) -> Ended:
+    """python NAME.py ARGUMENTS, in this process."""
+    module, config = CONFIGS[name]
+    program = importlib.import_module(module)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.run(program.main, getattr(program, config), name=name, argv=list(arguments))
+        except SystemExit as exit:
+            status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+def ok(name: str, *arguments: str) -> str:
+    """What a run that must succeed printed."""
+    ended = run(name, *arguments)
+    assert ended.status == 0, ended.err
+    return ended.out
+
+
+def start(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """python COMMAND in a process of its own, with the clone on its path."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=cwd or ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 180) -> Ended:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Ended(process.returncode, out, err)

@@ -1,0 +1,208 @@
+"""The run directory: published whole or not at all, verified before use, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import InputError, checkpoint
+
+from .families import make
+
+
+def save_step(run_dir: Path, step: int, *, best: bool = False, keep_last: int = 2, seed: int = 0) -> Path:
+    def save_tokenizer(directory: Path) -> None:
+        (directory / "tokenizer.json").write_text("{}")
+
+    return checkpoint.save(
+        run_dir,
+        step,
+        model=make("modern", seed=seed, n_layer=1),
+        save_tokenizer=save_tokenizer,
+        tensors={"adamw.exp_avg.embed.weight": torch.ones(3)},
+        state={"step": step},
+        facts={"tokens": step * 10},
+        best=best,
+        keep_last=keep_last,
+    )
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    directory = save_step(tmp_path, 5)
+    found = checkpoint.find(tmp_path)
+    assert found.directory == directory and found.step == 5 and found.manifest["tokens"] == 50
+    model, saved = make("modern", n_layer=1), found.model(torch.device("cpu"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name]), name
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids), saved(ids))
+    tensors, state = found.train_state()
+    assert state == {"step": 5} and torch.equal(tensors["adamw.exp_avg.embed.weight"], torch.ones(3))
+
+
+def test_equal_models_give_equal_files(tmp_path):
+    one, two = save_step(tmp_path / "a", 1), save_step(tmp_path / "b", 1)
+    assert checkpoint.sha256(one / "model.safetensors") == checkpoint.sha256(two / "model.safetensors")
+    assert set(checkpoint.find(one).weights()) == set(make("modern", n_layer=1).state_dict())  # canonical names
+
+
+def test_pointers_and_pruning_keep_the_last_and_the_best(tmp_path):
+    save_step(tmp_path, 1, best=True)
+    for step in (2, 3, 4):
+        save_step(tmp_path, step)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step_00000004", "step_00000003", "step_00000001"]
+    assert checkpoint.find(tmp_path).step == checkpoint.find(tmp_path / "latest").step == 4
+    assert checkpoint.find(tmp_path / "best").step == 1
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+FILES = ["manifest.json", "model.json", "model.safetensors", "train_state.safetensors", "tokenizer/tokenizer.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+def test_damage_is_seen_and_the_older_step_is_used_loudly(tmp_path, file, harm):
+    save_step(tmp_path, 1)
+    path = save_step(tmp_path, 2, seed=1) / file
+    content = bytearray(path.read_bytes())
+    if harm == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif harm == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    said = []
+    if file == "manifest.json" and harm == "flip":
+        checkpoint.newest(tmp_path, say=said.append)  # may hit white space: then nothing is wrong
+        return
+    found = checkpoint.newest(tmp_path, say=said.append)
+    assert found is not None and found.step == 1
+    assert "step_00000002" in said[0] and "falling back" in said[0]
+    with pytest.raises(InputError, match="step_00000002"):
+        checkpoint.find(tmp_path / "step_00000002")
+
+
+def test_no_intact_step_is_an_error_that_says_why(tmp_path):
+    (save_step(tmp_path, 1) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no intact step.*model\.safetensors"):
+        checkpoint.newest(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["BOMB_TARGET"],))
+
+
+@pytest.mark.parametrize("cover_up", [False, True])
+def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, monkeypatch, cover_up):
+    monkeypatch.setenv("BOMB_TARGET", str(tmp_path / "exploded"))
+    directory = save_step(tmp_path / "run", 1)
+    weights = directory / "model.safetensors"
+    if cover_up:
+        torch.save({"embed.weight": Bomb()}, weights)
+        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest["files"]["model.safetensors"] = {
+            "bytes": weights.stat().st_size,
+            "sha256": checkpoint.sha256(weights),
+        }
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+    else:
+        weights.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        checkpoint.find(tmp_path / "run").model(torch.device("cpu"))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    directory = save_step(tmp_path, 1)
+    with pytest.raises(InputError, match="does not fit"):
+        checkpoint.find(directory).load_into(make("modern", n_layer=2))
+    with pytest.raises(InputError, match="does not fit"):
+        checkpoint.find(directory).load_into(make("modern", n_layer=1, d_model=32))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("nowhere", "no such directory"), ("empty", "no saved step"), ("run/best", "does not name a step")],
+)
+def test_a_path_without_a_checkpoint_is_a_clear_error(tmp_path, target, message):
+    (tmp_path / "empty").mkdir()
+    save_step(tmp_path / "run", 1)
+    (tmp_path / "run" / "best").write_text("step_99999999\n")
+    with pytest.raises(InputError, match=message):
+        checkpoint.find(tmp_path / target)
+
+
+def disk_operations(monkeypatch, fail_at: int) -> list[int]:
+    """Makes the fail_at-th disk operation of a save raise, as a kill or a full disk would end it there."""
+    count = [0]
+
+    def guarded(function):
+        def call(*args, **kwargs):
+            count[0] += 1
+            if count[0] == fail_at:
+                raise OSError(28, "No space left on device")
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in [
+        (checkpoint, "save_file"),
+        (checkpoint, "write_json"),
+        (checkpoint, "flush"),
+        (checkpoint.shutil, "rmtree"),
+        (Path, "rename"),
+        (Path, "replace"),
+        (Path, "write_text"),
+    ]:
+        monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
+    return count
+
+
+def test_a_save_that_ends_anywhere_leaves_a_loadable_run(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        count = disk_operations(patch, fail_at=-1)
+        save_step(tmp_path / "whole", 1)
+        save_step(tmp_path / "whole", 2)
+        save_step(tmp_path / "whole", 3, best=True, keep_last=1)
+        total = count[0]
+    assert total > 30
+    base = tmp_path / "base"
+    save_step(base, 1)
+    save_step(base, 2)
+    for fail_at in range(1, total // 3 + 8):
+        run_dir = tmp_path / f"run{fail_at}"
+        shutil.copytree(base, run_dir)
+        with pytest.MonkeyPatch.context() as patch:
+            disk_operations(patch, fail_at)
+            try:
+                save_step(run_dir, 3, best=True, keep_last=1, seed=1)
+                ended = True
+            except OSError:
+                ended = False
+        found = checkpoint.newest(run_dir, say=lambda line: None)
+        assert found is not None and found.step >= 2, fail_at
+        assert checkpoint.find(run_dir / "latest").step >= 2
+        save_step(run_dir, 4)  # and the next save works
+        assert checkpoint.find(run_dir).step == 4 and not list(run_dir.glob(".tmp-step*"))
+        if ended:
+            return
+    raise AssertionError("no undisturbed save among the attempts")
+
+
+def test_one_process_at_a_time_holds_a_run(tmp_path):
+    with (
+        checkpoint.lock(tmp_path),
+        pytest.raises(InputError, match="in use by another process"),
+        checkpoint.lock(tmp_path),
+    ):
+        pass
+    with checkpoint.lock(tmp_path):
+        assert True  # the lock ends with its holder
