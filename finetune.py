@@ -31,9 +31,9 @@ class FinetuneConfig(LoopConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if not self.checkpoint:
+        if not self.checkpoint and not self.resume:  # a resumed run has them in its config.yaml
             found.append("checkpoint is required: the run to start from, such as checkpoint=out/first")
-        if not self.examples:
+        if not self.examples and not self.resume:
             found.append('examples is required: a file of lines like {"prompt": "2+2=", "completion": "4"}')
         if not 0 < self.val_fraction < 1:
             found.append(f"val_fraction={self.val_fraction} must be between 0 and 1")
