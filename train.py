@@ -340,9 +340,11 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         prepared = held.enter_context(parallel.process_group(world, compute.device, lambda: str(prepare(cfg))))
         tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
         shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)
-        train_split, val_split = (open_split(Path(prepared), name) for name in ("train", "val"))
+        train_split = open_split(Path(prepared), "train")
         train_data = WindowBatches(train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed)
-        val_data = WindowEvaluation(val_split, context=shape.context)
+        val_data = None
+        if cfg.val_fraction or cfg.val_include:
+            val_data = WindowEvaluation(open_split(Path(prepared), "val"), context=shape.context)
         if world.is_main:
             cli.write_config(cfg, run_dir / "config.yaml")
         torch.manual_seed(cfg.seed)

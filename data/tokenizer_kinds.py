@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import InputError, bpe
-from .tokenizer import END, UNKNOWN, Tokenizer, TokenizerConfig, read
+from .tokenizer_base import END, UNKNOWN, Tokenizer, TokenizerConfig, read
 
 REPLACEMENT = "\ufffd".encode()
 
@@ -79,18 +79,9 @@ class BytePairTokenizer(Tokenizer):
     file = "ranks.tiktoken"
 
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], *, pattern: str) -> None:
-        import tiktoken
-
         super().__init__({rank: token for token, rank in ranks.items()}, special_tokens)
-        self.ranks = ranks
-        self.pattern = bpe.Pattern(pattern)
-        try:
-            self._encoding = tiktoken.Encoding(
-                self.kind, pat_str=self.pattern.source, mergeable_ranks=ranks, special_tokens={}
-            )
-        except ValueError as error:  # its regular expressions are nearly, but not quite, those of `regex`
-            reason = str(error).splitlines()[0]
-            raise InputError(f"tokenizer.pattern={pattern!r} is not one that tiktoken can read: {reason}") from None
+        self.ranks, self.pattern = ranks, bpe.Pattern(pattern)
+        self._encoding = bpe.production_encoder(ranks, self.pattern)
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import InputError, bpe
-from data.tokenizer import END, UNKNOWN, Tokenizer, TokenizerConfig, build, digest, load
+from data.tokenizer import END, UNKNOWN, Tokenizer, TokenizerConfig, build, load
+from data.tokenizer_base import digest
 
 CORPUS = [
     "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind  to suffer\n\tThe slings and arrows",

@@ -83,9 +83,7 @@ def fit(tmp_path, data_of=lambda model: UnequalMasks(), **settings):
     model = make("modern", n_layer=1)
     settings = {"steps": 6, "dtype": "float32"} | settings
     adamw = OptimizerConfig(kind="adamw", learning_rate=1e-3, warmup_steps=2)
-    cfg = train.LoopConfig(
-        run_dir=str(tmp_path), batch_size=8, device="cpu", log_every=1, optimizer=adamw, **settings
-    )
+    cfg = train.LoopConfig(run_dir=str(tmp_path), batch_size=8, device="cpu", log_every=1, optimizer=adamw, **settings)
     compute = Compute.resolve("cpu", dtype=cfg.dtype)
     Path(tmp_path).mkdir(parents=True, exist_ok=True)
     train.fit(
@@ -269,7 +267,9 @@ def test_metrics_hold_what_programs_read(base, tmp_path):
     trained = [line for line in found if "train_loss" in line]
     assert [line["step"] for line in trained] == [1, 2, 4, 5]
     assert [line["tokens"] for line in trained] == [128 * step for step in (1, 2, 4, 5)]
-    assert {"elapsed_seconds", "learning_rate", "grad_norm"} <= trained[-1].keys() and "tokens_per_second" in trained[-1]
+    assert {"elapsed_seconds", "learning_rate", "grad_norm"} <= trained[-1].keys() and "tokens_per_second" in trained[
+        -1
+    ]
     assert found[-1].keys() == {"step", "tokens", "elapsed_seconds", "val_loss", "val_bits_per_byte"}
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert found[-1]["val_loss"] == checkpoint.find(tmp_path / "run" / "best").manifest["val_loss"]

@@ -1,0 +1,63 @@
+"""What xz -9 makes of a run's validation text after the training text, beside the model's bits/byte."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf import cli
+from data import InputError
+from data.shards import Split, open_split
+from data.tokenizer import load
+from model import checkpoint
+
+
+@dataclass
+class CompressConfig:
+    """The keys of `python -m scripts.compress`."""
+
+    run_dir: str | None = None  # a run of train.py
+    datasets: str = "datasets"  # where its prepared corpus is
+    debug: bool = False
+
+    def problems(self) -> list[str]:
+        return [] if self.run_dir else ["run_dir is required: a run of train.py, such as run_dir=out/quickstart"]
+
+
+def text_of(split: Split, directory: Path) -> bytes:
+    """The text of a split, out of its tokens."""
+    tokenizer = load(directory / "tokenizer")
+    ids = split.tokens[:]
+    return tokenizer.decode_bytes(ids[ids != tokenizer.end_id].tolist())
+
+
+def prepared_corpus(datasets: Path, fingerprint: str) -> Path:
+    """The folder of a prepared corpus; its name ends in the beginning of its fingerprint."""
+    for folder in datasets.glob(f"*-{fingerprint[:12]}"):
+        return folder
+    raise InputError(f"datasets={datasets} lacks the run's prepared corpus ({fingerprint[:12]}); prepare it again")
+
+
+def xz_size(content: bytes) -> int:
+    return len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))
+
+
+def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
+    run_dir = Path(cfg.run_dir or "")
+    best = checkpoint.find(run_dir / "best")
+    if "val_bits_per_byte" not in best.manifest:
+        raise InputError(f"{best.directory} was saved without an evaluation")
+    model = best.manifest["val_bits_per_byte"]
+    prepared = prepared_corpus(Path(cfg.datasets), best.manifest["data_fingerprint"])
+    train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))
+    xz = (xz_size(train + val) - xz_size(train)) * 8 / len(val)
+    print(f"{len(val):,} bytes of held-out text after {len(train):,} bytes of training text:")
+    print(f"  xz -9    {xz:.3f} bits/byte")
+    print(f"  model    {model:.3f} bits/byte, {model / xz:.2f} of xz")
+    print(json.dumps({"xz_bits_per_byte": xz, "val_bits_per_byte": model, "ratio": model / xz}))
+
+
+if __name__ == "__main__":
+    cli.run(main, CompressConfig, name="compress")
