@@ -35,7 +35,7 @@ from model.optim import LossScale, Optimizer, OptimizerConfig, SkipGuard, rate_a
 @dataclass
 class WandbConfig:
     mode: str = "disabled"  # disabled | offline | online
-    project: str = "nextword"
+    project: str = "nextword"  # where wandb files the run
 
 
 @dataclass
@@ -43,16 +43,16 @@ class LoopConfig:
     """What fit() reads, whatever the data."""
 
     run_dir: str | None = None  # where the run lives
-    steps: int = 2000  # optimizer updates
-    batch_size: int = 32  # sequences per update, over all ranks
+    steps: int = 1000  # optimizer updates
+    batch_size: int = 16  # sequences per update, over all ranks
     micro_batch: int | None = None  # sequences per forward on one rank; null: all of its share
-    seed: int = 1
+    seed: int = 1  # of the weights, the order of the data and dropout
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     compile: Any = "auto"  # auto | true | false
     parallel: str = "none"  # none | ddp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    log_every: int = 10
+    log_every: int = 10  # steps between two lines of figures
     eval_every: int | None = None  # null: ten times a run
     save_every: int | None = None  # null: whenever it evaluates; a better evaluation always saves
     keep_last: int = 2  # newest saved steps to keep, beside the best

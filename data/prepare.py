@@ -31,7 +31,7 @@ class PrepareConfig:
 
     corpus: Any = "shakespeare"  # a built-in name, a file, a folder, a glob pattern; or a list of these
     include: Any = None  # a pattern on document names, or a list of patterns
-    exclude: Any = None
+    exclude: Any = None  # likewise: what to leave out
     val_include: Any = None  # the documents that make up the validation split; null: val_fraction decides
     val_fraction: float = 0.1  # 0: no validation split
     text_field: str = "text"  # in .jsonl files

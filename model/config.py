@@ -16,9 +16,9 @@ class ModelConfig:
     vocab_size: int = 0  # set from the tokenizer
     n_layer: int = 6
     n_head: int = 4
-    n_kv_head: int | None = None  # None: as many as n_head; fewer: grouped-query attention
+    n_kv_head: int | None = None  # null: as many as n_head; fewer: grouped-query attention
     d_model: int = 256
-    d_ff: int | None = None  # None: 4 * d_model
+    d_ff: int | None = None  # null: 4 * d_model
     context: int = 256  # the most tokens one forward sees
     dropout: float = 0.0  # on the embedding and on what each sub-layer adds to the residual stream
     position: str = "rotary"  # rotary | learned
