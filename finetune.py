@@ -39,6 +39,8 @@ class FinetuneConfig(LoopConfig):
             found.append(f"val_fraction={self.val_fraction} must be between 0 and 1")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout={self.dropout} must be in [0, 1)")
+        if self.preview < 0:
+            found.append(f"preview={self.preview} must be 0 or above")
         return found
 
 
@@ -57,6 +59,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     keep_freed_memory()
     start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume))
     tokenizer = load_tokenizer(start.directory / "tokenizer")
+    start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     train_examples, val_examples = read_splits(cfg)
     shape = replace(start.config, dropout=cfg.dropout)
     train_data = ExampleBatches(
@@ -75,7 +78,6 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
                 f"shortened to the context, {len(train_data.dropped)} examples dropped; "
                 f"{train_data.epochs(cfg.steps):.1f} epochs"
             )
-            cli.write_config(cfg, run_dir / "config.yaml")
         torch.manual_seed(cfg.seed)
         model = GPT(shape)
         start.load_into(model)
@@ -83,6 +85,8 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
+        if world.is_main:
+            cli.write_config(cfg, run_dir / "config.yaml")
         fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
 
 

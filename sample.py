@@ -52,6 +52,8 @@ class SampleConfig:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
         if self.prompt is not None and self.prompt_file is not None:
             found.append("prompt and prompt_file are both given; choose one")
+        if self.plot is not None and self.mode == "text":
+            found.append(f"plot={self.plot} draws a table of next tokens; add mode=next_token")
         if self.dtype not in ("auto", *DTYPES):
             found.append(f"dtype={self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         return found + self.sampling().problems()
@@ -159,12 +161,7 @@ def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> L
     found = checkpoint.find(Path(path).expanduser())
     compute = Compute.resolve(device, dtype=dtype)
     tokenizer = load_tokenizer(found.directory / "tokenizer")
-    if tokenizer.vocab_size != found.config.vocab_size:
-        raise InputError(
-            f"{found.directory}: the tokenizer has {tokenizer.vocab_size} ids, the model {found.config.vocab_size}"
-        )
-    if tokenizer.fingerprint != found.manifest.get("tokenizer_fingerprint", tokenizer.fingerprint):
-        raise InputError(f"{found.directory}: its tokenizer is not the one it was trained with")
+    found.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     return LanguageModel(found.model(compute.device), tokenizer, compute, found.directory)
 
 
@@ -177,8 +174,11 @@ def read_prompt(cfg: SampleConfig) -> str:
     try:
         raw = sys.stdin.buffer.read() if cfg.prompt_file is None else Path(cfg.prompt_file).read_bytes()
         return raw.decode("utf-8").removesuffix("\n")
+    except OSError as error:
+        raise InputError(f"prompt_file={cfg.prompt_file}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{cfg.prompt_file or 'standard input'} is not UTF-8 at byte {error.start}") from None
+        place = "standard input" if cfg.prompt_file is None else f"prompt_file={cfg.prompt_file}"
+        raise InputError(f"{place} is not UTF-8 at byte {error.start}; convert it (iconv)") from None
 
 
 def write_result(path: str | None, results: list[dict[str, Any]]) -> None:
@@ -219,6 +219,8 @@ def show_text(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
 def main(cfg: SampleConfig, overrides: cli.Overrides) -> None:
     lm = load(cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype)
     prompt = read_prompt(cfg)
+    if (read := lm.tokenizer.decode(lm.tokenizer.encode(prompt))) != prompt:
+        print(f"note: the tokenizer does not know all of the prompt; the model reads {read!r}", file=sys.stderr)
     show = show_next_tokens if cfg.mode == "next_token" else show_text
     show(cfg, lm, prompt)
 

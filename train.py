@@ -65,7 +65,8 @@ class LoopConfig:
         """All that is wrong beyond single types."""
         world = parallel.World.from_environment()
         found = [] if self.run_dir else ["run_dir is required: where to keep the run, such as run_dir=out/first"]
-        for name in ("steps", "batch_size", "micro_batch", "log_every", "eval_every", "save_every", "keep_last"):
+        counts = ("steps", "batch_size", "micro_batch", "log_every", "eval_every", "save_every", "keep_last")
+        for name in (*counts, "nonfinite_limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 found.append(f"{name}={value} must be at least 1")
         if self.resume not in (False, True, "auto"):
@@ -81,8 +82,10 @@ class LoopConfig:
         elif self.micro_batch and self.batch_size // world.size % self.micro_batch:
             share = self.batch_size // world.size
             found.append(f"micro_batch={self.micro_batch} does not divide the {share} sequences of each process")
-        if (self.optimizer.warmup_steps or 0) > self.steps:
+        if self.steps >= 1 and (self.optimizer.warmup_steps or 0) > self.steps:
             found.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than steps={self.steps}")
+        if not -(2**63) <= self.seed < 2**63:
+            found.append(f"seed={self.seed} has more than 64 bits")
         return found
 
 
@@ -94,7 +97,10 @@ class TrainConfig(LoopConfig, PrepareConfig):
     checkpoint: str | None = None  # start from these weights, this model and this tokenizer
 
     def problems(self) -> list[str]:
-        return LoopConfig.problems(self) + PrepareConfig.problems(self)
+        found = LoopConfig.problems(self) + PrepareConfig.problems(self)
+        if self.model.vocab_size:
+            found.append(f"model.vocab_size={self.model.vocab_size} follows the tokenizer; set tokenizer.vocab_size")
+        return found
 
 
 class TrainingData(Protocol):
@@ -332,6 +338,8 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     keep_freed_memory()
     start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume)) if cfg.checkpoint else None
     if start is not None:
+        tokenizer = load_tokenizer(start.directory / "tokenizer")
+        start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
         cfg = follow_checkpoint(cfg, overrides, start.config, start.directory / "tokenizer")
     run_dir = Path(cfg.run_dir or "")
     with contextlib.ExitStack() as held:
@@ -345,13 +353,13 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         val_data = None
         if cfg.val_fraction or cfg.val_include:
             val_data = WindowEvaluation(open_split(Path(prepared), "val"), context=shape.context)
-        if world.is_main:
-            cli.write_config(cfg, run_dir / "config.yaml")
         torch.manual_seed(cfg.seed)
         model = GPT(shape)
         if start is not None:
             start.load_into(model)
         facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
+        if world.is_main:
+            cli.write_config(cfg, run_dir / "config.yaml")
         fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
 
 

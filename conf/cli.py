@@ -6,6 +6,8 @@ The only file that knows Hydra and OmegaConf; both are imported when they are ne
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import os
 import re
 import sys
@@ -30,6 +32,7 @@ PATHS = {  # the word null means None, ~ is the home directory
     *("corpus", "datasets", "run_dir", "checkpoint", "examples", "val_examples", "prompt_file", "prompts", "outputs"),
     *("json", "plot", "tokenizer.path", "tokenizer.encoding"),
 }
+OUTPUTS = {"json", "plot"}  # files to write, perhaps only after hours: where they are to go is checked before
 LISTS = {"corpus", "include", "exclude", "val_include", "stop"}  # [a, "b c"] is a list
 
 
@@ -51,6 +54,9 @@ def run(
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "debug=true" in (argument.lower() for argument in arguments)
     settings = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 shows \\u2019 and ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def action() -> int | None:
         if {"-h", "--help"} & set(arguments):
@@ -218,6 +224,12 @@ def _free_value(key: str, value: str, hint: Any) -> Any:
     elif value == "null" and (hint is Any or type(None) in typing.get_args(hint)):
         return None
     expand = os.path.expanduser if key in PATHS else str
+    if key in OUTPUTS:
+        path = Path(expand(value))
+        if path.is_dir():
+            raise InputError(f"{key}={value} is a folder; name a file in it")
+        if not path.parent.is_dir():
+            raise InputError(f"{key}={value}: there is no folder {path.parent}; make it first")
     if key not in LISTS or not (value.startswith("[") and value.endswith("]")):
         return expand(value)
 
@@ -329,6 +341,8 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             lines = [f"{error.filename}: {error.strerror}"]
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            lines = [f"{error.strerror}; make room and run it again"]
         elif any(ancestor.__name__ == "InputError" for ancestor in type(error).__mro__):  # ours, model's or data's
             lines = [" ".join(str(argument).split("\n")) for argument in error.args]
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import display
+from .cli import InputError
 
 
 class Journal:
@@ -39,7 +40,12 @@ class Journal:
         if settings["wandb"]["mode"] != "disabled":
             import wandb
 
-            self.wandb = wandb.init(dir=run_dir, name=run_dir.resolve().name, config=settings, **settings["wandb"])
+            try:
+                self.wandb = wandb.init(dir=run_dir, name=run_dir.resolve().name, config=settings, **settings["wandb"])
+            except wandb.errors.Error as error:
+                raise InputError(
+                    f"wandb.mode={settings['wandb']['mode']}: {error}, or set wandb.mode=disabled"
+                ) from None
 
     def __enter__(self) -> Journal:
         self.progress.__enter__()

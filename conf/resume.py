@@ -73,7 +73,7 @@ def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: 
     ]
     if differences:
         raise InputError(*differences)
-    model = replace(shape, dropout=values.model.dropout)
+    model = replace(shape, dropout=values.model.dropout, vocab_size=0)  # the tokenizer says which
     return replace(values, model=model, tokenizer=type(values.tokenizer)(path=str(tokenizer)))
 
 

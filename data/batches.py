@@ -132,6 +132,6 @@ class WindowEvaluation:
 def _check_length(split: Split, context: int) -> None:
     if split.n_tokens < context + 1:
         raise InputError(
-            f"the {split.name} split has {split.n_tokens} tokens, fewer than model.context + 1 = {context + 1}: "
-            f"set model.context={split.n_tokens - 1} or smaller, or add text"
+            f"{split.directory}: the {split.name} split has {split.n_tokens} tokens, fewer than "
+            f"model.context + 1 = {context + 1}: set model.context={split.n_tokens - 1} or smaller, or add text"
         )

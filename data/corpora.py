@@ -69,13 +69,15 @@ def documents(
                 continue
             kept += 1
             yield document
-    if found and not kept:
+    if found and not kept and (include or exclude):
         raise InputError(
             f"corpus={corpus!r}: none of its {found} documents is left after include={include!r}, exclude={exclude!r} "
             "and dropping empty ones; see that a pattern matches whole names, like 'comedies/*'"
         )
     if not kept:
-        raise InputError(f"corpus={corpus!r} has no text ({len(skipped)} binary files skipped); name UTF-8 files")
+        raise InputError(
+            f"corpus={corpus!r} has no text ({len(skipped)} binary or empty files skipped); name UTF-8 files"
+        )
 
 
 def matches(name: str, patterns: str | list[str] | None, *, default: bool) -> bool:
@@ -98,7 +100,8 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
         except UnicodeEncodeError:
             raise InputError(f"{path}:{number}: half of a surrogate pair, like \\ud800, is no character") from None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON ({error}); each line must be one JSON object") from None
+            reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
+            raise InputError(f"{path}:{number}: not JSON ({reason}); each line must be one JSON object") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: a JSON {type(record).__name__}, not an object like {{...}}")
         yield number, record

@@ -75,7 +75,8 @@ def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print) -> Pat
                     return target
     except OSError as error:
         raise InputError(
-            f"{error.filename or target}: {error.strerror or error}; see to it, then prepare again"
+            f"datasets={config.datasets} cannot be written in ({error.filename or target}: {error.strerror or error}); "
+            "see to it, or choose another folder"
         ) from None
     say(f"{target} is already prepared: {len(entries)} documents, unchanged")
     return target

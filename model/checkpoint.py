@@ -23,6 +23,7 @@ from .config import ModelConfig
 from .gpt import GPT
 
 FORMAT = 1
+AGAIN = "copy the checkpoint again, or choose another"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class Checkpoint:
         self.load_into(model)
         return model.eval()
 
+    def check_tokenizer(self, *, vocab_size: int, fingerprint: str) -> None:
+        """Raises InputError unless these are the size and the fingerprint of the tokenizer it was trained with."""
+        own = self.config.vocab_size, self.manifest.get("tokenizer_fingerprint", fingerprint)
+        if (vocab_size, fingerprint) != own:
+            raise InputError(
+                f"{self.directory / 'tokenizer'} ({vocab_size} ids, {fingerprint:.12}) is not the tokenizer that the "
+                f"model was trained with ({own[0]} ids, {own[1]!s:.12}); {AGAIN}"
+            )
+
     def train_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the plain values that training goes on from."""
         path = self.directory / "train_state.safetensors"
@@ -87,8 +97,11 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "tokenizer").mkdir(parents=True)
     # No metadata block: its key order would differ from process to process. Sorted names for the same reason.
-    save_file(contiguous(model.state_dict()), temporary / "model.safetensors")
-    save_file(contiguous(tensors), temporary / "train_state.safetensors")
+    try:
+        save_file(contiguous(model.state_dict()), temporary / "model.safetensors")
+        save_file(contiguous(tensors), temporary / "train_state.safetensors")
+    except SafetensorError as error:  # a full disk
+        raise InputError(f"{temporary} cannot be written: {error}; see to it, then go on with resume=true") from None
     write_json(temporary / "model.json", asdict(model.config))
     write_json(temporary / "train_state.json", state)
     save_tokenizer(temporary / "tokenizer")
@@ -181,19 +194,19 @@ def verify(directory: Path) -> Checkpoint:
             f"{directory / 'manifest.json'}: format {manifest.get('format')!r} is not {FORMAT}, which this reads"
         )
     files, step = manifest.get("files"), manifest.get("step")
-    if not isinstance(files, dict) or not isinstance(step, int):
-        raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing")
+    if not (isinstance(files, dict) and all(isinstance(f, dict) for f in files.values()) and isinstance(step, int)):
+        raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing; {AGAIN}")
     for name in ("model.json", "model.safetensors", "tokenizer/tokenizer.json"):
         if name not in files:
-            raise InputError(f"{directory / 'manifest.json'} does not list {name}")
+            raise InputError(f"{directory / 'manifest.json'} does not list {name}; {AGAIN}")
     for name, facts in files.items():
         path = directory / name
         if not path.is_file():
-            raise InputError(f"{path} is missing")
-        if path.stat().st_size != facts["bytes"]:
-            raise InputError(f"{path} is damaged: {path.stat().st_size} bytes instead of {facts['bytes']}")
-        if sha256(path) != facts["sha256"]:
-            raise InputError(f"{path} is damaged: its sha256 is not the manifest's")
+            raise InputError(f"{path} is missing; {AGAIN}")
+        if path.stat().st_size != facts.get("bytes"):
+            raise InputError(f"{path} is damaged: {path.stat().st_size} bytes instead of {facts.get('bytes')}; {AGAIN}")
+        if sha256(path) != facts.get("sha256"):
+            raise InputError(f"{path} is damaged: its sha256 is not the manifest's; {AGAIN}")
     return Checkpoint(directory, manifest, read_config(directory / "model.json"))
 
 
@@ -202,6 +215,11 @@ def read_config(path: Path) -> ModelConfig:
     known = {f.name for f in fields(ModelConfig)}
     if unknown := sorted(values.keys() - known):
         raise InputError(f"{path}: unknown model setting {unknown[0]!r}")
+    for f in fields(ModelConfig):
+        allowed: Any = int | None if f.default is None else int | float if f.type == "float" else type(f.default)
+        value = values.get(f.name, f.default)
+        if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
+            raise InputError(f"{path}: {f.name} is {value!r}, which is no {f.type}; {AGAIN}")
     config = ModelConfig(**values)
     if problems := config.problems():
         raise InputError(f"{path}: {problems[0]}")
@@ -212,7 +230,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+        raise InputError(f"{path} is not a readable safetensors file: {error}; {AGAIN}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -221,9 +239,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}; {AGAIN}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object")
+        raise InputError(f"{path} is not a JSON object; {AGAIN}")
     return values
 
 
@@ -269,11 +287,28 @@ def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """One process group per run_dir: a lock that the kernel drops with the process, however it ends."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
+    """One process group per run_dir: a lock that the kernel drops with the process, however it ends.
+
+    A body that fails before it wrote anything leaves nothing behind.
+    """
+    path, new = run_dir / ".lock", not run_dir.exists()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise InputError(
+            f"run_dir={run_dir} cannot be written in ({error.filename}: {error.strerror}); choose another directory"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"run_dir={run_dir} is in use by another process") from None
-        yield
+        except BlockingIOError:
+            raise InputError(f"run_dir={run_dir} is in use by another process; choose another directory") from None
+        try:
+            yield
+        except BaseException:
+            if [entry.name for entry in run_dir.iterdir()] == [path.name]:
+                path.unlink()
+                if new:
+                    run_dir.rmdir()
+            raise

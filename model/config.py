@@ -64,14 +64,17 @@ class ModelConfig:
                 found.append(
                     f"rotary positions need an even head width; model.d_model / model.n_head = {self.head_dim}"
                 )
-            if self.kv_heads < 1 or self.n_head % self.kv_heads:
+            if self.n_kv_head == 0 or self.kv_heads < 1 or self.n_head % self.kv_heads:
                 found.append(f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}")
         if self.d_ff is not None and self.d_ff < 1:
             found.append(f"model.d_ff={self.d_ff} must be at least 1")
         if not 0 <= self.dropout < 1:
             found.append(f"model.dropout={self.dropout} must be in [0, 1)")
-        if self.softcap < 0:
+        if not 0 <= self.softcap < float("inf"):
             found.append(f"model.softcap={self.softcap} must be 0 (off) or above")
+        for name in ("rotary_base", "norm_epsilon"):
+            if not 0 < getattr(self, name) < float("inf"):
+                found.append(f"model.{name}={getattr(self, name)} must be above 0")
         for name, allowed in (
             ("position", ("rotary", "learned")),
             ("norm", ("rms", "layer")),

@@ -49,7 +49,9 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device={name!r} is not a device; use auto, cpu, cuda, cuda:0 or mps") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device={name!r} is not a device to train on; use auto, cpu, cuda, cuda:0 or mps")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"device={name}: this torch finds no CUDA device; use device=auto or device=cpu")

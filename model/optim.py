@@ -41,13 +41,13 @@ class OptimizerConfig:
             if getattr(self, name) not in allowed:
                 found.append(f"optimizer.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         for name in ("learning_rate", "adamw_learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 found.append(f"optimizer.{name}={getattr(self, name)} must be above 0")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
         for name in ("weight_decay", "clip", "warmup_steps"):
-            if (getattr(self, name) or 0) < 0:
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
                 found.append(f"optimizer.{name}={getattr(self, name)} must be 0 or above")
         for name in ("decay_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:

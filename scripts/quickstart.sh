@@ -6,10 +6,12 @@ cd "$(dirname "$0")/.."
 install_into_venv ""
 
 run=out/quickstart
-if [ -f "$run/latest" ]; then
-    echo "$run holds a trained model already; its training goes on if it was interrupted."
-fi
+echo "== Training a model of 7 million parameters on 32 of Shakespeare's plays: three minutes on two cores =="
 .venv/bin/python train.py experiment=quickstart resume=auto
+
+echo
+echo "== How good is that? Beside a compressor that has read the same plays =="
+.venv/bin/python -m scripts.compress run_dir=$run
 
 echo
 echo "== What it writes =="

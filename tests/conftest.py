@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
+
+from model import checkpoint
+
+from .programs import NANO, ok, one_line, run, snapshot
 
 POEM = "Listen to your heart. Listen to your gut, your body; listen to the wind, that listens to nobody.\n"
 
@@ -20,3 +27,54 @@ def poem(tmp_path):
     path = tmp_path / "poem.txt"
     path.write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Runs a program that must refuse: one line that holds all `parts`, and not a byte changed. Returns the line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name: str, *arguments: str, parts: tuple[str, ...]) -> str:
+        before = snapshot(tmp_path)
+        line = one_line(run(name, *arguments))
+        assert all(part in line for part in parts), line
+        assert snapshot(tmp_path) == before
+        return line
+
+    return call
+
+
+@pytest.fixture
+def base(poem):
+    return [f"corpus={poem}", "datasets=datasets", *NANO, "steps=2", "run_dir=run"]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of one step."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "poem.txt").write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
+    options = [f"corpus={folder / 'poem.txt'}", f"datasets={folder / 'datasets'}", *NANO]
+    ok("train", *options, "steps=1", f"run_dir={folder / 'run'}")
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """The one step directory of a copy of that run, to be harmed."""
+    shutil.copytree(trained, tmp_path / "source")
+    [step] = checkpoint.steps(tmp_path / "source")
+    return step
+
+
+@pytest.fixture
+def starts(tmp_path, poem):
+    """The arguments with which each program starts from the run `source`."""
+    lines = [json.dumps({"prompt": f"{number}. Listen to your ", "completion": "heart"}) for number in range(4)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    common = ("checkpoint=source", "device=cpu", "dtype=float32")
+    return {
+        "sample": (*common, "prompt=Listen", "max_new_tokens=3"),
+        "finetune": (*common, "examples=labels.jsonl", "run_dir=new", "steps=1", "batch_size=2"),
+        "train": (*common, f"corpus={poem}", "datasets=datasets", "run_dir=new", "steps=1", "batch_size=2"),
+    }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf import cli
+from data.shards import open_split
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
@@ -75,3 +76,23 @@ def finish(process: subprocess.Popen[str], timeout: float = 180) -> Ended:
         process.kill()
         raise
     return Ended(process.returncode, out, err)
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Everything in a folder but prepared corpora, which may be kept: they are whole or not there at all."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name.partition("/")[0] != "datasets":
+            found[name] = path.read_bytes() if path.is_file() else None
+    for path in (folder / "datasets").glob("*"):
+        assert path.name.startswith(".lock-") or open_split(path, "train", verify=True), path
+    return found
+
+
+def one_line(ended: Ended) -> str:
+    assert ended.status == 2, (ended.status, ended.err)
+    assert "Traceback" not in ended.out + ended.err
+    lines = ended.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]

@@ -97,9 +97,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize(
-    "group, option", [(g, o) for g in ("model", "tokenizer", "optimizer", "experiment") for o in options(g)]
-)
+@pytest.mark.parametrize("group, option", [(g, o) for g in ("model", "tokenizer", "optimizer") for o in options(g)])
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
     config, _ = compose(f"{group}={option}")
     assert config.model.problems() == [] and isinstance(config.model, ModelConfig)

@@ -119,7 +119,7 @@ def test_mistakes_are_named(tmp_path):
     assert "has no text" in error_of(str(tmp_path))
     (tmp_path / "bad.txt").write_bytes(b"one\ntwo \xff")
     assert "bad.txt:2: byte 0xff is not UTF-8" in error_of(str(tmp_path / "bad.txt"))
-    assert "1 binary files skipped" in error_of(str(tmp_path))
+    assert "1 binary or empty files skipped" in error_of(str(tmp_path))
     (tmp_path / "bad.txt").write_text("")
     assert "empty" in error_of(str(tmp_path / "bad.txt"))
 
