@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 install_into_venv ""
 
 run=out/quickstart
-echo "== Training a model of 7 million parameters on 32 of Shakespeare's plays: three minutes on two cores =="
+echo "== Training a model of 5 million parameters on 32 of Shakespeare's plays: three minutes on two cores =="
 .venv/bin/python train.py experiment=quickstart resume=auto
 
 echo

@@ -32,6 +32,7 @@ class SpeechesConfig:
     run_dir: str = "out/speeches"  # where train.jsonl and held_out.jsonl go
     val_include: Any = None  # the plays to hold out; null: one of each kind
     words: int = 40  # speeches shorter than this say too little
+    longest: int = 100  # words; of longer speeches the beginning is taken
     per_kind: int = 900  # at most so many of each kind for training
     held_out_per_kind: int = 60
     datasets: str = "datasets"
@@ -43,8 +44,14 @@ def speeches(play: str) -> list[str]:
     found = []
     for part in regex.split(r"^\*\*.+\*\*\s*$", play, flags=regex.MULTILINE)[1:]:
         lines = [line.strip() for line in part.splitlines()]
-        found.append("\n".join(line for line in lines if line and not line.startswith(("#", "_"))))
+        found.append("  \n".join(line for line in lines if line and not line.startswith(("#", "_"))))
     return found
+
+
+def beginning(speech: str, words: int) -> str:
+    """The speech up to this many words, its line ends kept."""
+    found = list(regex.finditer(r"\S+", speech))
+    return speech if len(found) <= words else speech[: found[words - 1].end()]
 
 
 def main(cfg: SpeechesConfig, overrides: cli.Overrides) -> None:
@@ -54,7 +61,7 @@ def main(cfg: SpeechesConfig, overrides: cli.Overrides) -> None:
         side = "held_out" if matches(play.name, cfg.val_include or HELD_OUT, default=False) else "train"
         for speech in speeches(play.text):
             if len(speech.split()) >= cfg.words:
-                prompt = f"{speech}\n\nKind of play:"
+                prompt = f"{beginning(speech, cfg.longest)}\n\nKind of play:"
                 made[side].append({"prompt": prompt, "completion": f" {kind}", "group": play.name})
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
