@@ -141,16 +141,15 @@ class LanguageModel:
     ) -> Iterator[tuple[list[int | None], list[float]]]:
         """generate()'s steps on this model: new ids and their log-probabilities, a list entry a prompt."""
         ids = [self.encode(prompt) for prompt in prompts]
-        with self.compute.autocast():
-            yield from generate(
-                self.model,
-                ids,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                seed=seed,
-                end_id=self.tokenizer.end_id,
-                dtype=self.compute.dtype,
-            )
+        return generate(
+            self.model,
+            ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            end_id=self.tokenizer.end_id,
+            compute=self.compute,
+        )
 
 
 def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:

@@ -188,8 +188,9 @@ def fit(
             inputs, targets = to_device(train_data.batch(step, share), compute.device)
             loss_sum = torch.zeros((), device=compute.device)
             for rows in (slice(start, start + micro) for start in range(0, len(inputs), micro)):
-                with parallel.no_sync(wrapped, skip=rows.stop < len(inputs)), compute.autocast():
-                    loss = loss_of(wrapped(inputs[rows]), targets[rows])
+                with parallel.no_sync(wrapped, skip=rows.stop < len(inputs)):
+                    with compute.autocast():
+                        loss = loss_of(wrapped(inputs[rows]), targets[rows])
                     # DDP averages over ranks, so each gives world.size times its part of the mean.
                     (loss * (world.size / targets_in_step) * scale.scale).backward()
                 loss_sum += loss.detach()

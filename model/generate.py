@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import InputError
 from .cache import KVCache
+from .device import Compute
 from .gpt import GPT
 
 
@@ -75,23 +76,25 @@ def generate(
     sampling: SamplingConfig | None = None,
     seed: int = 0,
     end_id: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    compute: Compute | None = None,
 ) -> Iterator[tuple[list[int | None], list[float]]]:
     """Continues each prompt; yields, per new token, the ids and their log-probabilities, a list entry a row.
 
     Row i draws from a generator seeded by (seed, i) alone. A row that produced end_id is finished: its further ids are
     None (0.0 for the log-probability), and the iteration ends when every row is. Log-probabilities are those of the
     distribution that was sampled. When a row reaches the model's context, the oldest half of its window is dropped and
-    the rest read again, so a text may be longer than the context. dtype is the cache's.
+    the rest read again, so a text may be longer than the context. compute says in which number format the model runs
+    and its cache is kept; None: float32.
     """
     if not prompts or not all(prompts):
         raise InputError("an empty prompt has no last token to continue; start with the tokenizer's end_id")
     sampling = sampling or SamplingConfig()
-    device, context = model.embed.weight.device, model.config.context
+    compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
+    context = model.config.context
     generators = [torch.Generator().manual_seed(hash_seed(seed, row)) for row in range(len(prompts))]
     texts = [list(prompt)[-context:] for prompt in prompts]
     alive = [True] * len(texts)
-    cache, logits = prefill(model, texts, max_new_tokens, dtype)
+    cache, logits = prefill(model, texts, max_new_tokens, compute)
     for made in range(max_new_tokens):
         probs = probabilities(logits, sampling)
         ids = sample(probs, generators)
@@ -106,23 +109,25 @@ def generate(
             return
         if max(len(text) for text in texts) > context:
             texts = [text if len(text) <= context else text[-(context // 2 + 1) :] for text in texts]
-            cache, logits = prefill(model, texts, max_new_tokens - made - 1, dtype)
+            cache, logits = prefill(model, texts, max_new_tokens - made - 1, compute)
         else:
             cache.length.clamp_(max=cache.capacity - 1)  # finished rows are fed too, and must not outgrow the cache
-            logits = model(ids.to(device)[:, None], cache)[:, -1]  # (B, V)
+            with compute.autocast():  # entered anew each time: what runs between two yields is the caller's
+                logits = model(ids[:, None], cache)[:, -1]  # (B, V)
 
 
-def prefill(model: GPT, texts: Sequence[Sequence[int]], room: int, dtype: torch.dtype) -> tuple[KVCache, Tensor]:
+def prefill(model: GPT, texts: Sequence[Sequence[int]], room: int, compute: Compute) -> tuple[KVCache, Tensor]:
     """Reads all texts in one forward; a cache with room for more tokens, and the logits (B, V) after each text."""
-    device = model.embed.weight.device
+    device = compute.device
     lengths = torch.tensor([len(text) for text in texts], device=device)
     longest = max(len(text) for text in texts)
     ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)  # padded on the right
     capacity = min(model.config.context, longest + room)
-    cache = KVCache(model.config, len(texts), capacity=capacity, device=device, dtype=dtype)
-    h = model.hidden(ids, cache)
-    cache.length.copy_(lengths)  # the padding was never there
-    return cache, model.head(h[torch.arange(len(texts), device=device), lengths - 1])
+    cache = KVCache(model.config, len(texts), capacity=capacity, device=device, dtype=compute.dtype)
+    with compute.autocast():
+        h = model.hidden(ids, cache)
+        cache.length.copy_(lengths)  # the padding was never there
+        return cache, model.head(h[torch.arange(len(texts), device=device), lengths - 1])
 
 
 def hash_seed(*parts: int) -> int:

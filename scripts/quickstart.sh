@@ -15,12 +15,12 @@ echo "== How good is that? Beside a compressor that has read the same plays =="
 
 echo
 echo "== What it writes =="
-.venv/bin/python sample.py checkpoint=$run/best prompt="ROMEO" max_new_tokens=150 temperature=0.8 seed=1
+.venv/bin/python sample.py checkpoint=$run/best prompt=$'**ROMEO**  \n' max_new_tokens=150 temperature=0.8 seed=1
 
 echo
 echo "== Which token comes next? =="
 .venv/bin/python sample.py checkpoint=$run/best mode=next_token top=12 plot=$run/next_token.png \
-    prompt="To be, or not to be, that is the"
+    prompt="To be, or not to be: that is the"
 
 echo
 echo "Look at $run/loss.png and $run/next_token.png. Now your own text:"

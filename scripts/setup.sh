@@ -21,7 +21,7 @@ install_into_venv() {
     wanted=$(cat pyproject.toml constraints.txt | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "Installing the dependencies into .venv (a few minutes the first time) ..."
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extra}"
+        .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${extra}"
         echo "$wanted" >"$stamp"
     fi
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import InputError
+from model.device import Compute
 from model.generate import SamplingConfig, generate, hash_seed, probabilities, sample
 
 from .families import FAMILIES, make
@@ -158,3 +159,9 @@ def test_sampling_problems_are_named():
     assert len(SamplingConfig(temperature=-1, top_k=0, top_p=1.5).problems()) == 3
     assert SamplingConfig(temperature=float("nan")).problems()
     assert SamplingConfig().problems() == []
+
+
+def test_what_runs_between_two_tokens_is_not_in_the_model_s_number_format():
+    compute = Compute(torch.device("cpu"), torch.bfloat16, compile=False)
+    for ids, _ in generate(make("modern"), [[1, 2, 3]], max_new_tokens=3, compute=compute):
+        assert len(ids) == 1 and not torch.is_autocast_enabled("cpu")
