@@ -121,7 +121,7 @@ class RunState:
     """Where a run stands; with weights and optimizer all that it goes on from."""
 
     step: int = 0  # completed updates
-    tokens: int = 0  # targets learned from
+    tokens: int = 0  # read in training, over all ranks
     elapsed_seconds: float = 0.0
     best_val_loss: float | None = None
     resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
@@ -203,7 +203,7 @@ def fit(
             optimizer.step(rate, divisor=scale.scale * clipping, skip=skip)
             optimizer.zero_grad()
             scale.update(skip)
-            state.step, state.tokens = step + 1, state.tokens + targets_in_step
+            state.step, state.tokens = step + 1, state.tokens + inputs.numel() * world.size
             done, tokens, last = state.step, state.tokens, state.step == cfg.steps
             stopping = stop.agreed() and not last
 
