@@ -31,9 +31,9 @@ class FinetuneConfig(LoopConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if not self.checkpoint and not self.resume:  # a resumed run has them in its config.yaml
+        if not self.checkpoint:
             found.append("checkpoint is required: the run to start from, such as checkpoint=out/first")
-        if not self.examples and not self.resume:
+        if not self.examples:
             found.append('examples is required: a file of lines like {"prompt": "2+2=", "completion": "4"}')
         if not 0 < self.val_fraction < 1:
             found.append(f"val_fraction={self.val_fraction} must be between 0 and 1")
@@ -62,14 +62,14 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     train_examples, val_examples = read_splits(cfg)
     shape = replace(start.config, dropout=cfg.dropout)
+    context, one_width = shape.context, compute.compile
     train_data = ExampleBatches(
-        train_examples, tokenizer, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed
+        train_examples, tokenizer, context=context, batch_size=cfg.batch_size, seed=cfg.seed, one_width=one_width
     )
-    val_data = ExampleEvaluation(val_examples, tokenizer, context=shape.context)
-    run_dir = Path(cfg.run_dir or "")
+    val_data = ExampleEvaluation(val_examples, tokenizer, context=context, one_width=one_width)
     with contextlib.ExitStack() as held:
         if world.is_main:
-            held.enter_context(checkpoint.lock(run_dir))
+            held.enter_context(checkpoint.lock(Path(cfg.run_dir or "")))
         held.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
             print(train_data.preview(cfg.preview))
@@ -85,8 +85,6 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
-        if world.is_main:
-            cli.write_config(cfg, run_dir / "config.yaml")
         fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
 
 

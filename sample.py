@@ -111,39 +111,52 @@ class LanguageModel:
     def generate(
         self, prompts: list[str], *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
     ) -> list[Generation]:
-        """Continues each prompt until its end token or max_new_tokens; row i depends on (prompts[i], seed, i) alone."""
+        """Continues each prompt until its end token or max_new_tokens; row i depends on (prompts[i], seed, i) alone.
+
+        A prompt longer than the context counts by its end.
+        """
+        ids = [self.encode(prompt) for prompt in prompts]
+        made = self.complete(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        return [
+            Generation(prompt, self.tokenizer.decode(tokens), tokens, log_probabilities, ended)
+            for prompt, (tokens, log_probabilities, ended) in zip(prompts, made, strict=True)
+        ]
+
+    def complete(
+        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None = None, seed: int = 1
+    ) -> list[tuple[list[int], list[float], bool]]:
+        """As generate, on ids: of each prompt the new ids less the end token, their log-probabilities, if it ended."""
         tokens: list[list[int]] = [[] for _ in prompts]
-        logs: list[list[float]] = [[] for _ in prompts]
+        log_probabilities: list[list[float]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
         for new, chosen in self.steps(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
             for row, token in enumerate(new):
-                if token is not None:
+                if token == self.tokenizer.end_id:
+                    ended[row] = True
+                elif token is not None:
                     tokens[row].append(token)
-                    logs[row].append(chosen[row])
-        results = []
-        for prompt, ids, log in zip(prompts, tokens, logs, strict=True):
-            ended = bool(ids) and ids[-1] == self.tokenizer.end_id
-            ids, log = (ids[:-1], log[:-1]) if ended else (ids, log)
-            results.append(Generation(prompt, self.tokenizer.decode(ids), ids, log, ended))
-        return results
+                    log_probabilities[row].append(chosen[row])
+        return list(zip(tokens, log_probabilities, ended, strict=True))
 
     def stream(
         self, prompt: str, *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
     ) -> Iterator[str]:
         """Yields the text of one continuation as it comes, never half a character."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for (token,), _ in self.steps([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+        for (token,), _ in self.steps(
+            [self.encode(prompt)], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+        ):
             if token is not None and token != self.tokenizer.end_id:
                 yield decoder.decode(self.tokenizer.token_bytes(token))
         yield decoder.decode(b"", final=True)
 
     def steps(
-        self, prompts: list[str], *, max_new_tokens: int, sampling: SamplingConfig | None, seed: int
+        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None, seed: int
     ) -> Iterator[tuple[list[int | None], list[float]]]:
         """generate()'s steps on this model: new ids and their log-probabilities, a list entry a prompt."""
-        ids = [self.encode(prompt) for prompt in prompts]
         return generate(
             self.model,
-            ids,
+            prompts,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=seed,

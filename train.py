@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,9 +28,9 @@ from model.attention import choose_kernel
 from model.config import ModelConfig
 from model.device import DTYPES, Compute, cpu_has_bfloat16, keep_freed_memory
 from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_device
-from model.generate import hash_seed
 from model.gpt import GPT
 from model.optim import LossScale, Optimizer, OptimizerConfig, SkipGuard, rate_at, warmup
+from model.seeds import hash_seed
 
 
 @dataclass
@@ -75,6 +76,8 @@ class LoopConfig:
             found.append(f"parallel={self.parallel!r} is not one of none, ddp")
         elif world.size > 1 and self.parallel == "none":
             found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp")
+        if world.size > 1 and ":" in self.device:
+            found.append(f"device={self.device} would give all {world.size} processes one device; use device=cuda")
         if self.wandb.mode not in ("disabled", "offline", "online"):
             found.append(f"wandb.mode={self.wandb.mode!r} is not one of disabled, offline, online")
         if self.batch_size % world.size:
@@ -103,6 +106,9 @@ class TrainConfig(LoopConfig, PrepareConfig):
         return found
 
 
+Settings = TypeVar("Settings", bound=LoopConfig)
+
+
 class TrainingData(Protocol):
     """Batches as a pure function of (seed, step): a resumed run, or one on more ranks, sees the same."""
 
@@ -118,7 +124,7 @@ class TrainingData(Protocol):
 
 @dataclass
 class RunState:
-    """Where a run stands; with weights and optimizer all that it goes on from."""
+    """Where a run stands. Together with weights and optimizer state this is all that a resume needs."""
 
     step: int = 0  # completed updates
     tokens: int = 0  # read in training, over all ranks
@@ -142,18 +148,25 @@ def fit(
 
     `facts` (fingerprints of data and tokenizer) go into each manifest; a run resumes only where they are the same.
     """
+    cfg = settle(cfg, compute)
     run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
-    resolved = resolve(cfg, model, compute)
+    resolved = compute.describe() | {
+        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
+        "newton_schulz": cfg.optimizer.newton_schulz,
+        "ranks": world.size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
-    # Compile in place -> wrap -> optimizer -> restore: so names stay canonical and state lands where it belongs.
+    # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
+    # final parameters; restore last.
     model.to(compute.device).train()
     loss_of: Callable[[Tensor, Tensor], Tensor] = summed_loss
     if compute.compile:
-        deterministic()
         model.compile(dynamic=False)
         loss_of = torch.compile(summed_loss, dynamic=False)
     wrapped = parallel.wrap(model, cfg.parallel, compute.device)
-    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[resolved["newton_schulz"]])
+    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz])
     scale, guard = LossScale(compute.dtype, compute.device), SkipGuard(compute.device)
     state = RunState(resolved=resolved)
     if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
@@ -162,15 +175,18 @@ def fit(
         say(f"{run_dir} is finished: {state.step} of {cfg.steps} steps")
         return None
 
-    say("  ".join(f"{name} {value}" for name, value in resolved.items()) + f"  ranks {world.size}")
+    say("  ".join(f"{name} {value}" for name, value in resolved.items()))
     say(describe_run(cfg, model, train_data))
+    if world.is_main:
+        cli.write_config(cfg, run_dir / "config.yaml")
     share = world.share(cfg.batch_size)
     micro = cfg.micro_batch or cfg.batch_size // world.size
     eval_every = cfg.eval_every or max(1, -(-cfg.steps // 10))
     save_every = cfg.save_every or eval_every
-    score, stop = None, parallel.StopSignal()
+    last_score, stop = None, parallel.StopSignal()
     with (
         stop_on_signals(stop),
+        deterministic(compute.compile or compute.device.type == "cuda"),
         Journal(
             run_dir,
             steps=cfg.steps,
@@ -181,8 +197,8 @@ def fit(
         ) as journal,
     ):
         for step in range(state.step, cfg.steps):
-            # Forward and backward. The summed loss over all the step's targets: no split into micro-batches or ranks
-            # changes the gradient.
+            # Forward and backward. Each loss is a sum, divided by the number of targets in the whole step: so no split
+            # into micro-batches or ranks changes the gradient.
             torch.manual_seed(hash_seed(cfg.seed, step, world.rank))  # dropout's: a resumed run drops the same
             targets_in_step = train_data.supervised_tokens(step)
             inputs, targets = to_device(train_data.batch(step, share), compute.device)
@@ -191,21 +207,21 @@ def fit(
                 with parallel.no_sync(wrapped, skip=rows.stop < len(inputs)):
                     with compute.autocast():
                         loss = loss_of(wrapped(inputs[rows]), targets[rows])
-                    # DDP averages over ranks, so each gives world.size times its part of the mean.
+                    # DDP divides by world.size when it averages over the ranks, hence the factor.
                     (loss * (world.size / targets_in_step) * scale.scale).backward()
                 loss_sum += loss.detach()
 
-            # Update, unless the gradient is not finite.
+            # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
             rate = rate_at(step, cfg.steps, cfg.optimizer)
             norm = optimizer.gradient_norm() / scale.scale
             skip = guard.check(norm, step, scale)
-            clipping = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
-            optimizer.step(rate, divisor=scale.scale * clipping, skip=skip)
+            clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
+            optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
             optimizer.zero_grad()
             scale.update(skip)
             state.step, state.tokens = step + 1, state.tokens + inputs.numel() * world.size
             done, tokens, last = state.step, state.tokens, state.step == cfg.steps
-            stopping = stop.agreed() and not last
+            stopping = stop.agreed() and not last  # every rank asks in every step
 
             # Log: the only read that waits for the device.
             if done % cfg.log_every == 0 or done == 1 or last:
@@ -218,10 +234,11 @@ def fit(
 
             # Evaluate and save. A better evaluation always saves.
             with journal.aside():
-                better = False
+                score, better = None, False
                 if val_data is not None and (done % eval_every == 0 or last):
                     score = evaluate(model, val_data, compute=compute, rows=micro, world=world, loss=loss_of)
-                    better = state.best_val_loss is None or score.loss < state.best_val_loss
+                    last_score = score
+                    better = score.loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
                     state.best_val_loss = score.loss if better else state.best_val_loss
                     journal.evaluated(done, tokens, loss=score.loss, bits_per_byte=score.bits_per_byte, best=better)
                 if world.is_main and (better or stopping or last or done % save_every == 0):
@@ -230,26 +247,37 @@ def fit(
             if stopping:
                 break
     if state.step < cfg.steps:
-        again = shlex.join(["python", sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
+        launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else ["python"]
+        again = shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
         say(f"stopped after step {state.step} of {cfg.steps}, saved; go on with:  {again}")
-    return score
+    return last_score
 
 
-def resolve(cfg: LoopConfig, model: GPT, compute: Compute) -> dict[str, Any]:
-    """Everything that `auto` came to, to be printed and saved. Newton-Schulz takes the fast format in any case."""
+def settle(cfg: Settings, compute: Compute) -> Settings:
+    """The settings with `auto` replaced by what it came to, so that a resumed run need not decide anew.
+
+    Device and compile stay as they were asked for: a run may go on elsewhere. Newton-Schulz, Muon's iteration,
+    tolerates bfloat16 and takes it where that is fast, whatever the model's own format.
+    """
     fast = compute.device.type == "cuda" or (compute.device.type == "cpu" and cpu_has_bfloat16())
-    wish = cfg.optimizer.newton_schulz
-    return compute.describe() | {
-        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
-        "newton_schulz": wish if wish != "auto" else "bfloat16" if fast else "float32",
-    }
+    optimizer = cfg.optimizer
+    if optimizer.newton_schulz == "auto":
+        optimizer = replace(optimizer, newton_schulz="bfloat16" if fast else "float32")
+    return replace(cfg, dtype=str(compute.dtype).removeprefix("torch."), optimizer=optimizer)
 
 
-def deterministic() -> None:
-    """Without it two equal compiled runs differ (atomic adds in the embedding's gradient); it costs nothing."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Without it two equal runs differ where they are compiled or on a GPU (atomic adds in gradients)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData) -> str:
@@ -283,8 +311,10 @@ def restore(
     optimizer.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("loss_scale.")})
     scale.load_state(tensors)
     for name, before in state.resolved.items():
-        if before != resolved[name]:
-            say(f"note: {name} was {before}, is now {resolved[name]}: the run goes on, but not bit for bit the same")
+        if before != resolved.get(name):
+            say(
+                f"note: {name} was {before}, is now {resolved.get(name)}: the run goes on, but not bit for bit the same"
+            )
     say(f"resuming {found.directory} at step {state.step}")
     return replace(state, resolved=resolved)
 
@@ -359,8 +389,6 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         if start is not None:
             start.load_into(model)
         facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
-        if world.is_main:
-            cli.write_config(cfg, run_dir / "config.yaml")
         fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
 
 

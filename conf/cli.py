@@ -29,7 +29,18 @@ CONF = Path(__file__).resolve().parent
 TEXTS = {"prompt", "stop", "text", "text_field", "tokenizer.pattern", "wandb.project"}
 PATTERNS = {"include", "exclude", "val_include"}  # the word null means None
 PATHS = {  # the word null means None, ~ is the home directory
-    *("corpus", "datasets", "run_dir", "checkpoint", "examples", "val_examples", "prompt_file", "prompts", "outputs"),
+    *(
+        "corpus",
+        "datasets",
+        "run_dir",
+        "checkpoint",
+        "examples",
+        "val_examples",
+        "versus",
+        "prompt_file",
+        "prompts",
+        "outputs",
+    ),
     *("json", "plot", "tokenizer.path", "tokenizer.encoding"),
 }
 OUTPUTS = {"json", "plot"}  # files to write, perhaps only after hours: where they are to go is checked before
@@ -83,8 +94,8 @@ def compose(schema: type[Config], *, name: str, arguments: list[str], check: boo
     except Exception as error:
         raise _as_input_error(error) from error
     config = _plain(composed, free)
-    if check:
-        _check(config)
+    if check and not getattr(config, "resume", False):  # a resumed run is checked with the settings it goes on with
+        check_config(config)
     return config, _explicit(config, [*settings, *free])
 
 
@@ -263,7 +274,7 @@ def _plain(composed: Any, free: dict[str, Any]) -> Any:
     return config
 
 
-def _check(config: Any) -> None:
+def check_config(config: Any) -> None:
     """Asks the config and all dataclasses inside it for their problems. InputError with every one."""
     nested = (getattr(config, field.name) for field in dataclasses.fields(config))
     nodes = [config, *(node for node in nested if dataclasses.is_dataclass(node))]
@@ -313,7 +324,7 @@ def _sweep(
             values = leaves(dataclasses.asdict(_plain(composed, {})))
             paths = {key: os.path.expanduser(value) for key, value in values if key in PATHS and isinstance(value, str)}
             config = _plain(composed, paths)
-            _check(config)
+            check_config(config)
             return main(config, _explicit(config, settings))
 
         statuses.append(_guarded(call, debug=debug))
@@ -350,8 +361,10 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         # Every rank of torchrun reads the same command line; one of them is enough to complain about it.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, InputError):
-            print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not isinstance(error, InputError):
+            mark = "error" if rank == "0" else f"[rank {rank}] error"
+            print(*(f"{mark}: {line}" for line in lines), sep="\n", file=sys.stderr)
         return 2
 
 

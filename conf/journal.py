@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,11 +33,10 @@ class Journal:
         self.since, self.tokens = time.perf_counter(), 0  # of the line before
         if not enabled:
             return
-        path = run_dir / "metrics.jsonl"
-        kept = lines_up_to(path, start)
-        self.file = path.open("w", encoding="utf-8")
-        self.file.writelines(line + "\n" for line in kept)
-        self.file.flush()
+        path, cut = run_dir / "metrics.jsonl", run_dir / ".tmp-metrics.jsonl"
+        cut.write_text("".join(line + "\n" for line in lines_up_to(path, start)), encoding="utf-8")
+        cut.replace(path)
+        self.file = path.open("a", encoding="utf-8")
         if settings["wandb"]["mode"] != "disabled":
             import wandb
 
@@ -90,7 +90,7 @@ class Journal:
         self.progress.say(line)
 
     def _write(self, step: int, tokens: int, **figures: float | None) -> None:
-        known = {name: figure for name, figure in figures.items() if figure is not None}
+        known = {name: figure for name, figure in figures.items() if figure is not None and math.isfinite(figure)}
         if self.enabled:
             line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
             self.file.write(json.dumps(line) + "\n")

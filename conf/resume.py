@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .cli import InputError, Overrides, read_config
+from .cli import InputError, Overrides, check_config, read_config
 
 Config = TypeVar("Config")
 
@@ -16,6 +16,7 @@ CHANGEABLE = {  # on resume; everything else would make it another run
     *("steps", "eval_every", "save_every", "log_every", "keep_last", "device", "compile", "parallel", "micro_batch"),
     *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
 }
+ITS_OWN = ("model.", "tokenizer.")  # what comes from a checkpoint that training starts from
 
 
 def resume_config(cfg: Config, overrides: Overrides) -> Config:
@@ -30,6 +31,8 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
     A restart by torchrun implies auto. Raises InputError, naming both values of each difference.
     """
     values: Any = cfg
+    if not values.run_dir or values.resume not in (False, True, "auto"):
+        check_config(cfg)  # which says so
     run_dir, resume = Path(values.run_dir), values.resume
     if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         resume = "auto"
@@ -42,19 +45,25 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
     saved_path = run_dir / "config.yaml"
     if not saved_path.is_file():
         if resume == "auto" and not has_run:
+            check_config(cfg)
             return replace(values, resume="auto")
         raise InputError(f"run_dir={run_dir} holds no run to resume: {saved_path} is missing")
     saved = read_config(saved_path, type(cfg))
+    from_checkpoint = getattr(saved, "checkpoint", None) is not None  # follow_checkpoint compares what is its own
     differences = [
         f"{key}={value!r}, but the run in {run_dir} has {get(saved, key)!r}"
         for key, value in overrides.items()
-        if key not in CHANGEABLE and value != get(saved, key)
+        if key not in CHANGEABLE
+        and value not in (get(saved, key), "auto")  # what `auto` came to stands in the saved config
+        and not (from_checkpoint and key.startswith(ITS_OWN))
     ]
     if differences:
         raise InputError(*(f"{difference}; a resumed run keeps it" for difference in differences))
     for key in CHANGEABLE & overrides.keys():
         saved = put(saved, key, overrides[key])
-    return replace(saved, resume=resume)  # type: ignore[type-var]
+    saved = replace(saved, resume=resume)  # type: ignore[type-var]
+    check_config(saved)
+    return saved
 
 
 def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: Path) -> Config:
@@ -64,16 +73,24 @@ def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: 
     """
     values: Any = cfg
     about = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
-    own = {f"model.{f.name}": getattr(shape, f.name) for f in fields(shape) if f.name not in ("dropout", "vocab_size")}
-    own |= {"tokenizer.kind": about.get("kind"), "tokenizer.vocab_size": about.get("vocab_size")}
+    own = {f"model.{f.name}": getattr(shape, f.name) for f in fields(shape)}
+    own |= {f"tokenizer.{name}": about.get(name) for name in ("kind", "vocab_size")}
+    # tokenizer.json tells no more than these two; a default is what a chosen group brings along, not a wish.
+    defaults = {
+        f"tokenizer.{name}": value for name, value in asdict(type(values.tokenizer)()).items() if name != "kind"
+    }
     differences = [
-        f"{key}={value!r}, but the checkpoint has {own.get(key)!r}; leave it out, or train without checkpoint="
+        f"{key}={value!r}, but the checkpoint has {own.get(key, 'its own')!r}; leave it out, or drop checkpoint="
         for key, value in overrides.items()
-        if key.startswith(("model.", "tokenizer.")) and key != "model.dropout" and value != own.get(key, value)
+        if key.startswith(ITS_OWN)
+        and key not in ("model.dropout", "model.vocab_size")
+        and (key not in own or value != own[key])
+        and not (key in defaults and value == defaults[key])
     ]
     if differences:
         raise InputError(*differences)
-    model = replace(shape, dropout=values.model.dropout, vocab_size=0)  # the tokenizer says which
+    dropout = values.model.dropout if "model.dropout" in overrides else shape.dropout
+    model = replace(shape, dropout=dropout, vocab_size=0)  # the tokenizer says which
     return replace(values, model=model, tokenizer=type(values.tokenizer)(path=str(tokenizer)))
 
 

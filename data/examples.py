@@ -77,8 +77,8 @@ class _Rows:
     dropped: places of examples whose completion alone does not fit the context.
     """
 
-    def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, context: int) -> None:
-        self.tokenizer, self.context = tokenizer, context
+    def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, context: int, one_width: bool) -> None:
+        self.tokenizer, self.context, self.one_width = tokenizer, context, one_width
         self.examples: list[Example] = []
         self.rows: list[np.ndarray] = []
         self.prompt_lengths: list[int] = []
@@ -117,17 +117,28 @@ class _Rows:
         return Batch(inputs, targets)
 
     def width(self, chosen: Sequence[int]) -> int:
-        longest = max((len(self.rows[item]) - 1 for item in chosen), default=1)
+        rows = self.rows if self.one_width else [self.rows[item] for item in chosen]
+        longest = max((len(row) - 1 for row in rows), default=1)
         return min(self.context, -(-longest // WIDTH) * WIDTH)
 
 
 class ExampleBatches:
-    """Training batches of examples, each exactly once an epoch; the same protocol as WindowBatches."""
+    """Training batches of examples, each exactly once an epoch; the same protocol as WindowBatches.
+
+    one_width: all batches are as wide as the longest example, so that a compiled model sees one shape.
+    """
 
     def __init__(
-        self, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int, batch_size: int, seed: int
+        self,
+        examples: Sequence[Example],
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        one_width: bool = False,
     ) -> None:
-        self._rows = _Rows(examples, tokenizer, context)
+        self._rows = _Rows(examples, tokenizer, context, one_width)
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.truncated, self.dropped = self._rows.truncated, self._rows.dropped
         self.tokens_per_epoch = int(self._rows.targets.sum())  # those with loss
@@ -175,8 +186,10 @@ class ExampleBatches:
 class ExampleEvaluation:
     """Every example once; the same protocol as WindowEvaluation."""
 
-    def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int) -> None:
-        self._rows = _Rows(examples, tokenizer, context)
+    def __init__(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int, one_width: bool = False
+    ) -> None:
+        self._rows = _Rows(examples, tokenizer, context, one_width)
         self.context = context
         self.truncated, self.dropped = self._rows.truncated, self._rows.dropped
         self.n_bytes = sum(len(example.completion.encode()) for example in self._rows.examples)

@@ -55,7 +55,8 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print) -> Path:
-    """Tokenises a corpus into `datasets/NAME-FINGERPRINT/` and returns that folder; at once if it is there already.
+    """Tokenises a corpus into `datasets/NAME-FINGERPRINT/` and returns that folder; after reading and hashing the
+    corpus alone if it is there already.
 
     The fingerprint covers the names and text of all documents and the settings, so a changed corpus never meets a
     stale folder. Processes that start together prepare once. The folder appears by a rename when it is complete.

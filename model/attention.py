@@ -27,7 +27,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """
     if choose_kernel(q.device.type, q.dtype, k.shape[2]) == "explicit":
         return explicit_attention(q, k, v, mask)
-    grouped = q.shape[1] != k.shape[1]
+    grouped = q.shape[1] != k.shape[1]  # each key/value head then serves H // K query heads
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
@@ -37,7 +37,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
     K, S = k.shape[1], k.shape[2]
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
-    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))  # 0: may look
     if K == H:
         return torch.softmax(q @ k.transpose(-2, -1) * E**-0.5 + bias, dim=-1).to(v.dtype) @ v
     q = q.reshape(B, K, H // K, T, E)  # the H // K query heads of a group share one key/value head

@@ -43,6 +43,7 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, K, T, E) at the positions of `begin`; all keys and values (B, K, S, E) of the layer."""
         keys, values = self.keys[layer], self.values[layer]
+        # (B, 1) and (B, T) index together, which makes the target (B, T, K, E).
         keys[self._rows, :, self._positions] = k.transpose(1, 2).to(keys.dtype)
         values[self._rows, :, self._positions] = v.transpose(1, 2).to(values.dtype)
         return keys.to(k.dtype), values.to(v.dtype)

@@ -119,15 +119,19 @@ def save(
     point(run_dir, "latest", final.name)
     if best:
         point(run_dir, "best", final.name)
-    prune(run_dir, keep_last)
+    prune(run_dir, keep_last, newest=step)
     return final
 
 
-def prune(run_dir: Path, keep_last: int) -> None:
-    """Removes all steps but the last `keep_last` and the one that `best` names, and what killed writers left."""
-    keep = {path.name for path in steps(run_dir)[: max(1, keep_last)]} | {pointer(run_dir, "best")}
+def prune(run_dir: Path, keep_last: int, *, newest: int) -> None:
+    """Removes all steps but the last `keep_last` and the one that `best` names, and what killed writers left.
+
+    Steps beyond `newest` go too: they were damaged, or the run would not have gone on from before them.
+    """
+    valid = [path for path in steps(run_dir) if int(path.name[5:]) <= newest]
+    keep = {path.name for path in valid[: max(1, keep_last)]} | {pointer(run_dir, "best")}
     for path in steps(run_dir):
-        if path.name not in keep:
+        if path not in valid or path.name not in keep:
             discard(path)
     for leftover in run_dir.glob(".tmp-step_*"):
         shutil.rmtree(leftover, ignore_errors=True)

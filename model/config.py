@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class ModelConfig:
-    """Describes one decoder-only transformer. The defaults are the project's own modern preset at about 5M parameters.
+    """Describes one decoder-only transformer. The defaults are the project's own modern preset at about 7M parameters.
 
     Three families are settings of the same fields (see conf/model): GPT-2 (Radford et al. 2019), Llama (Touvron et al.
     2023) and the modern preset, whose shape other programs know as NanoChat.
@@ -24,7 +24,7 @@ class ModelConfig:
     position: str = "rotary"  # rotary | learned
     rotary_base: float = 10_000.0
     norm: str = "rms"  # rms | layer
-    norm_weight: bool = False  # learned scale (and, with bias, shift) in the norms
+    norm_weight: bool = False  # learned scale in the norms (and, with bias, shift in LayerNorm)
     norm_epsilon: float = 1e-6
     activation: str = "relu2"  # relu2 | gelu | swiglu
     bias: bool = False  # in linear layers and norms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import shutil
 import sys
 import sysconfig
@@ -71,7 +72,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             raise InputError(f"dtype={name!r} is not one of auto, {', '.join(DTYPES)}")
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type == "cpu" and cpu_has_bfloat16():
         return torch.bfloat16
     return torch.float32
@@ -88,9 +89,9 @@ def resolve_compile(wish: bool | str, device: torch.device) -> bool:
     if wish not in (True, False, "auto"):
         raise InputError(f"compile={wish!r} is not one of auto, true, false")
     wanted = device.type == "cuda" if wish == "auto" else bool(wish)
-    if wanted and device.type == "cpu" and not has_compiler():
+    if wanted and (missing := missing_for_compile(device)):
         if wish is True:
-            raise InputError("compile=true needs a C++ compiler and Python.h (Debian: apt install g++ python3-dev)")
+            raise InputError(f"compile=true needs {missing}; install it or set compile=false")
         return False
     return wanted
 
@@ -106,7 +107,15 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def has_compiler() -> bool:
-    """torch.compile fails at the first step, not at the start, where these are missing."""
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    return any(shutil.which(name) for name in ("g++", "clang++")) and header.exists()
+def missing_for_compile(device: torch.device) -> str | None:
+    """What torch.compile lacks here, if anything; it would fail only at the first step."""
+    compilers = ("g++", "clang++") if device.type == "cpu" else ("gcc", "clang", "cc")
+    if not any(shutil.which(name) for name in compilers):
+        return "a C++ compiler (Debian: apt install g++)"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "Python.h (Debian: apt install python3-dev)"
+    if device.type == "cuda" and not importlib.util.find_spec("triton"):
+        return "triton (pip install triton)"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+        return "a GPU of compute capability 7.0 or newer"
+    return None

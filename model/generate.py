@@ -12,6 +12,7 @@ from . import InputError
 from .cache import KVCache
 from .device import Compute
 from .gpt import GPT
+from .seeds import hash_seed
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
         ordered /= ordered.sum(dim=-1, keepdim=True)
     if sampling.top_p is not None:
         before = ordered.cumsum(dim=-1) - ordered  # the mass that more probable tokens already hold
-        before[..., 0] = -1
+        before[..., 0] = -1  # the most probable token always stays, even with top_p=0
         ordered[before >= sampling.top_p] = 0
         ordered /= ordered.sum(dim=-1, keepdim=True)
     return torch.zeros_like(result).scatter_(-1, ids, ordered)
@@ -61,10 +62,11 @@ def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
 def sample(probs: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Draws one id from each row of probs (B, V), row i with its own generator; returns (B,).
 
-    Dividing by exponential noise and taking the largest is an exact draw, and row i does not depend on its neighbours.
+    Where every E_i is exponential noise, the argmax of p_i / E_i is i with probability p_i: a race that each token
+    wins as often as it should. A row with its own generator does not depend on its neighbours.
     """
     noise = torch.stack([torch.empty(probs.shape[-1]).exponential_(generator=g) for g in generators])
-    return (probs / noise.to(probs.device).clamp_min(1e-30)).argmax(dim=-1)
+    return (probs / noise.to(probs.device).clamp_min(1e-30)).argmax(dim=-1)  # noise may be exactly 0
 
 
 @torch.no_grad()
@@ -92,24 +94,26 @@ def generate(
     compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
     context = model.config.context
     generators = [torch.Generator().manual_seed(hash_seed(seed, row)) for row in range(len(prompts))]
-    texts = [list(prompt)[-context:] for prompt in prompts]
-    alive = [True] * len(texts)
-    cache, logits = prefill(model, texts, max_new_tokens, compute)
-    for made in range(max_new_tokens):
+    windows = [list(prompt)[-context:] for prompt in prompts]
+    alive = [True] * len(windows)
+    cache, logits = prefill(model, windows, max_new_tokens, compute)
+    for n_made in range(max_new_tokens):
         probs = probabilities(logits, sampling)
         ids = sample(probs, generators)
-        chosen = probs.gather(-1, ids[:, None]).log().squeeze(-1).tolist()
-        new: list[int | None] = [token if alive[row] else None for row, token in enumerate(ids.tolist())]
-        yield new, [chosen[row] if alive[row] else 0.0 for row in range(len(new))]
-        for row, token in enumerate(new):
+        log_probs = probs.gather(-1, ids[:, None]).log().squeeze(-1).tolist()
+        new_ids: list[int | None] = [token if alive[row] else None for row, token in enumerate(ids.tolist())]
+        yield new_ids, [log_probs[row] if alive[row] else 0.0 for row in range(len(new_ids))]
+        for row, token in enumerate(new_ids):
             if token is not None:
-                texts[row].append(token)
+                windows[row].append(token)
                 alive[row] = token != end_id
-        if not any(alive) or made + 1 == max_new_tokens:
+        if not any(alive) or n_made + 1 == max_new_tokens:
             return
-        if max(len(text) for text in texts) > context:
-            texts = [text if len(text) <= context else text[-(context // 2 + 1) :] for text in texts]
-            cache, logits = prefill(model, texts, max_new_tokens - made - 1, compute)
+        if (
+            max(len(window) for window in windows) > context
+        ):  # a window is full: keep its newer half and read that again
+            windows = [window if len(window) <= context else window[-(context // 2 + 1) :] for window in windows]
+            cache, logits = prefill(model, windows, max_new_tokens - n_made - 1, compute)
         else:
             cache.length.clamp_(max=cache.capacity - 1)  # finished rows are fed too, and must not outgrow the cache
             with compute.autocast():  # entered anew each time: what runs between two yields is the caller's
@@ -126,16 +130,5 @@ def prefill(model: GPT, texts: Sequence[Sequence[int]], room: int, compute: Comp
     cache = KVCache(model.config, len(texts), capacity=capacity, device=device, dtype=compute.dtype)
     with compute.autocast():
         h = model.hidden(ids, cache)
-        cache.length.copy_(lengths)  # the padding was never there
+        cache.length.copy_(lengths)  # forget the padding; the next tokens overwrite it
         return cache, model.head(h[torch.arange(len(texts), device=device), lengths - 1])
-
-
-def hash_seed(*parts: int) -> int:
-    """Mixes integers into one 63-bit seed; equal parts give equal seeds on every machine (splitmix64's finalizer)."""
-    state = 0
-    for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1

@@ -1,6 +1,7 @@
 """The transformer on one page: token ids in, logits of the next token out.
 
-Axes: B batch, T time, D d_model, H heads, K kv heads, E head dim, F d_ff, V vocab.
+Axes: B batch, T time, S slots that a query may look at (T without a cache, the cache's capacity with one), D d_model,
+H heads, K kv heads (K <= H), E head dim, V vocab; d_ff is the width inside an MLP and L the number of layers.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, E/2), or (B, 1, T,
 
 
 def rms_norm(x: Tensor, epsilon: float) -> Tensor:
-    """Scales the last axis to a root mean square of 1 (Zhang and Sennrich 2019), without weights."""
+    """Scales the last axis to a root mean square of 1 (Zhang and Sennrich 2019). Never has weights."""
     return F.rms_norm(x, (x.shape[-1],), eps=epsilon)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turns each pair (x[i], x[i + E/2]) of a query or key by an angle that grows with its position (Su et al. 2021).
+    """Turns each pair (x[i], x[i + E/2]) of a query or key by its position times the pair's own speed (Su et al. 2021).
 
-    Only the difference of two positions then enters their dot product. x: (B, H, T, E).
+    So the dot product of a query and a key depends on how far apart they are, not on where they stand.
+    x: (B, H, T, E) or (B, K, T, E).
     """
     cos, sin = rotary
     a, b = x.chunk(2, dim=-1)  # (B, H, T, E/2) each
@@ -42,13 +44,13 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Each token looks at itself and what came before it, and mixes in what it finds."""
+    """Each token compares its query with the keys of tokens up to itself and takes a weighted mean of their values."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.sizes = [config.n_head * config.head_dim] + 2 * [config.kv_heads * config.head_dim]
+        self.sizes = [config.n_head * config.head_dim] + 2 * [config.kv_heads * config.head_dim]  # H*E, K*E, K*E
         self.qk_epsilon = config.norm_epsilon if config.qk_norm else None
         self.qkv = nn.Linear(
             config.d_model, sum(self.sizes), bias=config.bias
@@ -58,7 +60,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (
-            part.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, H*E) -> (B, H, T, E); k and v have K heads
+            part.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, H*E) -> (B, H, T, E); k, v: K heads
             for part in self.qkv(x).split(self.sizes, dim=-1)
         )
         if rotary is not None:
@@ -66,13 +68,13 @@ class Attention(nn.Module):
         if self.qk_epsilon is not None:
             q, k = rms_norm(q, self.qk_epsilon), rms_norm(k, self.qk_epsilon)
         if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # (B, K, S, E): everything seen so far
+            k, v = cache.update(self.layer, k, v)  # (B, K, S, E); the mask hides the empty slots
         y = attend(q, k, v, mask)
-        return self.output(y.transpose(1, 2).reshape(B, T, -1))  # (B, H, T, E) -> (B, T, D)
+        return self.output(y.transpose(1, 2).reshape(B, T, -1))  # (B, H, T, E) -> (B, T, H*E) -> (B, T, D)
 
 
 class MLP(nn.Module):
-    """Two matrices around a non-linearity, on each token alone: widen to F, choose, come back to D."""
+    """On each token alone: widen to d_ff, apply the non-linearity, project back to D."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)  # (B, T, F)
+        h = self.up(x)  # (B, T, d_ff)
         if self.activation == "swiglu":
             h = F.silu(self.gate(x)) * h  # Shazeer 2020
         elif self.activation == "relu2":
@@ -94,7 +96,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each reading a normalised copy of the residual stream and adding to it."""
+    """One layer: attention, then MLP. Each reads a normalised copy of x, the residual stream, and adds its result."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -116,38 +118,41 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.padded_vocab, config.d_model)
-        self.position = nn.Embedding(config.context, config.d_model) if config.position == "learned" else None
+        self.position_embed = nn.Embedding(config.context, config.d_model) if config.position == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.unembed = None if config.tied else nn.Linear(config.d_model, config.padded_vocab, bias=False)
-        self.register_buffer("cos", None, persistent=False)
-        self.register_buffer("sin", None, persistent=False)
+        self.register_buffer("cos", None, persistent=False)  # buffers move with the model to its device, and these
+        self.register_buffer("sin", None, persistent=False)  # are computed anew rather than saved
         self.make_rotary()
         self.init_weights()
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T), T <= context -> logits (B, T, V). With a cache, ids continue what the cache holds."""
+        """ids (B, T) -> logits (B, T, V). With a cache, ids continue what it holds, and it then holds them too.
+
+        T, with a cache its length + T, is at most the context; the caller sees to it.
+        """
         return self.head(self.hidden(ids, cache))
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) -> the last layer's normalised output (B, T, D)."""
         T = ids.shape[1]
         if cache is None:
-            positions, mask = torch.arange(T, device=ids.device), None  # (T,); attention is causal by itself
+            positions, mask = torch.arange(T, device=ids.device), None  # (T,); no mask: attend() is then causal
         else:
-            positions, mask = cache.begin(T)  # (B, T), (B, 1, T, S)
+            positions, mask = cache.begin(T)  # where the new ids stand (B, T), what each may see (B, 1, T, S)
         x = self.embed(ids)  # (B, T, D)
-        if self.position is not None:
-            x = x + self.position(positions)
+        if self.position_embed is not None:
+            x = x + self.position_embed(positions)  # (T, D) or (B, T, D)
         if self.config.embedding_norm:
             x = rms_norm(x, self.config.norm_epsilon)
         x = self.dropout(x)
-        rotary = self.rotary(positions) if self.config.position == "rotary" else None
+        rotary = self.rotary_at(positions) if self.config.position == "rotary" else None
         for block in self.blocks:
             x = block(x, rotary, mask, cache)
         if cache is not None:
-            cache.end(T)
+            cache.end(T)  # once: all layers share the positions
         return self.norm(x)
 
     def head(self, h: Tensor) -> Tensor:
@@ -158,8 +163,11 @@ class GPT(nn.Module):
             logits = self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
         return logits
 
-    def rotary(self, positions: Tensor) -> Rotary:
-        """Cosines and sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E/2)."""
+    def rotary_at(self, positions: Tensor) -> Rotary:
+        """Cosines and sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E/2).
+
+        In autocast's number format where that is on: float32 tables would turn queries and keys into float32.
+        """
         dtype = (
             torch.get_autocast_dtype(self.cos.device.type) if torch.is_autocast_enabled(self.cos.device.type) else None
         )
@@ -167,8 +175,9 @@ class GPT(nn.Module):
         return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
 
     def make_rotary(self) -> None:
-        """Fills the tables of cosines and sines (context, E/2): each pair of channels turns at its own speed."""
+        """Fills the tables of cosines and sines (context, E/2)."""
         config, device = self.config, self.embed.weight.device
+        # (E/2,): radians a token, from 1 for the first pair down to nearly 1 / rotary_base for the last.
         speeds = config.rotary_base ** -(torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
         angles = torch.outer(torch.arange(config.context, device=device).float(), speeds)
         self.cos, self.sin = angles.cos(), angles.sin()
@@ -179,8 +188,8 @@ class GPT(nn.Module):
 
         | weight                        | modern preset (zero_init)         | GPT-2, Llama                          |
         | ----------------------------- | --------------------------------- | ------------------------------------- |
-        | embed                         | normal, 1 (it is normalised next) | normal, 0.02                          |
-        | position                      |                                   | normal, 0.02                          |
+        | embed                         | normal, 1 where it is normalised  | normal, 0.02                          |
+        | position_embed                |                                   | normal, 0.02                          |
         | qkv, up, gate                 | uniform, standard deviation D^-½  | normal, 0.02                          |
         | attention.output, mlp.down    | 0: each block starts as identity  | normal, 0.02 / sqrt(2 L) (GPT-2 §2.3) |
         | unembed                       | normal, 0.001: loss starts at lnV | normal, 0.02                          |
@@ -201,7 +210,7 @@ class GPT(nn.Module):
             elif name == "unembed.weight":
                 nn.init.normal_(weight, std=0.001)
             else:
-                bound = math.sqrt(3 / self.config.d_model)
+                bound = math.sqrt(3 / self.config.d_model)  # uniform on ±b has the standard deviation b / sqrt(3)
                 nn.init.uniform_(weight, -bound, bound)
             if name in ("embed.weight", "unembed.weight"):
                 weight[self.config.vocab_size :].zero_()

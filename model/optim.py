@@ -92,6 +92,8 @@ class Optimizer:
             rest, hidden = rest | hidden, {}
         self.config = config
         self.parameters = [*rest.values(), *hidden.values()]
+        # Elsewhere (MPS) the fused kernel ignores grad_scale and found_inf, so the host must ask and divide.
+        self.on_device = self.parameters[0].device.type in ("cpu", "cuda")
         self.names = {id(p): name for name, p in model.named_parameters()}
         rate = config.learning_rate if config.kind == "adamw" else config.adamw_learning_rate
         self.adamw = torch.optim.AdamW(
@@ -102,7 +104,7 @@ class Optimizer:
             lr=rate,
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
-            fused=True,
+            fused=self.on_device,
         )
         self.adamw_rate = rate
         self.muon = Muon(hidden, config, dtype=newton_schulz_dtype, fused=fused_parts(model)) if hidden else None
@@ -113,9 +115,15 @@ class Optimizer:
 
     def step(self, rate: float, *, divisor: Tensor, skip: Tensor) -> None:
         """One update at `rate` times the configured rates, of gradients divided by `divisor` (); none if `skip` ()."""
+        if not self.on_device:
+            if bool(skip):
+                return
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], divisor)
+            divisor = torch.ones_like(divisor)
         for group in self.adamw.param_groups:
             group["lr"] = rate * self.adamw_rate
-        self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
+        if self.on_device:
+            self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
         self.adamw.step()
         if self.muon is not None:
             self.muon.step(rate, divisor=divisor, skip=skip)
@@ -145,8 +153,8 @@ class Optimizer:
             kind, key, name = full.split(".", 2)
             if kind != "adamw":
                 continue
-            if name not in by_name:
-                raise InputError(f"the saved optimizer state names a parameter {name!r} that this model lacks")
+            if name not in by_name or (value.dim() and value.shape != by_name[name].shape):
+                raise InputError(f"the saved optimizer state of {name!r} does not fit this model")
             p = by_name[name]
             self.adamw.state[p][key] = value.to(p.device).clone()
         if self.muon is not None:
@@ -243,7 +251,7 @@ class LossScale:
             return
         self.good_steps = torch.where(overflow, torch.zeros_like(self.good_steps), self.good_steps + 1)
         grow = self.good_steps >= 2000
-        self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale))
+        self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)).clamp_min(1)
         self.good_steps = torch.where(grow, torch.zeros_like(self.good_steps), self.good_steps)
 
     def state(self) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ class World:
 
     def share(self, rows: int) -> slice:
         """This rank's rows of a global batch of `rows`, which must divide evenly."""
+        assert rows % self.size == 0, f"{rows} rows for {self.size} ranks"
         part = rows // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
@@ -77,8 +78,8 @@ def process_group(world: World, device: torch.device, first: Callable[[], str]) 
 
 
 def wrap(model: nn.Module, strategy: str, device: torch.device) -> nn.Module:
-    """none: the model itself. ddp: gradients are averaged over the ranks while backward runs."""
-    if strategy == "none":
+    """none, or one process: the model itself. ddp: gradients are averaged over the ranks while backward runs."""
+    if strategy == "none" or not dist.is_initialized():
         return model
     if strategy != "ddp":
         raise InputError(f"parallel={strategy!r} is not one of none, ddp")

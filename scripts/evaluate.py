@@ -68,16 +68,16 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
 def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Example]) -> dict[str, float]:
     """Exact match of the greedy completion, with a 95 % interval over groups, and how often it stops by itself."""
     longest = max(len(lm.tokenizer.encode(example.completion)) for example in examples)
+    room = max(1, lm.model.config.context - longest)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))  # rows of like length pad little
     right, ended = np.zeros(len(examples)), np.zeros(len(examples))
     for start in range(0, len(order), cfg.batch_size):
         rows = order[start : start + cfg.batch_size]
-        made = lm.generate(
-            [examples[i].prompt for i in rows], max_new_tokens=longest + 8, sampling=SamplingConfig(temperature=0)
-        )
-        for i, generation in zip(rows, made, strict=True):
-            right[i] = generation.ended and generation.text == examples[i].completion
-            ended[i] = generation.ended
+        prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # cut on the left, as for training
+        made = lm.complete(prompts, max_new_tokens=longest + 8, sampling=SamplingConfig(temperature=0))
+        for i, (tokens, _, stopped) in zip(rows, made, strict=True):
+            right[i] = stopped and lm.tokenizer.decode(tokens) == examples[i].completion
+            ended[i] = stopped
     low, high = group_interval(right, [example.group or str(i) for i, example in enumerate(examples)], seed=cfg.seed)
     return {
         "accuracy": float(right.mean()),

@@ -49,7 +49,7 @@ def reference(family: str, model: GPT) -> torch.nn.Module:
             )
         )  # fmt: skip
         new["transformer.wte.weight"] = new["lm_head.weight"] = own["embed.weight"][:V]
-        new["transformer.wpe.weight"] = own["position.weight"]
+        new["transformer.wpe.weight"] = own["position_embed.weight"]
         names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.output": "attn.c_proj",
                  "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
         for layer in range(c.n_layer):

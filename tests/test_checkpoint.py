@@ -62,6 +62,15 @@ def test_pointers_and_pruning_keep_the_last_and_the_best(tmp_path):
     assert not list(tmp_path.glob(".tmp*"))
 
 
+def test_a_damaged_newer_step_takes_no_place_of_a_good_one(tmp_path):
+    for step in (200, 300):
+        save_step(tmp_path, step)
+    (tmp_path / "step_00000300" / "model.safetensors").write_bytes(b"")
+    save_step(tmp_path, 250, keep_last=1)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step_00000250"]
+    assert checkpoint.find(tmp_path).step == 250
+
+
 FILES = ["manifest.json", "model.json", "model.safetensors", "train_state.safetensors", "tokenizer/tokenizer.json"]
 
 

@@ -64,6 +64,7 @@ class Train:
     steps: int = 1000  # optimizer steps
     seed: int = 1
     batch_size: int = 32
+    micro_batch: int | None = None
     resume: Any = False
     debug: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -65,6 +66,14 @@ def test_sigterm_stops_all_ranks_after_the_same_step(options, tmp_path):
     assert "stopped after step" in ended.out, ended.err
     stopped = int(ended.out.split("stopped after step ")[1].split()[0])
     assert checkpoint.find(run_dir).step == stopped
+    # The command that it prints goes on; so does one process alone, which a saved parallel=ddp does not disturb.
+    printed = shlex.split(ended.out.split("go on with:")[1].strip().splitlines()[0])
+    assert printed[0] == "torchrun"
+    more = [f"steps={stopped + 3}", "eval_every=1000", "save_every=1000"]
+    ended = finish(start("-m", "torch.distributed.run", *printed[1:], *more))
+    assert ended.status == 0 and checkpoint.find(run_dir).step == stopped + 3, ended.err
+    ok("train", f"run_dir={run_dir}", "resume=true", f"steps={stopped + 5}", "eval_every=1000")
+    assert checkpoint.find(run_dir).step == stopped + 5
 
 
 def test_a_mistake_is_told_once_and_ends_every_rank(options, tmp_path):

@@ -98,7 +98,7 @@ def test_rotary_depends_on_differences_only():
     q, k = (torch.randn(1, 2, 1, 16, generator=generator) for _ in range(2))
 
     def score(i: int, j: int) -> torch.Tensor:
-        at = [model.rotary(torch.tensor([position])) for position in (i, j)]
+        at = [model.rotary_at(torch.tensor([position])) for position in (i, j)]
         return (rotate(q, at[0]) * rotate(k, at[1])).sum(-1)
 
     torch.testing.assert_close(score(9, 4), score(30, 25), atol=1e-5, rtol=0)

@@ -87,7 +87,7 @@ def test_muon_updates_queries_keys_and_values_as_matrices_of_their_own():
 def test_muon_takes_hidden_matrices_and_nothing_else():
     hidden, rest = split_parameters(make("gpt2"))
     assert all(name.startswith("blocks.") and name.endswith("weight") for name in hidden)
-    assert {"embed.weight", "position.weight", "norm.weight", "blocks.0.mlp.up.bias"} <= rest.keys()
+    assert {"embed.weight", "position_embed.weight", "norm.weight", "blocks.0.mlp.up.bias"} <= rest.keys()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -234,6 +234,33 @@ def test_resume_auto_starts_and_goes_on(base, tmp_path):
     assert "is finished" in ok("train", *options)
 
 
+def test_the_settings_that_a_run_goes_on_with_are_checked(base, tmp_path, monkeypatch):
+    run_dir = f"run_dir={tmp_path / 'run'}"
+    ok("train", *base, "batch_size=10", "steps=2", run_dir)  # the default batch_size would divide among four
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    refused = run("train", run_dir, "resume=true", "steps=4", "parallel=ddp")
+    assert refused.status == 2 and "batch_size=10 is not divisible by the 4 processes" in refused.err
+    monkeypatch.delenv("WORLD_SIZE")
+    refused = run("train", run_dir, "resume=true", "steps=4", "micro_batch=4")
+    assert refused.status == 2 and "micro_batch=4 does not divide the 10" in refused.err
+
+
+def test_the_same_command_twice_goes_on_from_a_checkpoint_of_another_run(base, tmp_path):
+    ok("train", *base, "model.dropout=0.2", "steps=2", f"run_dir={tmp_path / 'first'}")
+    same = [*base, f"checkpoint={tmp_path / 'first'}", "steps=3", f"run_dir={tmp_path / 'second'}", "resume=auto"]
+    ok("train", *same)
+    assert "is finished" in ok("train", *same)
+    assert checkpoint.find(tmp_path / "second").config.dropout == 0.2
+    refused = run("train", *same[:-2], f"run_dir={tmp_path / 'third'}", "tokenizer.pattern=gpt4")
+    assert refused.status == 2 and "tokenizer.pattern='gpt4'" in refused.err
+
+
+def test_a_manifest_tells_the_validation_loss_of_its_own_step_only(base, tmp_path):
+    ok("train", *base, "steps=4", "eval_every=2", "save_every=1", "keep_last=9", f"run_dir={tmp_path / 'run'}")
+    known = {path.name: "val_loss" in checkpoint.verify(path).manifest for path in checkpoint.steps(tmp_path / "run")}
+    assert known == {f"step_{step:08d}": step % 2 == 0 for step in range(1, 5)}
+
+
 def test_resume_refuses_a_changed_corpus(base, poem, tmp_path):
     run_dir = f"run_dir={tmp_path / 'run'}"
     ok("train", *base, "steps=2", run_dir)
