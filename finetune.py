@@ -10,7 +10,15 @@ import torch
 
 from conf import cli
 from conf.resume import resume_config
-from data.examples import Example, ExampleBatches, ExampleEvaluation, fingerprint, read_examples, split_examples
+from data.examples import (
+    Example,
+    ExampleBatches,
+    ExampleEvaluation,
+    fingerprint,
+    read_examples,
+    split_examples,
+    write_examples,
+)
 from data.tokenizer import load as load_tokenizer
 from model import checkpoint, parallel
 from model.device import Compute, keep_freed_memory
@@ -72,11 +80,14 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             held.enter_context(checkpoint.lock(Path(cfg.run_dir or "")))
         held.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
+            if cfg.val_examples is None:
+                held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
+                write_examples(val_examples, held_out)
+                print(f"the held-out examples are in {held_out}")
             print(train_data.preview(cfg.preview))
             print(
                 f"{len(train_data)} examples to learn, {len(val_data)} held out; {len(train_data.truncated)} prompts "
-                f"shortened to the context, {len(train_data.dropped)} examples dropped; "
-                f"{train_data.epochs(cfg.steps):.1f} epochs"
+                f"shortened to the context, {len(train_data.dropped)} examples dropped"
             )
         torch.manual_seed(cfg.seed)
         model = GPT(shape)

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -54,7 +53,7 @@ class LoopConfig:
     parallel: str = "none"  # none | ddp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log_every: int = 10  # steps between two lines of figures
-    eval_every: int | None = None  # null: ten times a run
+    eval_every: int | None = None  # null: ten times a run, at least 25 steps apart
     save_every: int | None = None  # null: whenever it evaluates; a better evaluation always saves
     keep_last: int = 2  # newest saved steps to keep, beside the best
     resume: Any = False  # false | true | auto
@@ -119,6 +118,8 @@ class TrainingData(Protocol):
 
     def supervised_tokens(self, step: int) -> int: ...  # targets that carry loss, in the whole global batch
 
+    def epochs(self, step: int) -> float: ...  # how often the data were seen after so many steps
+
     def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
 
 
@@ -171,7 +172,11 @@ def fit(
     state = RunState(resolved=resolved)
     if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
         state = restore(found, model, optimizer, scale, facts, resolved, say)
-    if state.step >= cfg.steps:
+    if state.step > cfg.steps:
+        raise InputError(
+            f"steps={cfg.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
+        )
+    if state.step == cfg.steps:
         say(f"{run_dir} is finished: {state.step} of {cfg.steps} steps")
         return None
 
@@ -181,11 +186,11 @@ def fit(
         cli.write_config(cfg, run_dir / "config.yaml")
     share = world.share(cfg.batch_size)
     micro = cfg.micro_batch or cfg.batch_size // world.size
-    eval_every = cfg.eval_every or max(1, -(-cfg.steps // 10))
+    eval_every = cfg.eval_every or max(25, -(-cfg.steps // 10))
     save_every = cfg.save_every or eval_every
-    last_score, stop = None, parallel.StopSignal()
+    last_score = None
     with (
-        stop_on_signals(stop),
+        parallel.StopSignal() as stop,
         deterministic(compute.compile or compute.device.type == "cuda"),
         Journal(
             run_dir,
@@ -250,6 +255,9 @@ def fit(
         launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else ["python"]
         again = shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
         say(f"stopped after step {state.step} of {cfg.steps}, saved; go on with:  {again}")
+    else:
+        best = f", the best step too ({run_dir / 'best'})" if val_data is not None else ""
+        say(f"finished, saved in {run_dir}{best}, drawn in {run_dir / 'loss.png'}")
     return last_score
 
 
@@ -283,7 +291,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     return (
-        f"{display.count(parameters)} parameters, {cfg.steps} steps of {cfg.batch_size} x {data.context} tokens, "
+        f"{display.count(parameters)} parameters, {cfg.steps} steps of {cfg.batch_size} x {data.context} tokens "
+        f"({data.epochs(cfg.steps):.1f} epochs), "
         f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, cfg.steps)}, schedule {cfg.optimizer.schedule}"
     )
 
@@ -343,23 +352,6 @@ def publish(
         best=best,
         keep_last=cfg.keep_last,
     )
-
-
-@contextlib.contextmanager
-def stop_on_signals(stop: parallel.StopSignal) -> Iterator[None]:
-    """SIGTERM or Ctrl-C asks the loop to finish its step and save; a second one ends the process at once."""
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.raised:
-            os._exit(128 + number)
-        stop.raised = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:

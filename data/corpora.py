@@ -44,9 +44,9 @@ def documents(
     corpus: a built-in name (see BUILT_IN), a file, a folder (read recursively) or a glob pattern; or a list of these.
     `./name` is the file or folder where a built-in has its name. A .jsonl file holds one document a line, in its
     `text_field`; .gz is unpacked. include, exclude: patterns on document names, in which `*` also crosses "/".
-    In folders and glob patterns hidden files are passed over, and so are binary ones; empty documents always are. The
-    name of each binary file and empty document is appended to `skipped`. Names are relative to the folder; those of
-    several sources begin with the name of theirs. Raises InputError if nothing is left.
+    In folders and glob patterns hidden files are passed over, and so are binary ones; empty documents always are.
+    The name of each such file and document is appended to `skipped`, with the reason. Names are relative to the
+    folder; those of several sources begin with the name of theirs. Raises InputError if nothing is left.
     """
     sources = [corpus] if isinstance(corpus, str) else list(corpus)
     skipped = [] if skipped is None else skipped
@@ -65,7 +65,7 @@ def documents(
             if not matches(document.name, include, default=True) or matches(document.name, exclude, default=False):
                 continue
             if not document.text:
-                skipped.append(document.name)
+                skipped.append(f"{document.name} (empty)")
                 continue
             kept += 1
             yield document
@@ -76,7 +76,7 @@ def documents(
         )
     if not kept:
         raise InputError(
-            f"corpus={corpus!r} has no text ({len(skipped)} binary or empty files skipped); name UTF-8 files"
+            f"corpus={corpus!r} has no text: {left_out(skipped) or 'there are no files'}; name text files in UTF-8"
         )
 
 
@@ -130,6 +130,8 @@ def _path_documents(source: str, text_field: str, skipped: list[str]) -> Iterato
 class _NotTextError(InputError):
     """A file whose bytes are not UTF-8."""
 
+    reason = "not UTF-8: convert it with iconv"
+
 
 def _folder_files(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:
@@ -155,14 +157,22 @@ def _file_documents(path: Path, name: str, text_field: str, *, skipped: list[str
     content = _read(path)
     try:
         text = _decode(content, path)
-    except _NotTextError:
+    except _NotTextError as error:
         if skipped is None:
             raise
-        text = "\0"
+        reason = "binary" if b"\0" in content else error.reason
+        skipped.append(f"{name} ({reason})")
+        return
     if skipped is not None and "\0" in text:
-        skipped.append(name)
+        skipped.append(f"{name} (binary)")
     else:
         yield Document(name, text)
+
+
+def left_out(skipped: list[str]) -> str:
+    """One line on what was passed over, or nothing."""
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return f"left out {', '.join(skipped[:5])}{more}" if skipped else ""
 
 
 def _read(path: Path) -> bytes:

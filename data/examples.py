@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,13 @@ def read_examples(path: str | Path) -> list[Example]:
     if not examples:
         raise InputError(f'{path}: no examples; write one JSON object a line: {{"prompt": "...", "completion": "..."}}')
     return examples
+
+
+def write_examples(examples: Sequence[Example], path: Path) -> None:
+    """Writes what read_examples reads."""
+    rows = [{"prompt": e.prompt, "completion": e.completion, "group": e.group} for e in examples]
+    lines = [json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import InputError
 from . import tokenizer as tokenizers
-from .corpora import Document, documents, matches
+from .corpora import Document, documents, left_out, matches
 from .shards import FORMAT, SplitWriter, open_split, sha256_of
 from .tokenizer import TokenizerConfig
 
@@ -65,6 +65,8 @@ def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print) -> Pat
         raise InputError("; ".join(problems))
     skipped: list[str] = []
     entries = [_Entry.of(document) for document in _read_corpus(config, skipped)]
+    if skipped:
+        say(left_out(skipped))
     fingerprint, name = _fingerprint(config, entries), corpus_name(config.corpus)
     target = Path(config.datasets).expanduser() / f"{name}-{fingerprint[:12]}"
     try:
@@ -194,7 +196,7 @@ def _write(
         parts = _parts(config, kind, chosen, entries)
         tokenizer = tokenizers.build(config.tokenizer, (d.text for split, d in parts if sees_all or split == TRAIN))
         tokenizer.save(temporary / "tokenizer")
-        say(f"{name}: encoding with {tokenizer.vocab_size:,} tokens")
+        say(f"{name}: encoding, vocabulary of {tokenizer.vocab_size:,}")
         writers = {TRAIN: SplitWriter(temporary, TRAIN, tokenizer)}
         if kind != "none":
             writers[VAL] = SplitWriter(temporary, VAL, tokenizer)
@@ -257,7 +259,7 @@ def _report(name: str, index: dict[str, Any], val_names: list[str], skipped: lis
         n_bytes, tokens = figures["bytes"], figures["tokens"]
         lines.append(f"| {split} | {figures['documents']:,} | {n_bytes:,} | {tokens:,} | {n_bytes / tokens:.3f} |")
     lines += ["", f"Vocabulary: {index['vocab_size']:,} tokens, stored as {index['dtype']}."]
-    for title, names in (("Validation documents", val_names), ("Skipped (binary or empty)", skipped)):
+    for title, names in (("Validation documents", val_names), ("Left out", skipped)):
         if names:
             shown = ", ".join(names[:50]) + (", ..." if len(names) > 50 else "")
             lines += ["", f"{title}: {len(names)}: {shown}"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -84,7 +86,9 @@ def wrap(model: nn.Module, strategy: str, device: torch.device) -> nn.Module:
     if strategy != "ddp":
         raise InputError(f"parallel={strategy!r} is not one of none, ddp")
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.11 knows only that
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager:
@@ -100,15 +104,27 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 class StopSignal:
-    """Makes all ranks stop after the same step, though a signal reaches each at another moment.
+    """SIGTERM or Ctrl-C asks the loop to finish its step and save; a second one ends the process at once.
 
-    Each step starts a one-number reduction on the CPU and reads the one started a step before, so nobody waits for it.
+    All ranks stop after the same step, though a signal reaches each at another moment: each step starts a one-number
+    reduction on the CPU and reads the one started a step before, so nobody waits for it.
     """
 
-    def __init__(self) -> None:
+    def __enter__(self) -> StopSignal:
         self.raised = False
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.pending: tuple[dist.Work, Tensor] | None = None
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.raised:
+            os._exit(128 + number)
+        self.raised = True
 
     def agreed(self) -> bool:
         """Whether all ranks stop here; every rank calls it once a step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,6 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     print(f"{len(val):,} bytes of held-out text after {len(train):,} bytes of training text:")
     print(f"  xz -9    {xz:.3f} bits/byte")
     print(f"  model    {model:.3f} bits/byte, {model / xz:.2f} of xz")
-    print(json.dumps({"xz_bits_per_byte": xz, "val_bits_per_byte": model, "ratio": model / xz}))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
     for start in range(0, len(order), cfg.batch_size):
         rows = order[start : start + cfg.batch_size]
         prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # cut on the left, as for training
-        made = lm.complete(prompts, max_new_tokens=longest + 8, sampling=SamplingConfig(temperature=0))
+        made = lm.complete(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
         for i, (tokens, _, stopped) in zip(rows, made, strict=True):
             right[i] = stopped and lm.tokenizer.decode(tokens) == examples[i].completion
             ended[i] = stopped
@@ -105,7 +105,7 @@ def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
     examples = read_examples(cfg.examples) if cfg.examples is not None else []
     if examples:
         label, most = Counter(example.completion for example in examples).most_common(1)[0]
-        print(f"always {label!r}: {most / len(examples):.1%} of {len(examples)} examples")
+        print(f"{len(examples)} examples; always answering {label!r} is right in {most / len(examples):.1%}")
     results = []
     for path in filter(None, (cfg.checkpoint, cfg.versus)):
         lm = load(path, device=cfg.device, dtype=cfg.dtype)

@@ -20,7 +20,7 @@ echo "== What it writes =="
 echo
 echo "== Which token comes next? =="
 .venv/bin/python sample.py checkpoint=$run/best mode=next_token top=12 plot=$run/next_token.png \
-    prompt="To be, or not to be: that is the"
+    prompt="O Romeo, Romeo! wherefore art thou"
 
 echo
 echo "Look at $run/loss.png and $run/next_token.png. Now your own text:"

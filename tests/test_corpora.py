@@ -53,7 +53,8 @@ def test_a_folder_gives_its_text_files_sorted_and_says_what_it_skipped(folder):
         ("sub/lines.jsonl:1", "one"),
         ("sub/lines.jsonl:3", "t\u2028wo"),
     ]
-    assert sorted(skipped) == ["empty.txt", "image.png", "zeros.dat"]
+    latin = "image.png (not UTF-8: convert it with iconv)"
+    assert sorted(skipped) == ["empty.txt (empty)", latin, "zeros.dat (binary)"]
 
 
 def test_files_globs_and_lists(folder):
@@ -119,7 +120,7 @@ def test_mistakes_are_named(tmp_path):
     assert "has no text" in error_of(str(tmp_path))
     (tmp_path / "bad.txt").write_bytes(b"one\ntwo \xff")
     assert "bad.txt:2: byte 0xff is not UTF-8" in error_of(str(tmp_path / "bad.txt"))
-    assert "1 binary or empty files skipped" in error_of(str(tmp_path))
+    assert "left out " in error_of(str(tmp_path))
     (tmp_path / "bad.txt").write_text("")
     assert "empty" in error_of(str(tmp_path / "bad.txt"))
 
