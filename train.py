@@ -256,8 +256,8 @@ def fit(
         again = shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
         say(f"stopped after step {state.step} of {cfg.steps}, saved; go on with:  {again}")
     else:
-        best = f", the best step too ({run_dir / 'best'})" if val_data is not None else ""
-        say(f"finished, saved in {run_dir}{best}, drawn in {run_dir / 'loss.png'}")
+        best = f", the best step in {run_dir / 'best'}" if val_data is not None else ""
+        say(f"finished: saved in {run_dir}{best}, the curves in {run_dir / 'loss.png'}")
     return last_score
 
 

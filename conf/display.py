@@ -265,7 +265,8 @@ def plot_tokens(
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("probability")
+        spaces = any(" " in row["text"] for row in rows)
+        axes.set_xlabel("probability" + ("     (␣ is a space)" if spaces else ""))
         axes.set_title(f"{title} after “{_visible(prompt, 60, tail=True)}”")
         _save(figure, png_path)
 
