@@ -80,10 +80,6 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             held.enter_context(checkpoint.lock(Path(cfg.run_dir or "")))
         held.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
-            if cfg.val_examples is None:
-                held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
-                write_examples(val_examples, held_out)
-                print(f"the held-out examples are in {held_out}")
             print(train_data.preview(cfg.preview))
             print(
                 f"{len(train_data)} examples to learn, {len(val_data)} held out; {len(train_data.truncated)} prompts "
@@ -96,6 +92,10 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
+        if world.is_main and cfg.val_examples is None:
+            held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
+            write_examples(val_examples, held_out)
+            print(f"the held-out examples are in {held_out}")
         fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
 
 

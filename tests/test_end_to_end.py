@@ -158,6 +158,8 @@ def test_examples_resume_as_text_does(trained, tmp_path):
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = [f"checkpoint={trained}", f"examples={examples}", "device=cpu", "batch_size=8"]
     ok("finetune", *common, "steps=4", f"run_dir={tmp_path / 'tuned'}")
+    held_out = (tmp_path / "tuned" / "held_out.jsonl").read_text().splitlines()
+    assert 0 < len(held_out) < 40 and all(json.loads(line) in rows for line in held_out)
     assert "at step 4" in ok("finetune", f"run_dir={tmp_path / 'tuned'}", *common, "resume=true", "steps=6")
     examples.write_text(examples.read_text().replace('"0"', '"4"', 1))
     refused = run("finetune", f"run_dir={tmp_path / 'tuned'}", "resume=true", "steps=8")

@@ -54,7 +54,9 @@ def compose(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("line", command_lines())
-def test_command_lines_compose(line, monkeypatch):
+def test_command_lines_compose(line, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()  # as the commands before it have left it
+    monkeypatch.chdir(tmp_path)
     if line.startswith(SET_UP):
         return
     words = shlex.split(line.split(" | ")[-1])
