@@ -211,7 +211,7 @@ def _key_values(arguments: list[str], keys: dict[str, Any], problems: list[str])
             continue
         if words:
             first, _, rest = " ".join(words).replace("=", " ").lstrip("- ").partition(" ")
-            if previous.partition("=")[0] in TEXTS | PATHS and not words[0].startswith("-"):
+            if first not in keys and previous.partition("=")[0] in TEXTS | PATHS and not words[0].startswith("-"):
                 advice = f"quote a value with spaces: '{' '.join([previous, *words])}'"
             else:
                 advice = f"write {first}={rest.strip() or 'VALUE'}" if first in keys else "--help lists all keys"

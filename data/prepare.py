@@ -81,8 +81,12 @@ def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print) -> Pat
             f"datasets={config.datasets} cannot be written in ({error.filename or target}: {error.strerror or error}); "
             "see to it, or choose another folder"
         ) from None
-    say(f"{target} is already prepared: {len(entries)} documents, unchanged")
+    say(f"{target} is already prepared: {counted(len(entries))}, unchanged")
     return target
+
+
+def counted(documents: int) -> str:
+    return f"{documents:,} document" + ("s" if documents != 1 else "")
 
 
 def corpus_name(corpus: str | list[str]) -> str:
@@ -191,7 +195,7 @@ def _write(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        say(f"{name}: {len(entries)} documents, {sum(e.n_bytes for e in entries):,} bytes; building the tokenizer")
+        say(f"{name}: {counted(len(entries))}, {sum(e.n_bytes for e in entries):,} bytes; building the tokenizer")
         sees_all = config.tokenizer.kind == "char"  # else it could not write the validation text
         parts = _parts(config, kind, chosen, entries)
         tokenizer = tokenizers.build(config.tokenizer, (d.text for split, d in parts if sees_all or split == TRAIN))
@@ -228,7 +232,7 @@ def _write(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for split, figures in splits.items():
-        say(f"{target}: {split} {figures['documents']} documents, {figures['tokens']:,} tokens")
+        say(f"{target}: {split} {counted(figures['documents'])}, {figures['tokens']:,} tokens")
     if kind == "position":
         say(f"too few documents to hold some out: the last {config.val_fraction:g} of each is the validation split")
 

@@ -189,19 +189,19 @@ def test_free_text_survives_a_real_command_line(tmp_path: Path) -> None:
 
 
 def test_paths_know_home_and_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("HOME", "/users/ada")
     config, overrides = compose("run_dir=~/It's, x=1 ", "json=null", "corpus=~/notes (2024)", "include=null")
-    assert config.run_dir == "/home/ada/It's, x=1 " and config.json is None and config.include is None
-    assert config.corpus == "/home/ada/notes (2024)"
+    assert config.run_dir == "/users/ada/It's, x=1 " and config.json is None and config.include is None
+    assert config.corpus == "/users/ada/notes (2024)"
     assert overrides["run_dir"] == config.run_dir and overrides["json"] is None
 
 
 def test_lists_are_read_by_hydras_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("HOME", "/users/ada")
     config, _ = compose(
         "corpus=[shakespeare, '~/a, b', \"[x]\"]", "include=['*.md']", "stop=['\n', 'It is ']", "prompt=[x]"
     )
-    assert config.corpus == ["shakespeare", "/home/ada/a, b", "[x]"] and type(config.corpus) is list
+    assert config.corpus == ["shakespeare", "/users/ada/a, b", "[x]"] and type(config.corpus) is list
     assert config.include == ["*.md"] and config.stop == ["\n", "It is "] and config.prompt == "[x]"
     assert "quote it" in mistakes("stop=[2024]")[0] and "2024" in mistakes("stop=[2024]")[0]
     assert "is not a list" in mistakes("corpus=[a'b]")[0]
@@ -379,13 +379,13 @@ def test_multirun_sweeps_in_one_process(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(SWEEP)
 
     def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": "/home/ada"}
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": "/users/ada"}
         command = [sys.executable, "program.py", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     done = sweep("-m", "run_dir='~/a-${seed}-${model.n_layer}'", "seed=1,2,3", "model.n_layer=1,2")
     keys = ["model.n_layer", "run_dir", "seed"]
-    assert done.stdout.splitlines() == [f"/home/ada/a-{s}-{n} {n} {keys}" for s in (1, 2, 3) for n in (1, 2)]
+    assert done.stdout.splitlines() == [f"/users/ada/a-{s}-{n} {n} {keys}" for s in (1, 2, 3) for n in (1, 2)]
     assert done.returncode == 2 and done.stderr.count("error: seed 2 is unlucky\n") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "program.py"]
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["multirun.yaml"]
