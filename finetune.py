@@ -92,7 +92,8 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
-        if world.is_main and cfg.val_examples is None:
+        goes_on = start.directory.parent == Path(cfg.run_dir or "")  # then the file is there, and may say otherwise now
+        if world.is_main and cfg.val_examples is None and not goes_on:
             held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
             write_examples(val_examples, held_out)
             print(f"the held-out examples are in {held_out}")

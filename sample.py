@@ -18,7 +18,7 @@ from data.tokenizer import Tokenizer
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
 from model.device import DTYPES, Compute
-from model.generate import SamplingConfig, generate, probabilities
+from model.generate import SamplingConfig, checked, generate, probabilities
 from model.gpt import GPT
 
 
@@ -101,7 +101,7 @@ class LanguageModel:
         ids = torch.tensor([self.encode(prompt)[-self.model.config.context :]], device=self.compute.device)
         with self.compute.autocast():
             logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
-        probs = probabilities(logits, sampling or SamplingConfig())[0]
+        probs = probabilities(logits, checked(sampling))[0]
         best = probs.topk(min(top, len(probs)))
         return [
             TokenProbability(i, self.tokenizer.token_bytes(i).decode("utf-8", "backslashreplace"), p)

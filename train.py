@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from conf import cli, display
 from conf.journal import Journal
-from conf.resume import follow_checkpoint, resume_config
+from conf.resume import JOB, follow_checkpoint, job, resume_config
 from data.batches import WindowBatches, WindowEvaluation
 from data.prepare import PrepareConfig, open_split, prepare
 from data.tokenizer import Tokenizer
@@ -128,7 +129,7 @@ class RunState:
     """Where a run stands. Together with weights and optimizer state this is all that a resume needs."""
 
     step: int = 0  # completed updates
-    tokens: int = 0  # read in training, over all ranks
+    tokens: int = 0  # read in training over all ranks, padding of labelled rows included
     elapsed_seconds: float = 0.0
     best_val_loss: float | None = None
     resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
@@ -172,11 +173,15 @@ def fit(
     state = RunState(resolved=resolved)
     if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
         state = restore(found, model, optimizer, scale, facts, resolved, say)
+        if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
+            checkpoint.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
     if state.step > cfg.steps:
         raise InputError(
             f"steps={cfg.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
         )
     if state.step == cfg.steps:
+        if world.is_main and not (run_dir / "loss.png").exists():  # a kill came before it
+            display.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
         say(f"{run_dir} is finished: {state.step} of {cfg.steps} steps")
         return None
 
@@ -184,6 +189,7 @@ def fit(
     say(describe_run(cfg, model, train_data))
     if world.is_main:
         cli.write_config(cfg, run_dir / "config.yaml")
+        (run_dir / JOB).write_text(job(), encoding="utf-8")
     share = world.share(cfg.batch_size)
     micro = cfg.micro_batch or cfg.batch_size // world.size
     eval_every = cfg.eval_every or max(25, -(-cfg.steps // 10))
@@ -252,7 +258,8 @@ def fit(
             if stopping:
                 break
     if state.step < cfg.steps:
-        launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else ["python"]
+        python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+        launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else [python]
         again = shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
         say(f"stopped after step {state.step} of {cfg.steps}, saved; go on with:  {again}")
     else:

@@ -52,12 +52,19 @@ class Journal:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        failed = error[0] is not None
         self.progress.__exit__(*error)
-        if self.enabled:
-            self.file.close()
-            display.plot_loss(self.run_dir / "metrics.jsonl", self.run_dir / "loss.png", title=self.run_dir.name)
-        if self.wandb is not None:
-            self.wandb.finish()
+        try:
+            # Of two errors the first is the one to be told.
+            with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
+                if self.enabled:
+                    self.file.close()
+                    display.plot_loss(
+                        self.run_dir / "metrics.jsonl", self.run_dir / "loss.png", title=self.run_dir.name
+                    )
+        finally:
+            if self.wandb is not None:
+                self.wandb.finish(exit_code=int(failed))
 
     @property
     def elapsed_seconds(self) -> float:

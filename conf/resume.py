@@ -34,7 +34,7 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
     if not values.run_dir or values.resume not in (False, True, "auto"):
         check_config(cfg)  # which says so
     run_dir, resume = Path(values.run_dir), values.resume
-    if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+    if not resume and restarted(run_dir):
         resume = "auto"
     metrics = run_dir / "metrics.jsonl"
     has_run = any(run_dir.glob("step_*")) or (metrics.is_file() and metrics.stat().st_size > 0)
@@ -43,10 +43,10 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
             raise InputError(f"run_dir={run_dir} already holds a run: continue it with resume=true, or choose another")
         return cfg
     saved_path = run_dir / "config.yaml"
+    if resume == "auto" and not has_run:
+        check_config(cfg)
+        return replace(values, resume="auto")
     if not saved_path.is_file():
-        if resume == "auto" and not has_run:
-            check_config(cfg)
-            return replace(values, resume="auto")
         raise InputError(f"run_dir={run_dir} holds no run to resume: {saved_path} is missing")
     saved = read_config(saved_path, type(cfg))
     from_checkpoint = getattr(saved, "checkpoint", None) is not None  # follow_checkpoint compares what is its own
@@ -55,7 +55,7 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
         for key, value in overrides.items()
         if key not in CHANGEABLE
         and value not in (get(saved, key), "auto")  # what `auto` came to stands in the saved config
-        and not (from_checkpoint and key.startswith(ITS_OWN))
+        and not (from_checkpoint and key.startswith(ITS_OWN) and key != "model.dropout")
     ]
     if differences:
         raise InputError(*(f"{difference}; a resumed run keeps it" for difference in differences))
@@ -64,6 +64,20 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
     saved = replace(saved, resume=resume)  # type: ignore[type-var]
     check_config(saved)
     return saved
+
+
+JOB = ".job"  # in a run_dir: the name of the torchrun job that trains there
+
+
+def job() -> str:
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
+def restarted(run_dir: Path) -> bool:
+    """Whether torchrun has started this process again after it began this run, and not another's in the same place."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    mark = run_dir / JOB
+    return again and (not run_dir.is_dir() or (mark.is_file() and mark.read_text(encoding="utf-8") == job()))
 
 
 def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: Path) -> Config:

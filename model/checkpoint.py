@@ -174,6 +174,8 @@ def find(path: Path) -> Checkpoint:
         if name is None:
             raise InputError(f"{path} does not name a step of {path.parent}")
         return verify(path.parent / name)
+    if path.name in ("best", "latest") and path.parent.is_dir() and not path.exists():
+        raise InputError(f"{path.parent} has no {path.name} step (nothing evaluated?); name the run directory")
     if not path.exists():
         raise InputError(f"checkpoint={path}: there is no such directory")
     if (path / "manifest.json").exists() or path.name.startswith("step_"):

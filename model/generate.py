@@ -34,6 +34,14 @@ class SamplingConfig:
         return found
 
 
+def checked(sampling: SamplingConfig | None) -> SamplingConfig:
+    """The settings, or the defaults. Raises InputError for what is wrong with them."""
+    sampling = sampling or SamplingConfig()
+    if problems := sampling.problems():
+        raise InputError(*problems)
+    return sampling
+
+
 def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
     """logits (..., V) -> the probabilities (..., V) that sampling draws from, in float32; they sum to 1.
 
@@ -90,7 +98,7 @@ def generate(
     """
     if not prompts or not all(prompts):
         raise InputError("an empty prompt has no last token to continue; start with the tokenizer's end_id")
-    sampling = sampling or SamplingConfig()
+    sampling = checked(sampling)
     compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
     context = model.config.context
     generators = [torch.Generator().manual_seed(hash_seed(seed, row)) for row in range(len(prompts))]

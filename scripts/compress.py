@@ -1,4 +1,4 @@
-"""What xz -9 makes of a run's validation text after the training text, beside the model's bits/byte."""
+"""What xz -9e makes of a run's validation text after the training text, beside the model's bits/byte."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))
     xz = (xz_size(train + val) - xz_size(train)) * 8 / len(val)
     print(f"{len(val):,} bytes of held-out text after {len(train):,} bytes of training text:")
-    print(f"  xz -9    {xz:.3f} bits/byte")
+    print(f"  xz -9e    {xz:.3f} bits/byte")
     print(f"  model    {model:.3f} bits/byte, {model / xz:.2f} of xz")
 
 

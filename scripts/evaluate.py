@@ -73,12 +73,13 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
     right, ended = np.zeros(len(examples)), np.zeros(len(examples))
     for start in range(0, len(order), cfg.batch_size):
         rows = order[start : start + cfg.batch_size]
-        prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # cut on the left, as for training
+        prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # leaves room for the longest completion
         made = lm.complete(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
         for i, (tokens, _, stopped) in zip(rows, made, strict=True):
             right[i] = stopped and lm.tokenizer.decode(tokens) == examples[i].completion
             ended[i] = stopped
-    low, high = group_interval(right, [example.group or str(i) for i, example in enumerate(examples)], seed=cfg.seed)
+    groups = [f"group {e.group}" if e.group is not None else f"example {i}" for i, e in enumerate(examples)]
+    low, high = group_interval(right, groups, seed=cfg.seed)
     return {
         "accuracy": float(right.mean()),
         "accuracy_low": low,
@@ -90,13 +91,12 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
 
 def group_interval(right: np.ndarray, groups: list[str], *, seed: int) -> tuple[float, float]:
     """A 95 % bootstrap interval of the mean that draws whole groups: answers within one group are not independent."""
-    names = sorted(set(groups))
-    sums, sizes = np.zeros(len(names)), np.zeros(len(names))
-    for value, group in zip(right, groups, strict=True):
-        sums[names.index(group)] += value
-        sizes[names.index(group)] += 1
-    draws = np.random.default_rng(seed).integers(len(names), size=(10_000, len(names)))
-    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    _, index = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(index, right), np.bincount(index)
+    random, means = np.random.default_rng(seed), np.empty(10_000)
+    for k in range(len(means)):
+        drawn = random.integers(len(sums), size=len(sums))
+        means[k] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

@@ -9,9 +9,9 @@ install_into_venv() {
         echo "error: $("$PYTHON" --version 2>&1) is too old, Python 3.11 or newer is needed; name one: PYTHON=python3.12 bash $0" >&2
         exit 2
     fi
-    if [ ! -x .venv/bin/python ]; then
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         echo "Making the virtual environment .venv ..."
-        if ! "$PYTHON" -m venv .venv; then
+        if ! "$PYTHON" -m venv --clear .venv; then
             rm -rf .venv
             echo "error: $PYTHON cannot make virtual environments (Debian: apt install python3-venv)" >&2
             exit 2

@@ -164,3 +164,4 @@ def test_examples_resume_as_text_does(trained, tmp_path):
     examples.write_text(examples.read_text().replace('"0"', '"4"', 1))
     refused = run("finetune", f"run_dir={tmp_path / 'tuned'}", "resume=true", "steps=8")
     assert refused.status == 2 and "data fingerprint" in refused.err
+    assert (tmp_path / "tuned" / "held_out.jsonl").read_text().splitlines() == held_out

@@ -157,6 +157,8 @@ def test_an_empty_prompt_is_refused():
 
 
 def test_sampling_problems_are_named():
+    with pytest.raises(InputError, match="top_k=0"):
+        next(generate(make("modern"), [[1]], max_new_tokens=1, sampling=SamplingConfig(top_k=0)))
     assert len(SamplingConfig(temperature=-1, top_k=0, top_p=1.5).problems()) == 3
     assert SamplingConfig(temperature=float("nan")).problems()
     assert SamplingConfig().problems() == []

@@ -231,6 +231,35 @@ def test_resume_refuses_what_would_make_it_another_run(base, tmp_path):
     assert refused.status == 2 and "no run to resume" in refused.err
 
 
+def test_a_kill_before_best_was_moved_is_made_good(base, tmp_path):
+    run_dir = tmp_path / "run"
+    ok("train", *base, "steps=4", "eval_every=2", f"run_dir={run_dir}")
+    assert checkpoint.find(run_dir / "best").step == 4
+    checkpoint.point(run_dir, "best", "step_00000002")
+    (run_dir / "loss.png").unlink()
+    assert "is finished" in ok("train", f"run_dir={run_dir}", "resume=true")
+    assert checkpoint.find(run_dir / "best").step == 4 and (run_dir / "loss.png").exists()
+
+
+def test_an_error_in_the_loop_is_the_one_that_is_told(tmp_path, monkeypatch):
+    def no_room(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("conf.display.plot_loss", no_room)
+    with pytest.raises(ValueError, match="4 updates in a row"):
+        fit(tmp_path, data_of=lambda model: Poisoned(model, range(2, 99)), steps=30, nonfinite_limit=4)
+
+
+def test_only_a_restart_of_the_same_job_goes_on_by_itself(base, tmp_path, monkeypatch):
+    options = [*base, "steps=4", f"run_dir={tmp_path / 'run'}"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    ok("train", *options)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert "is finished" in ok("train", *options)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
+    assert run("train", *options).status == 2
+
+
 def test_resume_auto_starts_and_goes_on(base, tmp_path):
     options = [*base, "steps=4", f"run_dir={tmp_path / 'run'}", "resume=auto"]
     ok("train", *options)
