@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from conf import cli, display
-from conf.journal import Journal
+from conf.journal import Journal, draw
 from conf.resume import JOB, follow_checkpoint, job, resume_config
 from data.batches import WindowBatches, WindowEvaluation
 from data.prepare import PrepareConfig, open_split, prepare
@@ -181,7 +181,7 @@ def fit(
         )
     if state.step == cfg.steps:
         if world.is_main and not (run_dir / "loss.png").exists():  # a kill came before it
-            display.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
+            draw(run_dir)
         say(f"{run_dir} is finished: {state.step} of {cfg.steps} steps")
         return None
 

@@ -59,9 +59,7 @@ class Journal:
             with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
                 if self.enabled:
                     self.file.close()
-                    display.plot_loss(
-                        self.run_dir / "metrics.jsonl", self.run_dir / "loss.png", title=self.run_dir.name
-                    )
+                    draw(self.run_dir)
         finally:
             if self.wandb is not None:
                 self.wandb.finish(exit_code=int(failed))
@@ -104,6 +102,11 @@ class Journal:
             self.file.flush()
         if self.wandb is not None:
             self.wandb.log({"tokens": tokens, **known}, step=step)
+
+
+def draw(run_dir: Path) -> None:
+    """Draws the run's metrics.jsonl as its loss.png."""
+    display.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
 
 
 def lines_up_to(path: Path, step: int) -> list[str]:

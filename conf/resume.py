@@ -77,7 +77,7 @@ def restarted(run_dir: Path) -> bool:
     """Whether torchrun has started this process again after it began this run, and not another's in the same place."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     mark = run_dir / JOB
-    return again and (not run_dir.is_dir() or (mark.is_file() and mark.read_text(encoding="utf-8") == job()))
+    return again and mark.is_file() and mark.read_text(encoding="utf-8") == job()
 
 
 def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: Path) -> Config:

