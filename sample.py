@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from conf import cli, display
-from data.tokenizer import Tokenizer
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
 from model.device import DTYPES, Compute
-from model.generate import SamplingConfig, checked, generate, probabilities
-from model.gpt import GPT
+from model.language_model import LanguageModel
+from model.sampling import SamplingConfig
 
 
 @dataclass
@@ -60,109 +55,6 @@ class SampleConfig:
 
     def sampling(self) -> SamplingConfig:
         return SamplingConfig(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-
-
-@dataclass(frozen=True)
-class TokenProbability:
-    id: int
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One continuation: its text and tokens without the end token, and each token's log-probability as sampled."""
-
-    prompt: str
-    text: str
-    tokens: list[int]
-    log_probabilities: list[float]
-    ended: bool  # by the end token rather than by max_new_tokens
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """A model with its tokenizer in one hand; what `load` returns."""
-
-    model: GPT
-    tokenizer: Tokenizer
-    compute: Compute
-    directory: Path  # the step directory it was read from
-
-    def encode(self, prompt: str) -> list[int]:
-        """The ids that a prompt stands for; an empty prompt is the start of a document."""
-        return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
-
-    @torch.no_grad()
-    def next_tokens(
-        self, prompt: str, *, top: int = 20, sampling: SamplingConfig | None = None
-    ) -> list[TokenProbability]:
-        """The most probable next tokens after `prompt` (its last `context` tokens), best first."""
-        ids = torch.tensor([self.encode(prompt)[-self.model.config.context :]], device=self.compute.device)
-        with self.compute.autocast():
-            logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
-        probs = probabilities(logits, checked(sampling))[0]
-        best = probs.topk(min(top, len(probs)))
-        return [
-            TokenProbability(i, self.tokenizer.token_bytes(i).decode("utf-8", "backslashreplace"), p)
-            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-
-    def generate(
-        self, prompts: list[str], *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
-    ) -> list[Generation]:
-        """Continues each prompt until its end token or max_new_tokens; row i depends on (prompts[i], seed, i) alone.
-
-        A prompt longer than the context counts by its end.
-        """
-        ids = [self.encode(prompt) for prompt in prompts]
-        made = self.complete(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        return [
-            Generation(prompt, self.tokenizer.decode(tokens), tokens, log_probabilities, ended)
-            for prompt, (tokens, log_probabilities, ended) in zip(prompts, made, strict=True)
-        ]
-
-    def complete(
-        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None = None, seed: int = 1
-    ) -> list[tuple[list[int], list[float], bool]]:
-        """As generate, on ids: of each prompt the new ids less the end token, their log-probabilities, if it ended."""
-        tokens: list[list[int]] = [[] for _ in prompts]
-        log_probabilities: list[list[float]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        for new, chosen in self.steps(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
-            for row, token in enumerate(new):
-                if token == self.tokenizer.end_id:
-                    ended[row] = True
-                elif token is not None:
-                    tokens[row].append(token)
-                    log_probabilities[row].append(chosen[row])
-        return list(zip(tokens, log_probabilities, ended, strict=True))
-
-    def stream(
-        self, prompt: str, *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
-    ) -> Iterator[str]:
-        """Yields the text of one continuation as it comes, never half a character."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for (token,), _ in self.steps(
-            [self.encode(prompt)], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
-        ):
-            if token is not None and token != self.tokenizer.end_id:
-                yield decoder.decode(self.tokenizer.token_bytes(token))
-        yield decoder.decode(b"", final=True)
-
-    def steps(
-        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None, seed: int
-    ) -> Iterator[tuple[list[int | None], list[float]]]:
-        """generate()'s steps on this model: new ids and their log-probabilities, a list entry a prompt."""
-        return generate(
-            self.model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            end_id=self.tokenizer.end_id,
-            compute=self.compute,
-        )
 
 
 def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:

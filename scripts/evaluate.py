@@ -17,7 +17,7 @@ from data.prepare import PrepareConfig, prepare
 from data.shards import open_split
 from data.tokenizer import TokenizerConfig
 from model.evaluate import evaluate
-from model.generate import SamplingConfig
+from model.sampling import SamplingConfig
 from sample import LanguageModel, load
 
 

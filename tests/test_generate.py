@@ -7,7 +7,8 @@ import torch
 
 from model import InputError
 from model.device import Compute
-from model.generate import SamplingConfig, generate, probabilities, sample
+from model.generate import generate
+from model.sampling import SamplingConfig, probabilities, sample
 from model.seeds import hash_seed
 
 from .families import FAMILIES, make
