@@ -11,11 +11,15 @@ from typing import Protocol
 
 import torch
 
+from . import InputError
 from .device import Compute
 from .generate import generate
 from .gpt import GPT
+from .next_word import NextWords, next_word_distribution
 from .sampling import SamplingConfig, checked, probabilities
 from .vocabulary import Vocabulary
+from .word_table import Tables
+from .words import WordRule
 
 
 class Tokenizer(Protocol):
@@ -49,6 +53,17 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """A next word in a tree of them: its text with the space before it, its probability and that of the whole path."""
+
+    text: str
+    kind: str
+    probability: float  # at least; so is `cumulative`
+    cumulative: float
+    children: list[Continuation]
+
+
+@dataclass(frozen=True)
 class LanguageModel:
     """A model with its tokenizer in one hand; what sample.load returns."""
 
@@ -62,6 +77,11 @@ class LanguageModel:
         special = {token: name for name, token in self.tokenizer.special_tokens.items()}
         tokens = (b"" if i in special else self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size))
         return Vocabulary(tuple(tokens), special, self.tokenizer.end_id)
+
+    @cached_property
+    def _tables(self) -> dict[WordRule, Tables]:
+        """What is known of the vocabulary under each word rule so far: kept from prompt to prompt."""
+        return {}
 
     def encode(self, prompt: str) -> list[int]:
         """The ids that a prompt stands for; an empty prompt is the start of a document."""
@@ -81,6 +101,58 @@ class LanguageModel:
             TokenProbability(i, self.tokenizer.token_bytes(i).decode("utf-8", "backslashreplace"), p)
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+    def next_words(
+        self,
+        prompt: str,
+        *,
+        top: int = 20,
+        tolerance: float = 0.001,
+        max_tokens: int = 1024,
+        border: str = "words",
+        rule: WordRule | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> NextWords:
+        """The most probable next words (or what comes in a word's place), each with a lower and an upper bound.
+
+        See model/next_word.py: the search stops when the order of the `top` is proven, when all that is unexplored is
+        at most `tolerance`, or after `max_tokens` tokens. Spaces at the prompt's end change nothing, unless
+        border="bytes". `rule` says what a word is.
+        """
+        tables = self._tables.setdefault(rule or WordRule(), Tables(self.vocabulary, rule))
+        return next_word_distribution(
+            self.model,
+            tables,
+            prompt,
+            encode=self.tokenizer.encode,
+            top=top,
+            tolerance=tolerance,
+            max_tokens=max_tokens,
+            border=border,
+            sampling=sampling,
+            compute=self.compute,
+        )
+
+    def continuations(
+        self, prompt: str, *, branches: int = 3, depth: int = 3, rule: WordRule | None = None
+    ) -> list[Continuation]:
+        """A tree of the most probable next words and what follows each: `branches` at each place, `depth` words deep."""
+        if branches < 1 or depth < 1:
+            raise InputError(f"branches={branches} and depth={depth} must be at least 1")
+        return self._continuations(prompt.rstrip(" "), 1.0, branches, depth, rule)
+
+    def _continuations(
+        self, text: str, before: float, branches: int, depth: int, rule: WordRule | None
+    ) -> list[Continuation]:
+        found = []
+        border = "words" if before == 1.0 else "bytes"  # a space that is a node of the tree is not taken back
+        for outcome in self.next_words(text, top=branches, border=border, rule=rule).words:
+            piece = " " * (outcome.spaced > 0.5) + outcome.word
+            cumulative = before * outcome.lower
+            ends = depth == 1 or outcome.kind in ("special", "byte")
+            children = [] if ends else self._continuations(text + piece, cumulative, branches, depth - 1, rule)
+            found.append(Continuation(piece, outcome.kind, outcome.lower, cumulative, children))
+        return found
 
     def generate(
         self, prompts: list[str], *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
