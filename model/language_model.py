@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from .device import Compute
 from .generate import generate
 from .gpt import GPT
 from .sampling import SamplingConfig, checked, probabilities
+from .seeds import hash_seed
 from .vocabulary import Vocabulary
 
 
@@ -38,14 +39,21 @@ class TokenProbability:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One continuation: its text and tokens without the end token, and each token's log-probability as sampled."""
+class Completion:
+    """One continuation of ids."""
+
+    text: str  # without what follows a stop string, nor that itself
+    tokens: list[int]  # without the end token
+    log_probabilities: list[float]  # natural, of each token, in the distribution that was sampled
+    model_log_probabilities: list[float]  # of each token, as the model gave it: before penalties and filters
+    ended: str  # end (the end token) | stop (a stop string) | length (max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Generation(Completion):
+    """One continuation of text."""
 
     prompt: str
-    text: str
-    tokens: list[int]
-    log_probabilities: list[float]
-    ended: bool  # by the end token rather than by max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -91,26 +99,33 @@ class LanguageModel:
         """
         ids = [self.encode(prompt) for prompt in prompts]
         made = self.complete(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        return [
-            Generation(prompt, self.tokenizer.decode(tokens), tokens, log_probabilities, ended)
-            for prompt, (tokens, log_probabilities, ended) in zip(prompts, made, strict=True)
-        ]
+        return [Generation(**vars(one), prompt=prompt) for prompt, one in zip(prompts, made, strict=True)]
 
     def complete(
-        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None = None, seed: int = 1
-    ) -> list[tuple[list[int], list[float], bool]]:
-        """As generate, on ids: of each prompt the new ids less the end token, their log-probabilities, if it ended."""
-        tokens: list[list[int]] = [[] for _ in prompts]
-        log_probabilities: list[list[float]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        for new, chosen in self.steps(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
-            for row, token in enumerate(new):
+        self,
+        prompts: list[list[int]],
+        *,
+        max_new_tokens: int | Sequence[int] = 200,
+        sampling: SamplingConfig | None = None,
+        seed: int | Sequence[int] = 1,
+        indices: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """As generate, on ids. Row i depends on its prompt, limit, seed and index alone; by default its index is i."""
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        numbers = range(len(prompts)) if indices is None else indices
+        made = []
+        for prompt, limit, row_seed, index in zip(prompts, limits, seeds, numbers, strict=True):
+            tokens, logs, ended = [], [], "length"
+            own = hash_seed(row_seed, index)
+            for (token,), (log,) in self.steps([prompt], max_new_tokens=limit, sampling=sampling, seed=own):
                 if token == self.tokenizer.end_id:
-                    ended[row] = True
+                    ended = "end"
                 elif token is not None:
-                    tokens[row].append(token)
-                    log_probabilities[row].append(chosen[row])
-        return list(zip(tokens, log_probabilities, ended, strict=True))
+                    tokens.append(token)
+                    logs.append(log)
+            made.append(Completion(self.tokenizer.decode(tokens), tokens, logs, logs, ended))
+        return made
 
     def stream(
         self, prompt: str, *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
@@ -118,7 +133,7 @@ class LanguageModel:
         """Yields the text of one continuation as it comes, never half a character."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for (token,), _ in self.steps(
-            [self.encode(prompt)], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+            [self.encode(prompt)], max_new_tokens=max_new_tokens, sampling=sampling, seed=hash_seed(seed, 0)
         ):
             if token is not None and token != self.tokenizer.end_id:
                 yield decoder.decode(self.tokenizer.token_bytes(token))
