@@ -30,7 +30,7 @@ class Outputs:
 
     about: what the results depend on; those begun with another are refused (InputError). sizes: the rows of each
     batch. order (rows,): where each row, counted through the batches, belongs in the published file.
-    A context manager. Inside it `finished` says that all is published; else `done` batches, or `rows` results, are kept.
+    A context manager. Inside it `finished` says that all is published; else `done` batches or `rows` results are kept.
     """
 
     def __init__(self, path: str | Path, *, about: dict[str, Any], sizes: np.ndarray, order: np.ndarray) -> None:
@@ -93,9 +93,10 @@ class Outputs:
         """Finds the batches that are whole, and cuts off what a kill left behind them."""
         kept = self._file.seek(0)
         for size in self.sizes:
-            length, _, checksum = self._file.readline().decode("ascii", "replace").partition(" ")
-            content = self._file.read(int(length)) if length.isdecimal() else b""
-            if checksum != f"{zlib.crc32(content)}\n" or content.count(b"\n") != size:
+            head = self._file.readline()
+            length = head.partition(b" ")[0]
+            content = self._file.read(int(length)) if length.isdigit() else b""
+            if head != header(content) or content.count(b"\n") != size:
                 break
             kept = self._file.tell()
             self._note(content.splitlines(keepends=True), kept)
@@ -105,7 +106,7 @@ class Outputs:
         """Keeps the results of the next batch, one a row."""
         lines = [json.dumps(result, ensure_ascii=False).encode() + b"\n" for result in results]
         content = b"".join(lines)
-        self._file.write(f"{len(content)} {zlib.crc32(content)}\n".encode() + content)
+        self._file.write(header(content) + content)
         self._file.flush()  # now it is the kernel's, and safe from what may happen to this process
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             os.fsync(self._file.fileno())
@@ -137,3 +138,8 @@ class Outputs:
             os.close(folder)
         self.partial.unlink()
         self.finished = True
+
+
+def header(content: bytes) -> bytes:
+    """The line before a batch, by which a whole one is known."""
+    return f"{len(content)} {zlib.crc32(content)}\n".encode()

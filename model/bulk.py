@@ -56,7 +56,7 @@ class Request:
         ours = {name: value for name, value in own.items() if name in OWN}
         theirs = {name: value for name, value in own.items() if name not in OWN}
         request = dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **theirs), **ours)
-        if problems or (problems := request.problems()):
+        if problems := problems + request.problems():
             raise InputError(*problems)
         return request
 
