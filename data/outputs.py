@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import mmap
 import os
 import time
 import zlib
@@ -39,7 +38,7 @@ class Outputs:
         self.about, self.sizes, self.order = about, sizes, order
         self.done, self.finished = 0, False
         self.rows = 0
-        self._starts, self._ends = np.zeros((2, len(order)), np.int64)  # of each result in the partial file
+        self._starts, self._lengths = np.zeros((2, len(order)), np.int64)  # of each result in the partial file
         self._synced = time.monotonic()
 
     def __enter__(self) -> Outputs:
@@ -117,17 +116,17 @@ class Outputs:
         """The next batch is kept: its lines end at byte `end` of the partial file."""
         places = self.order[self.rows : self.rows + len(lines)]
         lengths = np.array([len(line) for line in lines])
-        self._ends[places] = end - lengths.sum() + np.cumsum(lengths)
-        self._starts[places] = self._ends[places] - lengths
+        self._lengths[places] = lengths
+        self._starts[places] = end - np.cumsum(lengths[::-1])[::-1]
         self.rows += len(lines)
         self.done += 1
 
     def publish(self) -> None:
         """Writes all results in their final order under their final name."""
         temporary = self.path.with_name(f".tmp-{self.path.name}")
-        with temporary.open("wb") as target, mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as kept:
-            for start, end in zip(self._starts, self._ends, strict=True):
-                target.write(kept[start:end])
+        with temporary.open("wb") as target:
+            for start, length in zip(self._starts, self._lengths, strict=True):
+                target.write(os.pread(self._file.fileno(), length, start))
             target.flush()
             os.fsync(target.fileno())
         os.replace(temporary, self.path)

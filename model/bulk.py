@@ -102,12 +102,13 @@ def continue_batch(
     indices: with each prompt's seed, what its noise depends on. The batch is padded to `rows` rows: its results are
     then those of any other batch of this shape that holds the same prompts, to the bit.
     """
-    padding = rows - len(prompts)
+    last = len(prompts) - 1
+    padded = [min(row, last) for row in range(rows)]  # by copies of the last prompt, which last no longer than it does
     made = lm.complete(
-        [*prompts, *[[lm.tokenizer.end_id]] * padding],
-        max_new_tokens=[*(request.max_new_tokens for request in requests), *[1] * padding],
+        [prompts[row] for row in padded],
+        max_new_tokens=[requests[row].max_new_tokens for row in padded],
         sampling=requests[0].sampling,
-        seed=[*(request.seed for request in requests), *[0] * padding],
-        indices=[*indices, *[0] * padding],
+        seed=[requests[row].seed for row in padded],
+        indices=[indices[row] for row in padded],
     )
     return made[: len(prompts)]
