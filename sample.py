@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from conf import cli, display
+from data.outputs import Outputs
+from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
+from model.bulk import Request, continue_batch
 from model.device import DTYPES, Compute
 from model.language_model import LanguageModel
 from model.sampling import SamplingConfig
@@ -25,6 +30,9 @@ class SampleConfig:
     mode: str = "text"  # text | next_token
     prompt: str | None = None
     prompt_file: str | None = None  # without prompt and prompt_file: standard input
+    prompts: str | None = None  # a file with a prompt a line, {"prompt": ...}: continue all of them ...
+    outputs: str | None = None  # ... and write a result a line there
+    batch_size: int = 64  # prompts continued together
     num_samples: int = 1
     max_new_tokens: int = 200
     temperature: float = 1.0  # 0: always the most probable token
@@ -42,11 +50,13 @@ class SampleConfig:
         found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
         if self.mode not in ("text", "next_token"):
             found.append(f"mode={self.mode!r} is not one of text, next_token")
-        for name in ("num_samples", "max_new_tokens", "top"):
+        for name in ("num_samples", "max_new_tokens", "top", "batch_size"):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
         if self.prompt is not None and self.prompt_file is not None:
             found.append("prompt and prompt_file are both given; choose one")
+        if (self.prompts is None) != (self.outputs is None):
+            found.append("prompts=FILE and outputs=FILE are given together or not at all")
         if self.plot is not None and self.mode == "text":
             found.append(f"plot={self.plot} draws a table of next tokens; add mode=next_token")
         if self.dtype not in ("auto", *DTYPES):
@@ -120,8 +130,78 @@ def show_text(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
     write_result(cfg.json, [{name: getattr(result, name) for name in fields} for result in results])
 
 
+def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
+    """Continues the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
+    default = Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples)
+    prompts = PromptFile(
+        cfg.prompts or "",
+        read=default.changed,
+        tokenizer=lm.tokenizer,
+        context=lm.model.config.context,
+        batch_size=cfg.batch_size,
+        reserved=RESULT,
+    )
+    if prompts.unknown is not None:
+        print(f"note: the tokenizer does not know all of {cfg.prompts}:{prompts.unknown}", file=sys.stderr)
+    weights = json.loads((lm.directory / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
+    about = {
+        **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights[:16]}"},
+        **{name: getattr(cfg, name) for name in ("mode", "batch_size", "max_new_tokens", "seed", "num_samples")},
+        **asdict(cfg.sampling()),
+        **{"device": lm.compute.device.type, "dtype": str(lm.compute.dtype).removeprefix("torch.")},
+    }
+    total, began, tokens = len(prompts.order), time.perf_counter(), 0
+    with Outputs(cfg.outputs or "", about=about, sizes=prompts.sizes, order=prompts.order) as outputs:
+        if outputs.finished:
+            print(f"{cfg.outputs} is complete: {total:,} results; nothing to do")
+            return
+        earlier = outputs.rows
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it too raises KeyboardInterrupt
+        try:
+            with display.Progress(total, start=earlier, unit="prompt", every=5, file=sys.stderr) as progress:
+                for number in range(outputs.done, len(prompts)):
+                    results = continue_prompts(lm, default, prompts.batch(number), rows=prompts.shape(number))
+                    outputs.add(results)
+                    tokens += sum(len(result["tokens"]) for result in results)
+                    progress.update(outputs.rows, tokens_per_second=tokens / (time.perf_counter() - began))
+                outputs.publish()
+        except KeyboardInterrupt:
+            print(f"stopped after {outputs.rows:,} of {total:,} results; the same command goes on with the others")
+            return
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    seconds = time.perf_counter() - began
+    again = f" ({earlier:,} of them from before)" if earlier else ""
+    speed = f"{tokens:,} tokens in {display.duration(seconds)}, {tokens / seconds:,.0f} tokens/s"
+    print(f"{total:,} results{again}, {speed}: {cfg.outputs}")
+
+
+RESULT = ("index", "sample", "text", "tokens", "log_probabilities", "ended")  # beside the fields of the prompt's line
+
+
+def continue_prompts(lm: LanguageModel, default: Request, batch: list[Prompt], *, rows: int) -> list[dict[str, Any]]:
+    """What the outputs file says about each prompt of a batch."""
+    ids = [lm.encode(prompt.text) for prompt in batch]
+    requests = [default.changed(prompt.fields) for prompt in batch]
+    indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
+    results = []
+    for prompt, request, made in zip(
+        batch, requests, continue_batch(lm, ids, requests, indices=indices, rows=rows), strict=True
+    ):
+        result = {"index": prompt.index, "sample": prompt.sample, "prompt": prompt.text, **prompt.fields}
+        if request.num_samples == 1:
+            del result["sample"]
+        logs = [round(value, 6) for value in made.log_probabilities]  # float32 knows no more
+        result |= {"text": made.text, "tokens": made.tokens, "log_probabilities": logs, "ended": made.ended}
+        results.append(result)
+    return results
+
+
 def main(cfg: SampleConfig, overrides: cli.Overrides) -> None:
     lm = load(cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype)
+    if cfg.prompts is not None:
+        run_bulk(cfg, lm)
+        return
     prompt = read_prompt(cfg)
     if (read := lm.tokenizer.decode(lm.tokenizer.encode(prompt))) != prompt:
         print(f"note: the tokenizer does not know all of the prompt; the model reads {read!r}", file=sys.stderr)
