@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from .device import Compute
 from .generate import generate
 from .gpt import GPT
 from .sampling import SamplingConfig, checked, probabilities
+from .score import OptionScore, Score, score_options, score_texts
 from .vocabulary import Vocabulary
 
 
@@ -123,6 +124,24 @@ class LanguageModel:
             if token is not None and token != self.tokenizer.end_id:
                 yield decoder.decode(self.tokenizer.token_bytes(token))
         yield decoder.decode(b"", final=True)
+
+    def score(self, text: str, *, prompt: str = "") -> Score:
+        """How probable `text` is after `prompt` (default: at the start of a document), token by token and in all.
+
+        Both are made into tokens apart; spaces at the prompt's end count as the text's beginning.
+        """
+        return score_texts(self, [(prompt, text)])[0]
+
+    def choose(
+        self, prompt: str, options: Sequence[str], *, method: str = "raw", neutral: str = ""
+    ) -> list[OptionScore]:
+        """Each option's log-probability after the prompt: raw, per byte, and its gain over that after `neutral`.
+
+        A classifier without training: the option of the highest `probability`, a softmax of the measure that `method`
+        names (raw, normalised, pmi), is the model's choice. Options usually begin with a space. For many questions
+        at once see model.score.score_options.
+        """
+        return score_options(self, [(prompt, options)], method=method, neutral=neutral)[0]
 
     def steps(
         self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None, seed: int
