@@ -271,6 +271,22 @@ def option_table(options: Sequence[Row], *, prompt: str, method: str) -> None:
     page.print(table)
 
 
+def accuracy_table(rows: Iterable[Row], *, title: str) -> None:
+    """Prints shares of right answers with their 95 % intervals.
+
+    Rows of `method` and `accuracy`, and where they have them `low`, `high`, `group_low`, `group_high`.
+    """
+    page, rows = Page(), list(rows)
+    intervals = {"low": "95 % interval", "group_low": "over whole groups"}
+    intervals = {key: name for key, name in intervals.items() if any(key in row for row in rows)}
+    table = page.table(title, ["*method", "accuracy", *intervals.values(), "<"])
+    best = max((row["accuracy"] for row in rows), default=0)
+    for row in rows:
+        shares = [f"{row[key]:.1%} to {row[key.replace('low', 'high')]:.1%}" if key in row else "" for key in intervals]
+        table.add_row(row["method"], f"{row['accuracy']:.1%}", *shares, page.bar(row["accuracy"], 0, best))
+    page.print(table)
+
+
 def explain_table(rows: Iterable[Row], *, prompt: str = "") -> None:
     """Prints how each token was chosen, one row a token.
 

@@ -192,11 +192,12 @@ def _figures(logits: Tensor, targets: Tensor) -> list[TokenFigures]:
 
 def _merged(wanted: dict[Ids, list[tuple[int, int, int]]]) -> dict[Ids, list[tuple[int, int, int]]]:
     """Rows of which none is the beginning of another; what is wanted of a dropped one is wanted of that other."""
-    ordered = sorted(wanted)  # the texts that begin with a text stand right behind it
-    merged = {inputs: list(wanted[inputs]) for inputs in ordered}
-    for shorter, longer in reversed(list(itertools.pairwise(ordered))):
-        if longer[: len(shorter)] == shorter:
-            merged[longer] += merged.pop(shorter)
+    merged: dict[Ids, list[tuple[int, int, int]]] = {}
+    host: Ids = ()
+    for inputs in sorted(wanted, reverse=True):  # all that begin with a text stand right before it
+        if host[: len(inputs)] != inputs:
+            host = inputs
+        merged.setdefault(host, []).extend(wanted[inputs])
     return merged
 
 

@@ -146,7 +146,8 @@ def test_texts_that_begin_alike_share_a_row(monkeypatch):
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids: shapes.append(tuple(ids.shape)) or hidden(ids))
     log_probabilities(model, [([1, 2, 3], [token]) for token in range(50)], compute=CPU)
-    log_probabilities(model, [([1, 2, 3], [5]), ([1, 2, 3], [6, 7, 8]), ([1, 2], [3, 9]), ([1, 4], [3])], compute=CPU)
+    texts = [([1, 2, 3], [5]), ([1, 2, 3], [6, 7, 8]), ([1, 2], [3, 9]), ([1, 4], [3]), ([1], [2]), ([1, 2], [4])]
+    log_probabilities(model, texts, compute=CPU)
     assert shapes == [(1, 3), (2, 5)]
 
 

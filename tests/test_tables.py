@@ -143,6 +143,14 @@ def test_options_have_a_star_at_the_best_of_each_method(capsys: pytest.CaptureFi
     assert "method=raw" in caption
 
 
+def test_accuracies_stand_beside_what_guessing_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"method": "raw", "accuracy": 0.5, "low": 0.4, "high": 0.6, "group_low": 0.3, "group_high": 0.7}
+    tables.accuracy_table([row, {"method": "guessing", "accuracy": 0.25}], title="9 questions")
+    title, _, raw, guessing = capsys.readouterr().out.splitlines()
+    assert title == "9 questions" and guessing.split() == ["guessing", "25.0%", "█" * 10]
+    assert "50.0%  40.0% to 60.0%" in raw and "30.0% to 70.0%  " + "█" * 20 in raw
+
+
 def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     filters = [
         {"name": "temperature", "probability": 0.2, "removed": 0.0},
