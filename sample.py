@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from conf import cli, display
+from conf import cli, display, plots, tables
 from data.outputs import Outputs
 from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
@@ -104,10 +104,10 @@ def write_result(path: str | None, results: list[dict[str, Any]]) -> None:
 
 def show_next_tokens(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
     tokens = [asdict(token) for token in lm.next_tokens(prompt, top=cfg.top, sampling=cfg.sampling())]
-    display.token_table(tokens, title=f"Next token after {prompt[-60:]!r}")
+    tables.token_table(tokens, title=f"Next token after {prompt[-60:]!r}")
     write_result(cfg.json, [{"prompt": prompt, "tokens": tokens}])
     if cfg.plot is not None:
-        display.plot_tokens(tokens, cfg.plot, prompt=prompt)
+        plots.plot_next([{"prompt": prompt, "tokens": tokens}], cfg.plot)
 
 
 def show_text(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:

@@ -16,6 +16,7 @@ from .generate import NewToken, generate, per_row
 from .gpt import GPT
 from .next_word import NextWords, next_word_distribution
 from .sampling import SamplingConfig, checked, probabilities
+from .score import OptionScore, Score, score_options, score_texts
 from .vocabulary import Vocabulary
 from .word_table import Tables
 from .words import WordRule
@@ -275,3 +276,21 @@ class LanguageModel:
         ):
             if new is not None and new.text:
                 yield new.text
+
+    def score(self, text: str, *, prompt: str = "") -> Score:
+        """How probable `text` is after `prompt` (default: at the start of a document), token by token and in all.
+
+        Both are made into tokens apart; spaces at the prompt's end count as the text's beginning.
+        """
+        return score_texts(self, [(prompt, text)])[0]
+
+    def choose(
+        self, prompt: str, options: Sequence[str], *, method: str = "raw", neutral: str = ""
+    ) -> list[OptionScore]:
+        """Each option's log-probability after the prompt: raw, per byte, and its gain over that after `neutral`.
+
+        A classifier without training: the option of the highest `probability`, a softmax of the measure that `method`
+        names (raw, normalised, pmi), is the model's choice. Options usually begin with a space. For many questions
+        at once see model.score.score_options.
+        """
+        return score_options(self, [(prompt, options)], method=method, neutral=neutral)[0]

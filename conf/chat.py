@@ -1,0 +1,1 @@
+"""The interactive prompt: lines in, text out, a few commands."""
