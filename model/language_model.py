@@ -148,7 +148,7 @@ class LanguageModel:
     def continuations(
         self, prompt: str, *, branches: int = 3, depth: int = 3, rule: WordRule | None = None
     ) -> list[Continuation]:
-        """A tree of the most probable next words and what follows each: `branches` at each place, `depth` words deep."""
+        """A tree of the most probable next words and of what follows each, `depth` words deep."""
         if branches < 1 or depth < 1:
             raise InputError(f"branches={branches} and depth={depth} must be at least 1")
         return self._continuations(prompt.rstrip(" "), 1.0, branches, depth, rule)

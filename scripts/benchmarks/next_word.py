@@ -51,11 +51,13 @@ class NextWordConfig:
 def draw_prompts(cfg: NextWordConfig) -> list[str]:
     """Pieces of 5 to 40 words from the corpus, each ending with a whole word."""
     wanted = cfg.val_include or (HELD_OUT if cfg.corpus == "shakespeare" else None)
-    texts = [d.text for d in documents(cfg.corpus, cache=cfg.datasets) if not wanted or matches(d.name, wanted, default=True)]
+    texts = [
+        d.text for d in documents(cfg.corpus, cache=cfg.datasets) if not wanted or matches(d.name, wanted, default=True)
+    ]
     if not texts:
         raise InputError(f"val_include={cfg.val_include}: no document of corpus={cfg.corpus} has such a name")
     generator = random.Random(cfg.seed)
-    prompts = []
+    prompts: list[str] = []
     while len(prompts) < cfg.prompts:
         text = generator.choice(texts)
         words = text[generator.randrange(max(1, len(text) - 400)) :][:400].split(" ")[1:-1]
@@ -158,7 +160,9 @@ def compare(lm: LanguageModel, prompt: str, tables: Tables, n: int, seed: int) -
         search.expand(search.best(128, set()))
     misses = []
     for (name, _), row in zip(
-        sorted(search.closed.items(), key=lambda item: (-item[1][0], str(item[0][1]))), outcomes(search, 10**9), strict=True
+        sorted(search.closed.items(), key=lambda item: (-item[1][0], str(item[0][1]))),
+        outcomes(search, 10**9),
+        strict=True,
     ):
         if row.lower * effective < 10:
             continue
