@@ -150,6 +150,19 @@ def test_every_row_has_its_own_length():
     assert [new.id for new in made[2]] == run(model, prompts, max_new_tokens=20, seed=2)[2][:7]
 
 
+def test_rows_that_have_ended_leave_the_others_as_they_were():
+    model = make("llama")
+    prompts = [[n + 1, n, n + 2][: 1 + n % 3] for n in range(9)]
+    limits = [4, 30, 9, 4, 60, 4, 17, 4, 60]  # two of them outgrow the context
+    sampling = SamplingConfig(repetition_penalty=1.2, frequency_penalty=0.5, banned=("ab", "c"), min_new_tokens=3)
+    options = {"sampling": sampling, "vocabulary": vocabulary(0), "seed": 6}
+    together = tokens(model, prompts, max_new_tokens=limits, **options)
+    for i, (row, limit) in enumerate(zip(together, limits, strict=True)):
+        [alone] = tokens(model, [prompts[i]], max_new_tokens=limit, indices=[i], **options)
+        assert [new.id for new in row] == [new.id for new in alone]
+        assert row[-1].ended == "end" or len(row) == limit
+
+
 def test_a_row_stops_at_its_end_token_and_others_go_on():
     model = make("modern")
     free = run(model, [[1, 2, 3], [4, 5]], max_new_tokens=30, seed=1)
@@ -195,6 +208,13 @@ def test_text_may_grow_beyond_the_context(speculative):
     assert made[9] == model(torch.tensor([window]))[0, -1].argmax().item()
 
 
+def test_how_much_was_forgotten_is_told():
+    model = make("modern")  # context 48
+    rows = tokens(model, [[1] * 40, [1] * 60, [1]], max_new_tokens=[20, 2, 9])
+    assert [new.forgotten for new in rows[0]] == [0] * 9 + [24] * 11
+    assert [new.forgotten for new in rows[1]] == [12, 12 + 24] and rows[2][-1].forgotten == 0
+
+
 def test_a_prompt_longer_than_the_context_counts_by_its_end():
     model = make("modern")
     long = [(7 * i) % 96 for i in range(100)]
@@ -205,7 +225,9 @@ def test_what_does_not_fit_the_context_is_refused_on_request():
     model = make("modern")
     assert len(run(model, [[1] * 40], max_new_tokens=8, beyond="refuse")[0]) == 8
     for length, limit in ((40, 9), (100, 1)):
-        with pytest.raises(InputError, match=f"{length} tokens.*max_new_tokens={limit}.*context of 48.*beyond=slide"):
+        with pytest.raises(
+            InputError, match=f"{length} tokens of prompt.*max_new_tokens={limit}.*context of 48.*beyond=slide"
+        ):
             run(model, [[1], [1] * length], max_new_tokens=limit, beyond="refuse")
 
 
