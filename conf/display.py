@@ -35,13 +35,26 @@ def count(number: float) -> str:
 
 
 class Progress:
-    """Shows how far a run has come: a live bar on a terminal, plain lines elsewhere, nothing when not `enabled`."""
+    """Shows how far a run has come: a live bar on a terminal, plain lines elsewhere, nothing when not `enabled`.
 
-    def __init__(self, total: int, *, start: int = 0, enabled: bool = True, file: Any = None) -> None:
-        self.total = total
+    unit: what is counted. every: seconds that must lie between two plain lines.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        enabled: bool = True,
+        file: Any = None,
+        unit: str = "step",
+        every: float = 0,
+    ) -> None:
+        self.total, self.unit, self.every = total, unit, every
         self.enabled = enabled
         self.file = file or sys.stdout
         self._seen: deque[tuple[int, float]] = deque([(start, time.monotonic())], maxlen=20)
+        self._next_line = 0.0
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -51,7 +64,7 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("step {task.completed:,}/{task.total:,}"),
+                TextColumn(self.unit + " {task.completed:,}/{task.total:,}"),
                 BarColumn(),
                 TextColumn("{task.description}"),
             )
@@ -75,7 +88,7 @@ class Progress:
         learning_rate: float | None = None,
         tokens_per_second: float | None = None,
     ) -> None:
-        """`step` updates are complete; the other figures are shown where they are known."""
+        """`step` of what is counted are complete; the other figures are shown where they are known."""
         if not self.enabled:
             return
         facts = []
@@ -88,9 +101,10 @@ class Progress:
         facts.append(f"{duration(self._seconds_left(step))} left")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description="  ".join(facts))
-        else:
+        elif (now := time.monotonic()) >= self._next_line:
+            self._next_line = now + self.every
             width = len(str(self.total))
-            print(f"step {step:>{width}}/{self.total}", *facts, sep="  ", file=self.file, flush=True)
+            print(f"{self.unit} {step:>{width}}/{self.total}", *facts, sep="  ", file=self.file, flush=True)
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar where there is one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +10,16 @@ from typing import Protocol
 
 import torch
 
+from . import InputError
 from .device import Compute
-from .generate import generate
+from .generate import NewToken, generate, per_row
 from .gpt import GPT
+from .next_word import NextWords, next_word_distribution
 from .sampling import SamplingConfig, checked, probabilities
 from .score import OptionScore, Score, score_options, score_texts
 from .vocabulary import Vocabulary
+from .word_table import Tables
+from .words import WordRule
 
 
 class Tokenizer(Protocol):
@@ -39,14 +42,35 @@ class TokenProbability:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One continuation: its text and tokens without the end token, and each token's log-probability as sampled."""
+class Completion:
+    """One continuation of ids. The lists have an entry a token; log-probabilities are natural."""
+
+    text: str  # less the stop string and what follows it, and less a character that max_new_tokens cut in half
+    tokens: list[int]  # less the end token; the token that completed a stop string is the last
+    log_probabilities: list[float]  # in the distribution that was sampled
+    model_log_probabilities: list[float]  # in the model's own: before constraints, penalties and filters
+    ended: str  # end (the end token) | stop (a stop string) | length (max_new_tokens)
+    alternatives: list[list[TokenProbability]]  # on request: the model's most probable tokens at each place
+    explanation: list[NewToken]  # on request: rank and what each filter did
+    drafted: int  # how many tokens needed no forward of their own (speculative)
+
+
+@dataclass(frozen=True)
+class Generation(Completion):
+    """One continuation of text."""
 
     prompt: str
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A next word in a tree of them: its text with the space before it, its probability and that of the whole path."""
+
     text: str
-    tokens: list[int]
-    log_probabilities: list[float]
-    ended: bool  # by the end token rather than by max_new_tokens
+    kind: str
+    probability: float  # at least; so is `cumulative`
+    cumulative: float
+    children: list[Continuation]
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,11 @@ class LanguageModel:
         tokens = (b"" if i in special else self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size))
         return Vocabulary(tuple(tokens), special, self.tokenizer.end_id)
 
+    @cached_property
+    def _tables(self) -> dict[WordRule, Tables]:
+        """What is known of the vocabulary under each word rule so far: kept from prompt to prompt."""
+        return {}
+
     def encode(self, prompt: str) -> list[int]:
         """The ids that a prompt stands for; an empty prompt is the start of a document."""
         return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
@@ -78,52 +107,175 @@ class LanguageModel:
             logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
         probs = probabilities(logits, checked(sampling))[0]
         best = probs.topk(min(top, len(probs)))
-        return [
-            TokenProbability(i, self.tokenizer.token_bytes(i).decode("utf-8", "backslashreplace"), p)
-            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return [self.named(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def named(self, token: int, probability: float) -> TokenProbability:
+        return TokenProbability(
+            token, self.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace"), probability
+        )
+
+    def next_words(
+        self,
+        prompt: str,
+        *,
+        top: int = 20,
+        tolerance: float = 0.001,
+        max_tokens: int = 1024,
+        border: str = "words",
+        rule: WordRule | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> NextWords:
+        """The most probable next words (or what comes in a word's place), each with a lower and an upper bound.
+
+        See model/next_word.py: the search stops when the order of the `top` is proven, when all that is unexplored is
+        at most `tolerance`, or after `max_tokens` tokens. Spaces at the prompt's end change nothing, unless
+        border="bytes". `rule` says what a word is.
+        """
+        tables = self._tables.setdefault(rule or WordRule(), Tables(self.vocabulary, rule))
+        return next_word_distribution(
+            self.model,
+            tables,
+            prompt,
+            encode=self.tokenizer.encode,
+            top=top,
+            tolerance=tolerance,
+            max_tokens=max_tokens,
+            border=border,
+            sampling=sampling,
+            compute=self.compute,
+        )
+
+    def continuations(
+        self, prompt: str, *, branches: int = 3, depth: int = 3, rule: WordRule | None = None
+    ) -> list[Continuation]:
+        """A tree of the most probable next words and of what follows each, `depth` words deep."""
+        if branches < 1 or depth < 1:
+            raise InputError(f"branches={branches} and depth={depth} must be at least 1")
+        return self._continuations(prompt.rstrip(" "), 1.0, branches, depth, rule)
+
+    def _continuations(
+        self, text: str, before: float, branches: int, depth: int, rule: WordRule | None
+    ) -> list[Continuation]:
+        found = []
+        border = "words" if before == 1.0 else "bytes"  # a space that is a node of the tree is not taken back
+        for outcome in self.next_words(text, top=branches, border=border, rule=rule).words:
+            piece = " " * (outcome.spaced > 0.5) + outcome.word
+            cumulative = before * outcome.lower
+            ends = depth == 1 or outcome.kind in ("special", "byte")
+            children = [] if ends else self._continuations(text + piece, cumulative, branches, depth - 1, rule)
+            found.append(Continuation(piece, outcome.kind, outcome.lower, cumulative, children))
+        return found
 
     def generate(
-        self, prompts: list[str], *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int | Sequence[int] = 200,
+        sampling: SamplingConfig | None = None,
+        seed: int | Sequence[int] = 1,
+        beyond: str = "slide",
+        alternatives: int = 0,
+        explain: bool = False,
+        speculative: bool = False,
     ) -> list[Generation]:
-        """Continues each prompt until its end token or max_new_tokens; row i depends on (prompts[i], seed, i) alone.
+        """Continues each prompt until its end token, a stop string or max_new_tokens; see model/generate.py.
 
-        A prompt longer than the context counts by its end.
+        Row i depends on its prompt, its limit, its seed and i alone. beyond: what happens at the end of the model's
+        context, slide (the oldest half is forgotten) or refuse. alternatives: how many to list at each place.
         """
-        ids = [self.encode(prompt) for prompt in prompts]
-        made = self.complete(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        return [
-            Generation(prompt, self.tokenizer.decode(tokens), tokens, log_probabilities, ended)
-            for prompt, (tokens, log_probabilities, ended) in zip(prompts, made, strict=True)
-        ]
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        completions = self.complete(
+            [self.encode(prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            beyond=beyond,
+            alternatives=alternatives,
+            explain=explain,
+            speculative=speculative,
+        )
+        return [Generation(**vars(made), prompt=prompt) for prompt, made in zip(prompts, completions, strict=True)]
 
     def complete(
-        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None = None, seed: int = 1
-    ) -> list[tuple[list[int], list[float], bool]]:
-        """As generate, on ids: of each prompt the new ids less the end token, their log-probabilities, if it ended."""
-        tokens: list[list[int]] = [[] for _ in prompts]
-        log_probabilities: list[list[float]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        for new, chosen in self.steps(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
-            for row, token in enumerate(new):
-                if token == self.tokenizer.end_id:
-                    ended[row] = True
-                elif token is not None:
-                    tokens[row].append(token)
-                    log_probabilities[row].append(chosen[row])
-        return list(zip(tokens, log_probabilities, ended, strict=True))
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int | Sequence[int] = 200,
+        sampling: SamplingConfig | None = None,
+        seed: int | Sequence[int] = 1,
+        indices: Sequence[int] | None = None,
+        beyond: str = "slide",
+        alternatives: int = 0,
+        explain: bool = False,
+        speculative: bool = False,
+    ) -> list[Completion]:
+        """As generate, on ids. A row's noise is a function of its seed and index; by default the index of row i is i.
+
+        speculative: the rows go one by one, each faster where its text repeats itself; the result is the same.
+        """
+        everyone = range(len(prompts))
+        limits = per_row("max_new_tokens", max_new_tokens, len(prompts))
+        seeds = per_row("seed", seed, len(prompts))
+        numbers = everyone if indices is None else indices
+        rows: list[list[NewToken]] = [[] for _ in prompts]
+        for group in [[i] for i in everyone] if speculative else [everyone]:
+            for step in generate(
+                self.model,
+                [prompts[i] for i in group],
+                max_new_tokens=[limits[i] for i in group],
+                sampling=sampling,
+                seed=[seeds[i] for i in group],
+                indices=[numbers[i] for i in group],
+                vocabulary=self.vocabulary,
+                compute=self.compute,
+                beyond=beyond,
+                alternatives=alternatives,
+                explain=explain,
+                speculative=speculative,
+            ):
+                for i, new in zip(group, step, strict=True):
+                    if new is not None:
+                        rows[i].append(new)
+        return [self.completion(row, explain=explain) for row in rows]
+
+    def completion(self, row: Sequence[NewToken], *, explain: bool) -> Completion:
+        """What the new tokens of a row make up."""
+        written = [new for new in row if new.ended != "end"]
+        return Completion(
+            text="".join(new.text for new in row),
+            tokens=[new.id for new in written],
+            log_probabilities=[new.log_probability for new in written],
+            model_log_probabilities=[new.model_log_probability for new in written],
+            ended=row[-1].ended or "length",
+            alternatives=[[self.named(*pair) for pair in new.alternatives] for new in written if new.alternatives],
+            explanation=written if explain else [],
+            drafted=sum(new.drafted for new in row),
+        )
 
     def stream(
-        self, prompt: str, *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 200,
+        sampling: SamplingConfig | None = None,
+        seed: int = 1,
+        beyond: str = "slide",
+        speculative: bool = False,
     ) -> Iterator[str]:
-        """Yields the text of one continuation as it comes, never half a character."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for (token,), _ in self.steps(
-            [self.encode(prompt)], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+        """Yields the text of generate(prompt) as it comes: whole characters, nothing that a stop string may cut off."""
+        for [new] in generate(
+            self.model,
+            [self.encode(prompt)],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            vocabulary=self.vocabulary,
+            compute=self.compute,
+            beyond=beyond,
+            speculative=speculative,
         ):
-            if token is not None and token != self.tokenizer.end_id:
-                yield decoder.decode(self.tokenizer.token_bytes(token))
-        yield decoder.decode(b"", final=True)
+            if new is not None and new.text:
+                yield new.text
 
     def score(self, text: str, *, prompt: str = "") -> Score:
         """How probable `text` is after `prompt` (default: at the start of a document), token by token and in all.
@@ -142,17 +294,3 @@ class LanguageModel:
         at once see model.score.score_options.
         """
         return score_options(self, [(prompt, options)], method=method, neutral=neutral)[0]
-
-    def steps(
-        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None, seed: int
-    ) -> Iterator[tuple[list[int | None], list[float]]]:
-        """generate()'s steps on this model: new ids and their log-probabilities, a list entry a prompt."""
-        return generate(
-            self.model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            end_id=self.tokenizer.end_id,
-            compute=self.compute,
-        )

@@ -76,9 +76,9 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
         rows = order[start : start + cfg.batch_size]
         prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # leaves room for the longest completion
         made = lm.complete(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
-        for i, (tokens, _, stopped) in zip(rows, made, strict=True):
-            right[i] = stopped and lm.tokenizer.decode(tokens) == examples[i].completion
-            ended[i] = stopped
+        for i, answer in zip(rows, made, strict=True):
+            ended[i] = answer.ended == "end"
+            right[i] = ended[i] and answer.text == examples[i].completion
     groups = [f"group {e.group}" if e.group is not None else f"example {i}" for i, e in enumerate(examples)]
     low, high = group_interval(right, groups, seed=cfg.seed)
     return {
