@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from data.outputs import Outputs
 from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
-from model.bulk import Request, continue_batch
+from model.bulk import Request, continue_batch, reader
 from model.device import DTYPES, Compute
 from model.language_model import LanguageModel
 from model.sampling import SamplingConfig
@@ -132,10 +133,10 @@ def show_text(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
 
 def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     """Continues the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
-    default = Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples)
+    read = reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
     prompts = PromptFile(
         cfg.prompts or "",
-        read=default.changed,
+        read=read,
         tokenizer=lm.tokenizer,
         context=lm.model.config.context,
         batch_size=cfg.batch_size,
@@ -160,7 +161,7 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
         try:
             with display.Progress(total, start=earlier, unit="prompt", every=5, file=sys.stderr) as progress:
                 for number in range(outputs.done, len(prompts)):
-                    results = continue_prompts(lm, default, prompts.batch(number), rows=prompts.shape(number))
+                    results = continue_prompts(lm, read, prompts.batch(number), rows=prompts.shape(number))
                     outputs.add(results)
                     tokens += sum(len(result["tokens"]) for result in results)
                     progress.update(outputs.rows, tokens_per_second=tokens / (time.perf_counter() - began))
@@ -179,10 +180,12 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
 RESULT = ("index", "sample", "text", "tokens", "log_probabilities", "ended")  # beside the fields of the prompt's line
 
 
-def continue_prompts(lm: LanguageModel, default: Request, batch: list[Prompt], *, rows: int) -> list[dict[str, Any]]:
+def continue_prompts(
+    lm: LanguageModel, read: Callable[[dict[str, Any]], Request], batch: list[Prompt], *, rows: int
+) -> list[dict[str, Any]]:
     """What the outputs file says about each prompt of a batch."""
     ids = [lm.encode(prompt.text) for prompt in batch]
-    requests = [default.changed(prompt.fields) for prompt in batch]
+    requests = [read(prompt.fields) for prompt in batch]
     indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
     results = []
     for prompt, request, made in zip(
