@@ -135,17 +135,22 @@ FILTERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def fewest(probs: Tensor, score: Tensor, p: float) -> Tensor:
-    """True (..., V) for the tokens of the highest score, as few as have probabilities that reach p; one at least."""
+def fewest(probs: Tensor, score: Tensor, p: float, *, among: int = 128) -> Tensor:
+    """True (..., V) for the tokens of the highest score, as few as have probabilities that reach p; one at least.
+
+    Looks among so many of the highest scores; for the rows where these do not reach p, among more. Sorting them all
+    for each row would cost as much as a small model's step, and few usually do.
+    """
     if p == 1:
         return torch.ones_like(probs, dtype=torch.bool)  # whatever the sum rounds to
-    for n in (256, probs.shape[-1]):  # sorting all costs more than a small model's step, and few tokens usually do
-        ordered, ids = score.topk(min(n, probs.shape[-1]))
-        mass = probs.gather(-1, ids).cumsum(dim=-1)
-        if (mass[..., -1] >= p).all():
-            break
+    ordered, ids = score.topk(min(among, probs.shape[-1]))
+    mass = probs.gather(-1, ids).cumsum(dim=-1)
     count = ((mass < p).sum(dim=-1, keepdim=True) + 1).clamp(max=mass.shape[-1])
-    return largest(score, ordered.gather(-1, count - 1), count)
+    kept = largest(score, ordered.gather(-1, count - 1), count)
+    short = mass[..., -1] < p
+    if among < probs.shape[-1] and short.any():
+        kept[short] = fewest(probs[short], score[short], p, among=8 * among)
+    return kept
 
 
 def largest(score: Tensor, threshold: Tensor, count: Tensor | int) -> Tensor:
@@ -180,8 +185,8 @@ def uniform(keys: Sequence[int], tokens: Tensor) -> Tensor:
     """
     golden, first, second = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # odd, as in the paper
     state = tokens * golden + torch.tensor(keys, device=tokens.device)[:, None]
-    state = (state ^ (state >> 30 & (1 << 34) - 1)) * first
-    state = (state ^ (state >> 27 & (1 << 37) - 1)) * second
-    state = state ^ (state >> 31 & (1 << 33) - 1)
+    for shift, factor in ((30, first), (27, second), (31, 1)):
+        state ^= state >> shift & (1 << 64 - shift) - 1
+        state *= factor
     # The upper 52 bits and a half: an odd multiple of 2^-53, never 0 or 1.
     return ((state >> 12 & (1 << 52) - 1).double() + 0.5) * 2.0**-52

@@ -1,4 +1,4 @@
-"""Sampling: probabilities are probabilities, filters keep what they say, the noise is even and depends on nothing else."""
+"""Sampling: probabilities are probabilities, filters keep what they say, the noise is even and a pure function."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""Weights in fewer bits for decoding, which is as fast as the weights are read; and what that costs in quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .device import Compute
+from .gpt import GPT
+from .linear import Linear
+
+FEW_ROWS = 32  # up to here the int8 kernel beats unpacking the whole matrix for an ordinary product
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are integers from -127 to 127 times one scale for each output; x stays as it is.
+
+    The scale is the largest weight of the output / 127, so a weight is off by at most half of that.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        weight = weight.detach().float()
+        scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (O,); a row of zeros, as of padding, stays zeros
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))  # (O, I)
+        self.register_buffer("scale", scale.to(dtype))
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(self.scale.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            if x.device.type == "cpu" and len(rows) <= FEW_ROWS:
+                y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+            else:
+                y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale
+            y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], -1)
+
+
+@torch.no_grad()
+def narrow(model: GPT, compute: Compute) -> GPT:
+    """Stores the matrices of a loaded model as compute reads them, in place, for inference only; returns the model.
+
+    bfloat16 and float16: rounded once, as autocast else would for every token. int8: see Int8Linear. The embedding, the
+    norms and the biases stay float32; a head that is tied to the embedding gets a matrix of its own.
+    """
+    if not compute.int8 and compute.dtype == torch.float32:
+        return model
+    if model.unembed is None:
+        vocabulary, width = model.embed.weight.shape
+        model.unembed = Linear(width, vocabulary, bias=False, device="meta")
+        model.unembed.weight = nn.Parameter(model.embed.weight.detach(), requires_grad=False)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Linear):
+                if compute.int8:
+                    setattr(module, name, Int8Linear(child.weight, child.bias, dtype=compute.dtype))
+                else:
+                    child.weight = nn.Parameter(child.weight.detach().to(compute.dtype), requires_grad=False)
+    return model
+
+
+@dataclass(frozen=True)
+class QualityLoss:
+    """How far one model's next-token predictions are from another's, over the positions of some text."""
+
+    largest: float  # |logit difference|, the logits of each position taken relative to their mean
+    mean: float
+    divergence: float  # KL(exact || narrow), mean over positions, nats per token
+    positions: int
+
+    def __str__(self) -> str:
+        return (
+            f"logits off by {self.mean:.4f} on average and {self.largest:.3f} at most, "
+            f"{self.divergence:.2e} nats per token over {self.positions} positions"
+        )
+
+
+@torch.no_grad()
+def quality_loss(exact: GPT, narrowed: GPT, ids: Tensor, *, compute: Compute) -> QualityLoss:
+    """Both read ids (B, T), teacher-forced: `exact` in float32, `narrowed` as `compute` says.
+
+    Logits are compared after taking out their mean at each position, which changes no probability.
+    """
+    wanted = exact(ids).float()
+    with compute.autocast():
+        got = narrowed(ids).float()
+    difference = ((got - got.mean(-1, keepdim=True)) - (wanted - wanted.mean(-1, keepdim=True))).abs()
+    p, q = torch.log_softmax(wanted, -1), torch.log_softmax(got, -1)
+    divergence = (p.exp() * (p - q)).sum(-1).mean()
+    return QualityLoss(difference.max().item(), difference.mean().item(), divergence.item(), ids.numel())
