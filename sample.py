@@ -367,8 +367,8 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
 
 
 def run_chat(cfg: SampleConfig, lm: LanguageModel) -> int:
-    def stream(text: str, now: SampleConfig) -> Iterator[str]:
-        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed)
+    def stream(text: str, now: SampleConfig, index: int) -> Iterator[str]:
+        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed, index=index)
 
     def words(text: str, now: SampleConfig) -> None:
         show_next_words(now, lm, [text])

@@ -265,6 +265,7 @@ class LanguageModel:
         max_new_tokens: int = 200,
         sampling: SamplingConfig | None = None,
         seed: int = 1,
+        index: int = 0,
         beyond: str = "slide",
         speculative: bool = False,
     ) -> Iterator[str]:
@@ -275,6 +276,7 @@ class LanguageModel:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=seed,
+            indices=[index],
             vocabulary=self.vocabulary,
             compute=self.compute,
             beyond=beyond,
