@@ -18,7 +18,7 @@ from data.outputs import Outputs
 from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
-from model.bulk import Request, continue_batch, reader
+from model.bulk import Request, continue_prompts, reader
 from model.device import DTYPES, Compute
 from model.language_model import LanguageModel
 from model.quantize import narrow, quality_loss
@@ -27,6 +27,7 @@ from model.score import METHODS, score_options
 from model.words import RULES, WordRule
 
 MODES = ("text", "next_word", "next_token", "continue", "score", "chat")
+BULK = ("text", "next_word", "next_token")  # modes that answer a file of prompts
 BESIDE = ("next_word", "next_token", "continue", "score")  # modes that show several prompts
 
 
@@ -101,8 +102,8 @@ class SampleConfig:
             found.append("prompt and prompt_file are both given; choose one")
         if (self.prompts is None) != (self.outputs is None):
             found.append("prompts=FILE and outputs=FILE are given together or not at all")
-        if self.prompts is not None and self.mode not in ANSWERS:
-            found.append(f"mode={self.mode} does not take prompts=FILE; only {', '.join(ANSWERS)} do")
+        if self.prompts is not None and self.mode not in BULK:
+            found.append(f"mode={self.mode} does not take prompts=FILE; only {', '.join(BULK)} do")
         if self.beside is not None and self.mode not in BESIDE:
             found.append(f"beside= shows tables beside one another; add mode= one of {', '.join(BESIDE)}")
         if self.plot is not None and self.mode not in ("next_word", "next_token"):
@@ -291,36 +292,6 @@ def explained(lm: LanguageModel, sample: dict[str, Any]) -> list[dict[str, Any]]
     ]
 
 
-Answer = Callable[[SampleConfig, LanguageModel, Sequence[Prompt], Sequence[Request], int], list[dict[str, Any]]]
-
-
-def bulk_texts(
-    cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], rows: int
-) -> list[dict[str, Any]]:
-    """Continues the prompts of a batch, which is padded to `rows`."""
-    indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
-    results = []
-    made = continue_batch(lm, [lm.encode(prompt.text) for prompt in batch], requests, indices=indices, rows=rows)
-    for prompt, asked, answer in zip(batch, requests, made, strict=True):
-        logs = [round(value, 6) for value in answer.log_probabilities]  # float32 knows no more
-        result = {"text": answer.text, "tokens": answer.tokens, "log_probabilities": logs, "ended": answer.ended}
-        results.append({"sample": prompt.sample, **result} if asked.num_samples > 1 else result)
-    return results
-
-
-def bulk_words(
-    cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], rows: int
-) -> list[dict[str, Any]]:
-    return [next_words(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
-
-
-def bulk_tokens(
-    cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], rows: int
-) -> list[dict[str, Any]]:
-    return [next_tokens(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
-
-
-ANSWERS: dict[str, Answer] = {"text": bulk_texts, "next_word": bulk_words, "next_token": bulk_tokens}
 RESULT = (
     "index",
     "sample",
@@ -358,7 +329,12 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     }
 
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-        results = ANSWERS[cfg.mode](cfg, lm, batch, [read(prompt.fields) for prompt in batch], rows)
+        requests = [read(prompt.fields) for prompt in batch]
+        if cfg.mode == "text":
+            results = continue_prompts(lm, batch, requests, rows=rows)
+        else:
+            table = next_words if cfg.mode == "next_word" else next_tokens
+            results = [table(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
         heads = [{"index": prompt.index, "prompt": prompt.text, **prompt.fields} for prompt in batch]
         return [head | result for head, result in zip(heads, results, strict=True)]
 

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from . import InputError
 from .constraints import Rules
@@ -17,6 +17,17 @@ from .language_model import Completion, LanguageModel
 from .sampling import SamplingConfig
 
 LARGEST = 2**63 - 1  # no integer beyond fits a tensor
+
+
+class Prompt(Protocol):
+    """A line of a file of prompts, and which of its samples."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def sample(self) -> int: ...
+    @property
+    def text(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -136,3 +147,17 @@ def continue_batch(
         beyond=beyond,
     )
     return made[: len(prompts)]
+
+
+def continue_prompts(
+    lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int
+) -> list[dict[str, Any]]:
+    """What a file of outputs says about each prompt of a batch, which is padded to `rows`."""
+    indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
+    made = continue_batch(lm, [lm.encode(prompt.text) for prompt in batch], requests, indices=indices, rows=rows)
+    results = []
+    for prompt, request, answer in zip(batch, requests, made, strict=True):
+        logs = [round(value, 6) for value in answer.log_probabilities]  # float32 knows no more
+        result = {"text": answer.text, "tokens": answer.tokens, "log_probabilities": logs, "ended": answer.ended}
+        results.append({"sample": prompt.sample, **result} if request.num_samples > 1 else result)
+    return results
