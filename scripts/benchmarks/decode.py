@@ -136,7 +136,7 @@ def transformers_gpt2(model: GPT, dtype: torch.dtype, tokens: int) -> Callable[[
 
     c = model.config
     shape = {"vocab_size": c.vocab_size, "n_positions": c.context, "n_embd": c.d_model, "n_layer": c.n_layer}
-    settings = transformers.GPT2Config(**shape, n_head=c.n_head, bos_token_id=0, eos_token_id=None, pad_token_id=0)
+    settings = transformers.GPT2Config(**shape, n_head=c.n_head, bos_token_id=None, eos_token_id=None)
     theirs: Any = load(transformers.GPT2LMHeadModel(settings), their_state(model, transposed=True)).to(dtype)
     ids = torch.tensor([PROMPT])
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "do_sample": False, "use_cache": True}
