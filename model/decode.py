@@ -34,7 +34,7 @@ class Decoder:
         self.compiled = compute.compile and (rows == 1 or compute.device.type == "cuda")
         # Powers of two, of which a process meets few: each is compiled anew.
         room = max(2 * BLOCK, 1 << (self.capacity - 1).bit_length()) if self.compiled else self.capacity
-        self.cache = KVCache(model.config, rows, capacity=room, device=compute.device, dtype=compute.dtype)
+        self.cache = make_cache(model, rows, room, compute)
         self._step = compiled_step(model, rows, room, compute) if self.compiled else step
 
     @property
@@ -91,6 +91,12 @@ def step(model: GPT, cache: KVCache, ids: Tensor, compute: Compute) -> Tensor:
         return model(ids, cache)
 
 
+def make_cache(model: GPT, rows: int, capacity: int, compute: Compute) -> KVCache:
+    """Keys and values in compute's dtype, but for a CPU's own attention kernel, which is far faster in float32."""
+    dtype = torch.float32 if compute.device.type == "cpu" and not compute.compile else compute.dtype
+    return KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=dtype)
+
+
 def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Step:
     """`step` for one new token a row as one graph: on a GPU captured, so that a token is one launch; on a CPU fused.
 
@@ -106,7 +112,7 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
             options["triton.cudagraphs"] = True
         own = FunctionType(step.__code__.replace(), step.__globals__)
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        cache = KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=compute.dtype)
+        cache = make_cache(model, rows, capacity, compute)
         if compute.device.type == "cpu":
             cache.look(BLOCK)
             torch._dynamo.mark_dynamic(cache.slots, 0)
