@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 from types import FunctionType
 from weakref import WeakKeyDictionary
 
@@ -48,7 +47,7 @@ class Decoder:
         Equal texts are computed once, and so is a beginning that all share.
         """
         unique = list(dict.fromkeys(map(tuple, texts)))
-        shared = min(len(commonprefix(unique)), min(map(len, unique)) - 1) if len(unique) > 1 else 0
+        shared = shared_beginning(unique) if len(unique) > 1 else 0
         part = self.cache.first(len(unique))
         part.length.zero_()
         with self.compute.autocast():
@@ -84,6 +83,12 @@ class Decoder:
     def _padded(self, texts: Sequence[Sequence[int]]) -> Tensor:
         longest = max(map(len, texts))
         return torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.compute.device)
+
+
+def shared_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all texts begin with, but for each text's last, whose logits are wanted."""
+    shortest = min(map(len, texts)) - 1
+    return next((n for n in range(shortest) if len({text[n] for text in texts}) > 1), shortest)
 
 
 def step(model: GPT, cache: KVCache, ids: Tensor, compute: Compute) -> Tensor:
