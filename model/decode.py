@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 from types import FunctionType
 from weakref import WeakKeyDictionary
 
@@ -34,7 +33,7 @@ class Decoder:
         self.compiled = compute.compile and (rows == 1 or compute.device.type == "cuda")
         # Powers of two, of which a process meets few: each is compiled anew.
         room = max(2 * BLOCK, 1 << (self.capacity - 1).bit_length()) if self.compiled else self.capacity
-        self.cache = KVCache(model.config, rows, capacity=room, device=compute.device, dtype=compute.dtype)
+        self.cache = make_cache(model, rows, room, compute)
         self._step = compiled_step(model, rows, room, compute) if self.compiled else step
 
     @property
@@ -48,7 +47,7 @@ class Decoder:
         Equal texts are computed once, and so is a beginning that all share.
         """
         unique = list(dict.fromkeys(map(tuple, texts)))
-        shared = min(len(commonprefix(unique)), min(map(len, unique)) - 1) if len(unique) > 1 else 0
+        shared = shared_beginning(unique) if len(unique) > 1 else 0
         part = self.cache.first(len(unique))
         part.length.zero_()
         with self.compute.autocast():
@@ -92,9 +91,21 @@ class Decoder:
         return torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.compute.device)
 
 
+def shared_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all texts begin with, but for each text's last, whose logits are wanted."""
+    shortest = min(map(len, texts)) - 1
+    return next((n for n in range(shortest) if len({text[n] for text in texts}) > 1), shortest)
+
+
 def step(model: GPT, cache: KVCache, ids: Tensor, compute: Compute) -> Tensor:
     with compute.autocast():  # entered anew each time: what runs between two calls is the caller's
         return model(ids, cache)
+
+
+def make_cache(model: GPT, rows: int, capacity: int, compute: Compute) -> KVCache:
+    """Keys and values in compute's dtype, but for a CPU's own attention kernel, which is far faster in float32."""
+    dtype = torch.float32 if compute.device.type == "cpu" and not compute.compile else compute.dtype
+    return KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=dtype)
 
 
 def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Step:
@@ -107,12 +118,12 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
     key = (rows, capacity, compute, model.training, model.blocks[0].mlp.up.weight.dtype)
     known = _compiled.setdefault(model, {})
     if key not in known:
-        options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+        options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
         if compute.device.type == "cuda":
             options["triton.cudagraphs"] = True
         own = FunctionType(step.__code__.replace(), step.__globals__)
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        cache = KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=compute.dtype)
+        cache = make_cache(model, rows, capacity, compute)
         if compute.device.type == "cpu":
             cache.look(BLOCK)
             torch._dynamo.mark_dynamic(cache.slots, 0)

@@ -74,17 +74,11 @@ def take_turns(contenders: Mapping[str, Callable[[], Any]], *, repeats: int) -> 
     return times
 
 
-def memory_rate(n_bytes: int) -> float:
-    """Bytes a second at which torch sums a float32 tensor of that size, over and over: what reading weights costs."""
-    tensor = torch.ones(max(1, n_bytes // 4))
-    rounds = max(1, 200_000_000 // n_bytes)
+def memory_rate() -> float:
+    """Bytes a second at which torch reads memory: it sums a tensor of half a gigabyte, which no cache can hold."""
+    tensor = torch.ones(2**27)
     tensor.sum()
-
-    def read() -> None:
-        for _ in range(rounds):
-            tensor.sum()
-
-    return rounds * tensor.numel() * 4 / take_turns({"read": read}, repeats=5)["read"].median
+    return 4 * tensor.numel() / take_turns({"read": tensor.sum}, repeats=9)["read"].median
 
 
 @dataclass(frozen=True)
