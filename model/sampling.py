@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from . import InputError
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair (json's \\ud800), which no UTF-8 can hold
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class SamplingConfig:
         for name in ("stop", "banned", "forced"):
             if isinstance(getattr(self, name), str):
                 found.append(f"{name}={getattr(self, name)!r} must be a list of strings")
-            elif any(not isinstance(text, str) or not text for text in getattr(self, name)):
+            elif not all(isinstance(text, str) and text and not SURROGATE.search(text) for text in getattr(self, name)):
                 found.append(f"{name}={list(getattr(self, name))} holds what is no text of at least one character")
         return found
 
@@ -169,7 +172,7 @@ def draw(probs: Tensor, keys: Sequence[int], *, candidates: int | None = None) -
 
     Gumbel-max: the argmax of ln p + G, where every G is standard Gumbel noise -ln(-ln u), is i with probability p[i].
     Written p / -ln u, which has the same argmax. Unlike in a walk along the cumulated probabilities, a change of 1e-6
-    in p can change the result only where two tokens are that close. candidates: how many of a row's p at most are not 0.
+    in p can change the result only where two tokens are that close. candidates: how many of a row's p may not be 0.
     """
     device = probs.device
     if device.type == "mps":

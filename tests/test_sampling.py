@@ -175,6 +175,7 @@ def test_what_is_wrong_is_told_all_at_once():
     problems = wrong.problems()
     assert [problem.split("=")[0] for problem in problems] == list(vars(wrong))
     assert SamplingConfig(temperature=math.nan).problems() and SamplingConfig(temperature=math.inf).problems()
+    assert SamplingConfig(stop=("a\ud800",)).problems()
     assert SamplingConfig(stop="ab").problems() and SamplingConfig().problems() == []  # type: ignore[arg-type]
     with pytest.raises(InputError, match="top_k=0 must be at least 1"):
         checked(SamplingConfig(top_k=0))
