@@ -102,6 +102,7 @@ def generate(
     is a function of the row's (seed, index, t) alone, so that rows do not depend on their neighbours; by default the
     rows have one seed, and their numbers as indices.
 
+    speculative: one prompt, faster where its text repeats itself; the same text (see speculate.py).
     beyond="slide": when a row has filled the model's context, its oldest half is dropped and the rest read again; of a
     prompt longer than the context its end is read. beyond="refuse": InputError where that could happen. Without a
     vocabulary there is no end token and no text. compute: the number format of model and cache; None: float32.
@@ -114,20 +115,13 @@ def generate(
     if vocabulary is None:
         vocabulary = Vocabulary((b"",) * model.config.vocab_size, {}, end_id=-1)
     stops = Matcher([(text, 1) for text in sampling.stop])
+    keys = zip(seeds, range(n_rows) if indices is None else indices, strict=True)
     rows = [
-        Row(
-            prompt,
-            context=context,
-            key=(seeds[i], i if indices is None else indices[i]),
-            limit=limits[i],
-            text=Text(stops),
-        )
-        for i, prompt in enumerate(prompts)
+        Row(prompt, context=context, key=key, limit=limit, text=Text(stops))
+        for prompt, key, limit in zip(prompts, keys, limits, strict=True)
     ]
-    decoder: Decoder | Speculator
-    decoder = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
-    if speculative:
-        decoder = Speculator(decoder)
+    plain = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
+    decoder = Speculator(plain) if speculative else plain
     logits = decoder.read([row.window for row in rows])
     chooser = Chooser(prompts, sampling, vocabulary, room=min(limits), like=logits)
     batch = list(enumerate(rows))  # the rows that the decoder has, and their numbers

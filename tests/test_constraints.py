@@ -127,11 +127,11 @@ class Script:
         return logits
 
 
-def scripted(monkeypatch, data: list[bytes], **settings):
+def scripted(monkeypatch, data: list[bytes], *, length: int = 20, **settings):
     """What a model that writes these pieces gives out, one after the other."""
     words = vocabulary(*data)
     monkeypatch.setattr(generate_module, "Decoder", Script(range(len(data) + 1), len(data) + 1))
-    [row] = tokens(make("modern"), [[0]], max_new_tokens=20, vocabulary=words, sampling=SamplingConfig(**settings))
+    [row] = tokens(make("modern"), [[0]], max_new_tokens=length, vocabulary=words, sampling=SamplingConfig(**settings))
     return [new.text for new in row], row[-1].ended
 
 
@@ -139,6 +139,9 @@ def test_generation_ends_with_its_stop_string(monkeypatch):
     assert scripted(monkeypatch, [b"x", b"A", b"A", b"By"], stop=("AB",)) == (["x", "", "A", ""], "stop")
     assert scripted(monkeypatch, [b"x", b"A"], stop=("AB",)) == (["x", "", "A"], "end")
     assert scripted(monkeypatch, [b"\xf0\x9f", b"\xa6\x93", b"!"]) == (["", "🦓", "!", ""], "end")
+    half = [b"a", b"\xf0\x9f"]  # of a character: cut by max_new_tokens, or the model's own
+    assert scripted(monkeypatch, half, length=2) == (["a", ""], "length")
+    assert scripted(monkeypatch, half) == (["a", "", "\ufffd"], "end")
     texts, ended = scripted(monkeypatch, [b"a", b".", b"b", b"."], stop=(".",), min_new_tokens=2)
     assert ("".join(texts), ended) == ("a.b", "stop")
 
@@ -246,6 +249,27 @@ def test_forced_strings_come_at_the_last_moment_if_not_before(left):
     later, art = rules.after(rules.start, 5), 6
     assert rules.allowed(later, made=1, left=1).nonzero().flatten().tolist() == [art]
     assert rules.allowed(rules.after(later, art), made=2, left=1)[words.end_id]
+
+
+def test_a_token_without_text_changes_nothing_but_the_room():
+    words = Vocabulary((b"a", b"b", b"", b""), {3: "<|end|>"}, end_id=3)
+    rules = Rules(words, SamplingConfig(forced=("ab",)), room=3)
+    assert rules.allowed(rules.after(rules.start, 0), made=1, left=2).tolist() == [True, True, True, False]
+    assert rules.allowed(rules.after(rules.start, 0), made=1, left=1).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"forced": ("ab",), "stop": ("x",)}, {"forced": ("ab",), "banned": ("x",)}, {"forced": ("end",)}]
+)
+def test_what_only_an_excluded_token_spells_cannot_be_forced(settings):
+    with pytest.raises(InputError, match="no tokens spell it"):
+        Rules(vocabulary("xab", "a", "c"), SamplingConfig(**settings), room=9)
+
+
+def test_long_strings_are_no_trouble():
+    rules = Rules(vocabulary("a", "b"), SamplingConfig(banned=("a" * 3000,)), room=9)
+    state = (2999, 0)
+    assert rules.allowed(state, made=0, left=9).tolist() == [False, True, True]
 
 
 def test_forced_text_may_need_something_in_between():

@@ -283,6 +283,12 @@ def test_penalties_look_at_the_prompt_or_the_new_text():
     for penalty in ({"presence_penalty": 1e4}, {"frequency_penalty": 1e4}):
         [made] = run(model, [[1, 2]], max_new_tokens=96, sampling=SamplingConfig(temperature=0, **penalty))
         assert len(set(made)) == 96  # every token once; also those of the prompt
+    few = make("modern", vocab_size=10)
+    plain, penalized = (
+        run(few, [[1]], max_new_tokens=5, sampling=SamplingConfig(temperature=0, repetition_penalty=penalty))[0]
+        for penalty in (1, 1e9)
+    )
+    assert len(set(plain)) < 5 == len(set(penalized))
 
 
 # Mistakes
