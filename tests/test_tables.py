@@ -165,16 +165,19 @@ def test_accuracies_stand_beside_what_guessing_gets(capsys: pytest.CaptureFixtur
 
 def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     filters = [
-        {"name": "temperature", "after": 0.2, "removed": 0.0},
-        {"name": "top_k", "after": 0.25, "removed": 0.2},
+        {"name": "penalties", "before": 0.1, "after": 0.1, "removed": 0.0},
+        {"name": "temperature", "before": 0.1, "after": 0.2, "removed": 0.0},
+        {"name": "top_k", "before": 0.2, "after": 0.25, "removed": 0.2},
+        {"name": "top_p", "before": 0.25, "after": 0.5, "removed": 0.5},
     ]
     row = {"text": " gut", "rank": 3, "probability": 0.1, "filters": filters}
     others = [{"text": " heart", "probability": 0.5}]
-    tables.explain_table([{**row, "alternatives": others}, {**row, "filters": filters[:1]}], prompt="Listen to your")
+    tables.explain_table([{**row, "alternatives": others}, {**row, "filters": filters[:2]}], prompt="Listen to your")
     _, head, first, second, _ = capsys.readouterr().out.splitlines()
-    assert head.split() == ["token", "rank", "model", "temperature", "top_k", "removed", "instead"]
-    assert first.split() == ["'", "gut'", "3", "10.00%", "20.00%", "25.00%", "20.00%", "'", "heart'", "50.0%"]
-    assert second.split()[2:] == ["3", "10.00%", "20.00%", "0.00%"]
+    assert head.split() == ["token", "rank", "model", "temperature", "top_k", "top_p", "removed", "first", "choices"]
+    assert first.split()[2:7] == ["3", "10.00%", "20.00%", "(-0.0%)", "25.00%"]
+    assert first.split()[7:] == ["(-20.0%)", "50.00%", "(-50.0%)", "60.00%", "'", "heart'", "50.0%"]
+    assert second.split()[2:] == ["3", "10.00%", "20.00%", "(-0.0%)", "0.00%"]
     tables.explain_table([])
 
 
