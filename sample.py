@@ -18,7 +18,7 @@ from data.outputs import Outputs
 from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
-from model.bulk import Request, continue_batch
+from model.bulk import Request, continue_batch, reader
 from model.device import DTYPES, Compute
 from model.language_model import LanguageModel
 from model.quantize import narrow, quality_loss
@@ -293,13 +293,13 @@ def explained(lm: LanguageModel, sample: dict[str, Any]) -> list[dict[str, Any]]
     ]
 
 
-Answer = Callable[[SampleConfig, LanguageModel, Sequence[Prompt], int], list[dict[str, Any]]]
+Answer = Callable[[SampleConfig, LanguageModel, Sequence[Prompt], Sequence[Request], int], list[dict[str, Any]]]
 
 
-def bulk_texts(cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
+def bulk_texts(
+    cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], rows: int
+) -> list[dict[str, Any]]:
     """Continues the prompts of a batch, which is padded to `rows`."""
-    default = request(cfg)
-    requests = [default.changed(prompt.fields) for prompt in batch]
     indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
     results = []
     made = continue_batch(lm, [lm.encode(prompt.text) for prompt in batch], requests, indices=indices, rows=rows)
@@ -310,12 +310,16 @@ def bulk_texts(cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], ro
     return results
 
 
-def bulk_words(cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-    return [next_words(cfg, lm, p.text, request(cfg).changed(p.fields).sampling) for p in batch]
+def bulk_words(
+    cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], rows: int
+) -> list[dict[str, Any]]:
+    return [next_words(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
 
 
-def bulk_tokens(cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-    return [next_tokens(cfg, lm, p.text, request(cfg).changed(p.fields).sampling) for p in batch]
+def bulk_tokens(
+    cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], rows: int
+) -> list[dict[str, Any]]:
+    return [next_tokens(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
 
 
 ANSWERS: dict[str, Answer] = {"text": bulk_texts, "next_word": bulk_words, "next_token": bulk_tokens}
@@ -333,16 +337,12 @@ RESULT = (
 )
 
 
-def request(cfg: SampleConfig) -> Request:
-    """What the command line asks for where a prompt's line says nothing else."""
-    return Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples)
-
-
 def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     """Answers the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
+    read = reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
     prompts = PromptFile(
         cfg.prompts or "",
-        read=request(cfg).changed,
+        read=read,
         tokenizer=lm.tokenizer,
         context=lm.model.config.context,
         batch_size=cfg.batch_size,
@@ -360,7 +360,7 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     }
 
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-        results = ANSWERS[cfg.mode](cfg, lm, batch, rows)
+        results = ANSWERS[cfg.mode](cfg, lm, batch, [read(prompt.fields) for prompt in batch], rows)
         heads = [{"index": prompt.index, "prompt": prompt.text, **prompt.fields} for prompt in batch]
         return [head | result for head, result in zip(heads, results, strict=True)]
 
@@ -369,8 +369,8 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
 
 
 def run_chat(cfg: SampleConfig, lm: LanguageModel) -> int:
-    def stream(text: str, now: SampleConfig, turn: int) -> Iterator[str]:
-        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed + turn)
+    def stream(text: str, now: SampleConfig, index: int) -> Iterator[str]:
+        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed, index=index)
 
     def words(text: str, now: SampleConfig) -> None:
         show_next_words(now, lm, [text])

@@ -83,7 +83,7 @@ class Page:
             return
         for number, part in enumerate(parts):
             title, caption = getattr(part, "title", None), getattr(part, "caption", None)
-            if title is not None:  # a table's own title would be folded to the table's width
+            if title is not None or caption is not None:  # a table's own are folded to the table's width
                 part.title = part.caption = None
             with self.console.capture() as captured:
                 self.console.print(part)

@@ -7,11 +7,12 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import InputError
+from .constraints import Rules
 from .language_model import Completion, LanguageModel
 from .sampling import SamplingConfig
 
@@ -33,8 +34,10 @@ class Request:
         return self.sampling
 
     def problems(self) -> list[str]:
-        least = {"max_new_tokens": self.max_new_tokens, "num_samples": self.num_samples}
-        found = [f"{name}={value} must be at least 1" for name, value in least.items() if value < 1]
+        found = []
+        for name, least in (("max_new_tokens", max(1, self.sampling.min_new_tokens)), ("num_samples", 1)):
+            if (value := getattr(self, name)) < least:
+                found.append(f"{name}={value} must be at least {least}{' (min_new_tokens)' if least > 1 else ''}")
         return found + self.sampling.problems()
 
     def changed(self, fields: Mapping[str, Any]) -> Request:
@@ -59,6 +62,25 @@ class Request:
         if problems := problems + request.problems():
             raise InputError(*problems)
         return request
+
+
+def reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str, Any]], Request]:
+    """What turns a prompt's fields into a Request; InputError also for what this model's vocabulary cannot fulfil."""
+
+    @functools.lru_cache(maxsize=1000)
+    def check(sampling: SamplingConfig, max_new_tokens: int) -> None:
+        if sampling.forced or sampling.banned:
+            Rules(lm.vocabulary, sampling, room=max_new_tokens)
+
+    def read(fields: Mapping[str, Any]) -> Request:
+        request = default.changed(fields)
+        check(request.sampling, request.max_new_tokens)
+        return request
+
+    if problems := default.problems():
+        raise InputError(*problems)
+    read({})
+    return read
 
 
 OWN = {name: hint for name, hint in typing.get_type_hints(Request).items() if name != "sampling"}
@@ -96,11 +118,12 @@ def continue_batch(
     *,
     indices: Sequence[int],
     rows: int,
+    beyond: str = "slide",
 ) -> list[Completion]:
     """Continues prompts (their ids) that share their sampling.
 
     indices: with each prompt's seed, what its noise depends on. The batch is padded to `rows` rows: its results are
-    then those of any other batch of this shape that holds the same prompts, to the bit.
+    then those of any other batch of this shape that holds the same prompts, to the bit. beyond: as for generate().
     """
     last = len(prompts) - 1
     padded = [min(row, last) for row in range(rows)]  # by copies of the last prompt, which last no longer than it does
@@ -110,5 +133,6 @@ def continue_batch(
         sampling=requests[0].sampling,
         seed=[requests[row].seed for row in padded],
         indices=[indices[row] for row in padded],
+        beyond=beyond,
     )
     return made[: len(prompts)]

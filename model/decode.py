@@ -81,6 +81,12 @@ class Decoder:
         """Several more tokens in each row: ids (B, T) -> the logits after each, (B, T, V)."""
         return step(self.model, self.cache, ids, self.compute)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with these rows alone, which are then numbered anew. Not for a compiled decoder on a GPU."""
+        others = [0] * (len(self.cache.length) - len(rows))
+        self.cache.spread([*rows, *others])
+        self.cache = self.cache.first(len(rows))
+
     def _padded(self, texts: Sequence[Sequence[int]]) -> Tensor:
         longest = max(map(len, texts))
         return torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.compute.device)

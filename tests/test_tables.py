@@ -178,6 +178,8 @@ def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str])
     assert first.split()[2:7] == ["3", "10.00%", "20.00%", "(-0.0%)", "25.00%"]
     assert first.split()[7:] == ["(-20.0%)", "50.00%", "(-50.0%)", "60.00%", "'", "heart'", "50.0%"]
     assert second.split()[2:] == ["3", "10.00%", "20.00%", "(-0.0%)", "0.00%"]
+    tables.explain_table([row])
+    assert len(capsys.readouterr().out.splitlines()) == 3  # no title; a caption once
     tables.explain_table([])
 
 
