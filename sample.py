@@ -67,7 +67,7 @@ class SampleConfig:
     max_tokens: int = 1024  # next_word: stop after so many tokens
     border: str = "words"  # next_word: words (spaces at the prompt's end do not matter) | bytes (the exact prompt)
     word_rule: str = "unicode"  # next_word: unicode | space | character
-    group: bool = False  # next_word: show variants of case as one
+    group: bool = False  # next_word, next_token: show variants of case and of a leading space as one
     branches: int = 3  # continue: words at each place
     depth: int = 3  # continue: words one after another
     text: str | None = None  # score: the text, after prompt if there is one
@@ -210,9 +210,10 @@ def show_next_words(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) ->
 
 def show_next_tokens(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
     results = [next_tokens(cfg, lm, prompt) for prompt in prompts]
-    for result in results:
-        tables.token_table(result["tokens"], title=f"Next token after {result['prompt'][-60:]!r}")
     write_result(cfg.json, results)
+    for result in results if cfg.group else []:
+        result["tokens"] = tables.grouped(result["tokens"])
+    tables.token_tables(results)
     if cfg.plot is not None:
         plots.plot_next(results, cfg.plot)
 
@@ -247,6 +248,7 @@ def show_accuracy(cfg: SampleConfig, lm: LanguageModel) -> None:
     scored = score_options(lm, [(c.prompt, c.options) for c in choices], method=cfg.method, neutral=cfg.neutral)
     columns = {"raw": "log_probability", "normalised": "per_byte", "pmi": "pmi"}
     measures = {name: [[getattr(o, column) for o in row] for row in scored] for name, column in columns.items()}
+    measures["without the prompt"] = [[o.log_probability - o.pmi for o in row] for row in scored]
     how, share = baseline(choices)
     rows = [*accuracies(choices, measures, seed=cfg.seed), {"method": how, "accuracy": share}]
     tables.accuracy_table(rows, title=f"{len(choices):,} questions of {cfg.examples}: share answered rightly")
@@ -285,7 +287,7 @@ def explained(lm: LanguageModel, sample: dict[str, Any]) -> list[dict[str, Any]]
             "text": lm.named(new["id"], 0.0).text,
             "rank": new["rank"],
             "probability": math.exp(new["model_log_probability"]),
-            "filters": [{**step, "probability": step["after"]} for step in new["filters"]],
+            "filters": new["filters"],
             "alternatives": others,
         }
         for new, others in zip(sample["explanation"], alternatives, strict=True)

@@ -35,7 +35,7 @@ def test_questions_from_held_out_plays_alone(tmp_path, monkeypatch):
     plays = [Document("tragedies/macbeth.md", PLAY), Document("comedies/other.md", PLAY.replace("dreadful", "happy"))]
     monkeypatch.setattr(cloze, "documents", lambda corpus, cache: iter(plays))
     path = tmp_path / "new" / "cloze.jsonl"
-    arguments = [f"outputs={path}", "options=3", "per_play=9"]
+    arguments = [f"outputs={path}", "choices=3", "per_play=9"]
     assert "9 questions from 1 plays, 3 options each" in ok("cloze", *arguments)
     made = read_choices(path)
     before = path.read_bytes()
@@ -58,4 +58,4 @@ def test_settings_that_ask_for_nothing_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(cloze, "documents", lambda corpus, cache: iter([Document("a.md", PLAY)]))
     monkeypatch.chdir(tmp_path)
     assert "no lines to ask about" in one_line(run("cloze"))
-    assert "options=1 must be between" in one_line(run("cloze", "options=1"))
+    assert "choices=1 must be between" in one_line(run("cloze", "choices=1"))
