@@ -1,1 +1,1 @@
-"""What is measured by python -m scripts.bench."""
+"""The benchmarks of `python -m scripts.bench`, one a file."""
