@@ -40,6 +40,7 @@ PATHS = {  # the word null means None, ~ is the home directory
         "prompt_file",
         "prompts",
         "outputs",
+        "against",
     ),
     *("json", "plot", "tokenizer.path", "tokenizer.encoding"),
 }

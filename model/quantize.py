@@ -69,30 +69,31 @@ def narrow(model: GPT, compute: Compute) -> GPT:
 
 @dataclass(frozen=True)
 class QualityLoss:
-    """How far one model's next-token predictions are from another's, over the positions of some text."""
+    """How far one model's next-token predictions are from the exact ones, over the positions of some text."""
 
     largest: float  # |logit difference|, the logits of each position taken relative to their mean
     mean: float
-    divergence: float  # KL(exact || narrow), mean over positions, nats per token
+    divergence: float  # KL(exact || narrowed), the mean over positions in nats per token
     positions: int
 
     def __str__(self) -> str:
         return (
             f"logits off by {self.mean:.4f} on average and {self.largest:.3f} at most, "
-            f"{self.divergence:.2e} nats per token over {self.positions} positions"
+            f"KL {self.divergence:.1e} nats per token over {self.positions} positions"
         )
+
+
+def compare(exact: Tensor, narrowed: Tensor) -> QualityLoss:
+    """Logits (..., V) of the same text from two models. Their mean at a position is taken out: it changes nothing."""
+    p, q = (torch.log_softmax(logits.double().flatten(0, -2), dim=-1) for logits in (exact, narrowed))
+    difference = ((q - q.mean(-1, keepdim=True)) - (p - p.mean(-1, keepdim=True))).abs()
+    divergence = (p.exp() * (p - q)).sum(-1).mean()
+    return QualityLoss(difference.max().item(), difference.mean().item(), divergence.item(), len(p))
 
 
 @torch.no_grad()
 def quality_loss(exact: GPT, narrowed: GPT, ids: Tensor, *, compute: Compute) -> QualityLoss:
-    """Both read ids (B, T), teacher-forced: `exact` in float32, `narrowed` as `compute` says.
-
-    Logits are compared after taking out their mean at each position, which changes no probability.
-    """
-    wanted = exact(ids).float()
+    """Both read ids (B, T), teacher-forced: `exact` in float32, `narrowed` as `compute` says."""
     with compute.autocast():
-        got = narrowed(ids).float()
-    difference = ((got - got.mean(-1, keepdim=True)) - (wanted - wanted.mean(-1, keepdim=True))).abs()
-    p, q = torch.log_softmax(wanted, -1), torch.log_softmax(got, -1)
-    divergence = (p.exp() * (p - q)).sum(-1).mean()
-    return QualityLoss(difference.max().item(), difference.mean().item(), divergence.item(), ids.numel())
+        got = narrowed(ids)
+    return compare(exact(ids), got)

@@ -8,8 +8,8 @@ import sys
 from conf import cli
 
 BENCHMARKS = {
-    "bulk": "tokens per second of many prompts in batches, against one at a time",
     "decode": "tokens per second of one text, against transformers' and nanoGPT's generate with the same weights",
+    "bulk": "tokens per second of many prompts in batches, against one prompt at a time",
 }
 
 
