@@ -44,7 +44,7 @@ PATHS = {  # the word null means None, ~ is the home directory
     ),
     *("json", "plot", "tokenizer.path", "tokenizer.encoding"),
 }
-OUTPUTS = {"json", "plot"}  # files to write, perhaps only after hours: where they are to go is checked before
+OUTPUTS = {"json", "plot", "outputs"}  # files to write, perhaps only after hours: where they are to go is checked before
 LISTS = {"corpus", "include", "exclude", "val_include", "stop"}  # [a, "b c"] is a list
 
 
