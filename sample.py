@@ -19,7 +19,7 @@ from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
 from model.bulk import Request, continue_prompts, reader
-from model.device import DTYPES, Compute
+from model.device import DTYPES, Compute, keep_freed_memory
 from model.language_model import LanguageModel
 from model.quantize import narrow, quality_loss
 from model.sampling import SamplingConfig
@@ -310,6 +310,7 @@ RESULT = (
 
 def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     """Answers the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
+    keep_freed_memory()
     read = reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
     prompts = PromptFile(
         cfg.prompts or "",
