@@ -84,7 +84,8 @@ def make_model(shape: str, seed: int) -> GPT:
     gpt2: dict[str, Any] = {"position": "learned", "norm": "layer", "norm_weight": True, "norm_epsilon": 1e-5}
     gpt2 |= {"activation": "gelu", "bias": True, "tied": True, "zero_init": False, "softcap": 0.0}
     torch.manual_seed(seed)
-    model = GPT(ModelConfig(**SHAPES[shape], **gpt2, qk_norm=False, embedding_norm=False))
+    gpt2 |= {"qk_norm": False, "embedding_norm": False}
+    model = GPT(ModelConfig(**SHAPES[shape] | gpt2))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2 and "embed" not in name:
@@ -195,7 +196,7 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     if "float32" in cfg.dtypes:
         options: dict[str, Any] = {"sampling": SamplingConfig(temperature=0), "compute": decoders["float32"].compute}
         contenders["float32, by generate()"] = lambda: [
-            ids[0] for ids, _ in generate(exact, [PROMPT], max_new_tokens=cfg.tokens, **options)
+            new.id for [new] in generate(exact, [PROMPT], max_new_tokens=cfg.tokens, **options) if new is not None
         ]
     if cfg.transformers:
         for name in {"bfloat16" if name == "int8" else name for name in cfg.dtypes}:
