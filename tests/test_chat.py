@@ -113,6 +113,11 @@ def test_what_the_model_refuses_is_told_and_the_text_stays(talk):
     out, asked = talk("one", "two", answer=[InputError("the prompt is too long; shorten it")])
     assert out.splitlines().count("error: the prompt is too long; shorten it") == 2
     assert texts(asked) == ["one", "two"]
+    assert "(nothing is left)" in talk("one", "/undo", answer=[InputError("no")])[0]
+    session = chats.Session(lambda *_: iter([1 / 0]), SETTINGS, (), {}, True, True, len, 9)
+    with pytest.raises(ZeroDivisionError):
+        session.answer("one")
+    assert session.earlier == [] and session.text == ""  # there is nothing to undo
     with pytest.raises(ZeroDivisionError):  # a bug is no mistake of the user's
         talk("one", answer=[ZeroDivisionError()])
 

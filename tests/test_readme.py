@@ -29,6 +29,7 @@ PROGRAMS = {
     "scripts.prepare": ("prepare", PrepareConfig),
     "scripts.evaluate": ("evaluate", EvaluateConfig),
     "scripts.speeches": ("speeches", SpeechesConfig),
+    "scripts.cloze": ("cloze", ClozeConfig),
     "scripts.compress": ("compress", CompressConfig),
     "scripts.cloze": ("cloze", ClozeConfig),
 }
