@@ -55,18 +55,18 @@ def killed_at(process, partial, size, how=signal.SIGKILL):
     return process.returncode, out, err
 
 
-def undisturbed_and_killed(trained, folder, *, count, kills, seed=0):
+def undisturbed_and_killed(trained, folder, *, count, kills, seed=0, **more):
     """The results of a run and of one that was killed again and again."""
     write_prompts(folder / "prompts.jsonl", count)
-    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "calm.jsonl"))
+    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "calm.jsonl", **more))
     size = (folder / "calm.jsonl").stat().st_size
     partial, rng = folder / "killed.jsonl.partial", random.Random(seed)
-    command = ["sample.py", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl")]
+    command = ["sample.py", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl", **more)]
     statuses = [
         killed_at(start(*command), partial, size * part)[0] for part in sorted(rng.random() for _ in range(kills))
     ]
     assert statuses.count(-signal.SIGKILL) > kills / 2  # else they came too late to prove anything
-    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl"))
+    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl", **more))
     return (folder / "calm.jsonl").read_bytes(), (folder / "killed.jsonl").read_bytes()
 
 
@@ -80,7 +80,7 @@ def test_killed_again_and_again_it_writes_the_same_bytes(trained, tmp_path):
 
 @pytest.mark.slow
 def test_ten_thousand_prompts_killed_again_and_again(trained, tmp_path):
-    calm, killed = undisturbed_and_killed(trained, tmp_path, count=10_000, kills=10)
+    calm, killed = undisturbed_and_killed(trained, tmp_path, count=10_000, kills=8, batch_size=64)
     assert killed == calm
 
 
