@@ -115,7 +115,7 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
     conditions, which takes longer than a tenth of a small model's step. Here the key says what the graph was made for,
     and the checks are left out. torch files graphs under the code object, hence one for each.
     """
-    key = (rows, capacity, compute, model.training, model.blocks[0].mlp.up.weight.dtype)
+    key = (rows, capacity, compute, model.training, type(model.unembed))
     known = _compiled.setdefault(model, {})
     if key not in known:
         options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}

@@ -31,7 +31,6 @@ PROGRAMS = {
     "scripts.speeches": ("speeches", SpeechesConfig),
     "scripts.cloze": ("cloze", ClozeConfig),
     "scripts.compress": ("compress", CompressConfig),
-    "scripts.cloze": ("cloze", ClozeConfig),
 }
 SET_UP = ("git clone", "source .venv/bin/activate")
 LINKED = ["scripts/quickstart.sh", "scripts/test.sh"]
