@@ -104,7 +104,7 @@ def test_cached_batched_streamed_and_speculative_text_is_that_of_full_forwards()
 
 @pytest.mark.slow
 def test_ten_thousand_tokens_are_the_same_in_every_way():
-    made, drafted, found = compare_ways(25, 110, FAMILIES)
+    made, drafted, found = compare_ways(28, 110, FAMILIES)
     print(made, drafted, found)
     assert made > 10_000 and drafted > 300 and max(found.values()) <= 10, found
 
