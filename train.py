@@ -30,7 +30,9 @@ from model.config import ModelConfig
 from model.device import DTYPES, Compute, cpu_has_bfloat16, keep_freed_memory
 from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_device
 from model.gpt import GPT
-from model.optim import LossScale, Optimizer, OptimizerConfig, SkipGuard, rate_at, warmup
+from model.guard import LossScale, SkipGuard
+from model.optim import Optimizer, OptimizerConfig, rate_at, warmup
+from model.run_state import RunState, publish, restore
 from model.seeds import hash_seed
 
 
@@ -62,6 +64,7 @@ class LoopConfig:
     save_sharded: Any = "auto"  # auto | true | false: each rank writes a part; auto: fsdp, from 2 billion parameters
     resume: Any = False  # false | true | auto
     nonfinite_limit: int = 10  # skipped updates in a row that end the run
+    spike_deviations: float = 0.0  # skip updates whose gradient norm or loss lies so far above the usual; 0: none
     wandb: WandbConfig = field(default_factory=WandbConfig)
     debug: bool = False  # tracebacks for every error
 
@@ -81,6 +84,8 @@ class LoopConfig:
             found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp or fsdp")
         if world.size > 1 and ":" in self.device:
             found.append(f"device={self.device} would give all {world.size} processes one device; use device=cuda")
+        if not 0 <= self.spike_deviations < math.inf:
+            found.append(f"spike_deviations={self.spike_deviations} must be 0 (off) or above")
         if self.save_sharded not in (False, True, "auto"):
             found.append(f"save_sharded={self.save_sharded!r} is not one of auto, true, false")
         if self.wandb.mode not in ("disabled", "offline", "online"):
@@ -129,17 +134,6 @@ class TrainingData(Protocol):
     def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
 
 
-@dataclass
-class RunState:
-    """Where a run stands. Together with weights and optimizer state this is all that a resume needs."""
-
-    step: int = 0  # completed updates
-    tokens: int = 0  # read in training over all ranks, padding of labelled rows included
-    elapsed_seconds: float = 0.0
-    best_val_loss: float | None = None
-    resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
-
-
 def fit(
     cfg: LoopConfig,
     model: GPT,
@@ -174,10 +168,12 @@ def fit(
         loss_of = torch.compile(summed_loss, dynamic=False)
     wrapped = parallel.wrap(model, cfg.parallel, compute)
     optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz])
-    scale, guard = LossScale(compute.dtype, compute.device), SkipGuard(compute.device)
+    scale = LossScale(compute.dtype, compute.device)
+    guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
+    learned = (optimizer, scale, guard)  # what is saved beside the weights
     state = RunState(resolved=resolved)
     if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
-        state = restore(found, model, optimizer, scale, facts, resolved, say)
+        state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
             saving.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
     if state.step > cfg.steps:
@@ -237,7 +233,8 @@ def fit(
             # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
             rate = rate_at(step, cfg.steps, cfg.optimizer)
             norm = optimizer.gradient_norm() / scale.scale
-            skip = guard.check(norm, step, scale)
+            loss_mean = mean_over_ranks(loss_sum, targets_in_step) if cfg.spike_deviations else None
+            skip = guard.check(norm, step, scale, loss=loss_mean)
             clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
             optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
             optimizer.zero_grad()
@@ -248,16 +245,12 @@ def fit(
 
             # Log: the only read that waits for the device.
             if done % cfg.log_every == 0 or done == 1 or last:
-                figures = torch.stack([parallel.sum_over_ranks(loss_sum), norm, *guard.counts]).tolist()
+                figures = torch.stack([mean_over_ranks(loss_sum, targets_in_step), norm, *guard.counts]).tolist()
                 learning_rate = rate * cfg.optimizer.learning_rate
-                loss_mean = figures[0] / targets_in_step
-                journal.trained(done, tokens, loss=loss_mean, learning_rate=learning_rate, grad_norm=figures[1])
-                for warning in (
-                    guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe),
-                    saver.news(),
-                ):
-                    if warning:
-                        journal.say(warning)
+                journal.trained(done, tokens, loss=figures[0], learning_rate=learning_rate, grad_norm=figures[1])
+                warnings = guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe)
+                for warning in (*warnings, *saver.news()):
+                    journal.say(warning)
 
             # Evaluate and save. A better evaluation always saves.
             with journal.aside():
@@ -271,7 +264,10 @@ def fit(
                     journal.evaluated(done, tokens, loss=score.loss, bits_per_byte=score.bits_per_byte, best=better)
                 if better or stopping or last or done % save_every == 0:
                     state.elapsed_seconds = journal.elapsed_seconds
-                    publish(cfg, model, tokenizer, optimizer, scale, state, facts, score, better, saver)
+                    publish(
+                        state, saver, model, learned, score, better=better, save_tokenizer=tokenizer.save,
+                        facts={"seed": cfg.seed, **facts},
+                    )  # fmt: skip
             if stopping:
                 break
     if state.step < cfg.steps:
@@ -321,61 +317,9 @@ def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData) -> str:
     )
 
 
-def restore(
-    found: checkpoint.Checkpoint,
-    model: GPT,
-    optimizer: Optimizer,
-    scale: LossScale,
-    facts: dict[str, Any],
-    resolved: dict[str, Any],
-    say: Callable[[str], None],
-) -> RunState:
-    """Puts model, optimizer and loss scale back to a saved step; where the run stands."""
-    for name, now in facts.items():
-        before = str(found.manifest.get(name))
-        if before != now:
-            what = name.replace("_", " ")
-            raise InputError(
-                f"{found.directory} has {what} {before:.12}, now it is {now:.12}; start a new run_dir for it"
-            )
-    tensors, values = found.train_state()
-    state = RunState(**values)
-    found.load_into(model)
-    optimizer.load_state(tensors)
-    scale.load_state(tensors)
-    for name, before in state.resolved.items():
-        if before != resolved.get(name):
-            say(
-                f"note: {name} was {before}, is now {resolved.get(name)}: the run goes on, but not bit for bit the same"
-            )
-    say(f"resuming {found.directory} at step {state.step}")
-    return replace(state, resolved=resolved)
-
-
-def publish(
-    cfg: LoopConfig,
-    model: GPT,
-    tokenizer: Tokenizer,
-    optimizer: Optimizer,
-    scale: LossScale,
-    state: RunState,
-    facts: dict[str, Any],
-    score: Score | None,
-    best: bool,
-    saver: Saver,
-) -> None:
-    """Saves the run's present step; all ranks take part."""
-    measured = {} if score is None else {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
-    snapshot = saving.snapshot(
-        state.step,
-        model=model,
-        save_tokenizer=tokenizer.save,
-        tensors=optimizer.state() | scale.state(),
-        state=asdict(state),
-        facts={"tokens": state.tokens, "seed": cfg.seed, **measured, **facts},
-        peers=saver.peers,
-    )
-    saver.save(snapshot, best=score.loss if best and score else None)
+def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
+    """The mean loss of a step's batch, a tensor (); all ranks must ask."""
+    return parallel.sum_over_ranks(loss_sum.clone()) / targets
 
 
 def save_by_all(cfg: LoopConfig, model: GPT) -> bool:

@@ -72,12 +72,12 @@ class Saver:
         self.wait()
         return self.best_val_loss
 
-    def news(self) -> str | None:
+    def news(self) -> list[str]:
         """A warning about a save that failed, once."""
         if self.error is None or self.told:
-            return None
+            return []
         self.told = True
-        return f"warning: {self.problem()}; the run goes on, the steps saved before are as they were"
+        return [f"warning: {self.problem()}; the run goes on, the steps saved before are as they were"]
 
     def problem(self) -> str:
         return f"step {self.step} could not be saved in {self.run_dir}: {self.error or 'another rank could not'}"

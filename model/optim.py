@@ -1,9 +1,9 @@
-"""AdamW and Muon over one model, learning-rate schedules as pure functions of the step, the loss scale of float16."""
+"""AdamW and Muon over one model; learning-rate schedules as pure functions of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -273,68 +273,3 @@ def orthogonalise(g: Tensor, dtype: torch.dtype) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
-
-
-class LossScale:
-    """Keeps float16 gradients within range: halves the scale after an overflow, doubles it after 2,000 good steps.
-
-    For other number formats the scale is 1 and stays 1.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.active = dtype == torch.float16
-        self.scale = torch.tensor(2.0**16 if self.active else 1.0, device=device)
-        self.good_steps = torch.zeros((), device=device)
-
-    def update(self, overflow: Tensor) -> None:
-        if not self.active:
-            return
-        self.good_steps = torch.where(overflow, torch.zeros_like(self.good_steps), self.good_steps + 1)
-        grow = self.good_steps >= 2000
-        self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)).clamp_min(1)
-        self.good_steps = torch.where(grow, torch.zeros_like(self.good_steps), self.good_steps)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"loss_scale.scale": self.scale, "loss_scale.good_steps": self.good_steps} if self.active else {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        if self.active and "loss_scale.scale" in state:
-            self.scale.copy_(state["loss_scale.scale"])
-            self.good_steps.copy_(state["loss_scale.good_steps"])
-
-
-class SkipGuard:
-    """Decides on the device, alike on every rank, which updates to skip, and counts them; the host need not wait.
-
-    Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only
-    lowers the loss scale; it counts as an overflow as long as there is a scale to lower.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.counts = torch.zeros(4, dtype=torch.int64, device=device)  # bad in a row, bad, last bad step, overflows
-        self.reported = 0
-
-    def check(self, norm: Tensor, step: int, scale: LossScale) -> Tensor:
-        """Whether to skip the update whose gradient has this norm (), a boolean tensor ()."""
-        skip = ~torch.isfinite(norm)
-        overflow = skip & (scale.scale > 1) if scale.active else torch.zeros_like(skip)
-        bad = skip & ~overflow
-        in_row, total, last, overflows = self.counts
-        in_row = torch.where(bad, in_row + 1, torch.where(skip, in_row, torch.zeros_like(in_row)))
-        last = torch.where(bad, torch.full_like(last, step), last)
-        self.counts = torch.stack([in_row, total + bad, last, overflows + overflow])
-        return skip
-
-    def report(self, counts: list[float], *, limit: int, describe: Callable[[int], str]) -> str | None:
-        """What `counts`, once read, have to say: a warning about new skips, or None.
-
-        describe(step) names the batch. Raises InputError after `limit` bad updates in a row.
-        """
-        in_row, total, last = (int(count) for count in counts[:3])
-        where = f"the last at step {last + 1}: {describe(last)}" if total else ""
-        if in_row >= limit:
-            raise InputError(
-                f"{in_row} updates in a row had no finite gradient, {where}; lower optimizer.learning_rate"
-            )
-        new, self.reported = total - self.reported, total
-        return f"warning: skipped {new} update(s) whose gradient is not finite, {where}" if new else None

@@ -1,7 +1,7 @@
 """Kills a training run again and again at random moments, lets it resume, and compares its end with an undisturbed one.
 
 Each attempt is a process of its own that ends by SIGKILL: in one of ten cases at any moment since its start, else while
-it trains and saves. What was done so far stands in OUT/faults.json; the same command goes on from there.
+it trains and saves. Every other attempt saves in the background. What was done so far stands in OUT/faults.json; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class FaultsConfig:
     at_once: int | None = None  # how often in this call at most; null: until all are done
     save_every: int = 5  # steps between two checkpoints
     window: float = 0.5  # seconds of training in which a kill may come
-    background: bool = True  # as save_in_background of train.py
     seed: int = 1  # of the moments
     debug: bool = False
 
@@ -50,8 +49,11 @@ class FaultsConfig:
 def command(cfg: FaultsConfig, name: str, *more: str) -> list[str]:
     out = Path(cfg.out)
     own = (f"corpus={out / 'text.txt'}", f"datasets={out / 'datasets'}", f"run_dir={out / name}")
-    saving = (f"save_every={cfg.save_every}", f"save_in_background={str(cfg.background).lower()}")
-    return [sys.executable, "train.py", *own, *TINY, *saving, *more]
+    return [sys.executable, "train.py", *own, *TINY, f"save_every={cfg.save_every}", *more]
+
+
+def in_background(number: int) -> bool:
+    return number % 2 == 1
 
 
 def last_step(run_dir: Path) -> int:
@@ -61,11 +63,12 @@ def last_step(run_dir: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-def attempt(cfg: FaultsConfig, moments: random.Random) -> tuple[int, int]:
+def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     """Starts the run or goes on with it, and kills it; the last step it did and the newest that is intact.
 
     Raises InputError where it ended by itself, or did not go on from the newest step.
     """
+    moments = random.Random(cfg.seed * 1_000_003 + number)
     run_dir = Path(cfg.out) / "killed"
     before = checkpoint.newest(run_dir, say=print)
     expected = before.step if before else 0
@@ -74,7 +77,9 @@ def attempt(cfg: FaultsConfig, moments: random.Random) -> tuple[int, int]:
     with log.open("w", encoding="utf-8") as file:
         start = time.monotonic()
         process = subprocess.Popen(
-            command(cfg, "killed", "steps=1000000000", "resume=auto"), stdout=file, stderr=subprocess.STDOUT
+            command(cfg, "killed", "steps=1000000000", "resume=auto", f"save_in_background={in_background(number)}"),
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
         while not any_moment and process.poll() is None and not trains(log, run_dir, expected):
             time.sleep(0.002)
@@ -109,7 +114,7 @@ def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
     lost = record["lost"]
     stop = min(cfg.kills, len(lost) + (cfg.at_once or cfg.kills))
     while len(lost) < stop:
-        done, intact = attempt(cfg, random.Random(cfg.seed * 1_000_003 + len(lost)))
+        done, intact = attempt(cfg, len(lost))
         lost.append(max(0, done - intact))
         record_path.write_text(json.dumps(record), encoding="utf-8")
         print(f"kill {len(lost)} of {cfg.kills} after step {done}: {lost[-1]} steps lost, goes on from {intact}")
@@ -123,14 +128,13 @@ def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
             raise InputError(f"{out / name}: {ended.stderr.strip()}")
     files = [checkpoint.find(out / name).directory / "model.safetensors" for name in ("killed", "undisturbed")]
     equal = checkpoint.sha256(files[0]) == checkpoint.sha256(files[1])
-    above = sum(steps > cfg.save_every for steps in lost)
     print(f"{len(lost)} kills in {steps[6:]} steps, each followed by a resume that went on from the newest saved step")
-    print(
-        f"steps lost: {sum(lost) / len(lost):.1f} on average, {max(lost)} at most; beyond {cfg.save_every}: {above} times"
-    )
-    print(
-        f"the final weights are {'the same, bit for bit,' if equal else 'NOT the same'} as those of an undisturbed run"
-    )
+    for background, what in ((False, "waiting for each save"), (True, "saving in the background")):
+        some = [steps for number, steps in enumerate(lost) if in_background(number) == background] or [0]
+        above = sum(steps > cfg.save_every for steps in some)
+        mean = sum(some) / len(some)
+        print(f"steps lost {what}: {mean:.1f} on average, {max(some)} at most, above {cfg.save_every} {above} times")
+    print(f"the final weights are {'' if equal else 'NOT '}the same, bit for bit, as those of an undisturbed run")
     if not equal:
         raise InputError(f"{files[0]} and {files[1]} differ")
 
