@@ -1,7 +1,8 @@
 """Kills a training run again and again at random moments, lets it resume, and compares its end with an undisturbed one.
 
 Each attempt is a process of its own that ends by SIGKILL: in one of ten cases at any moment since its start, else while
-it trains and saves. Every other attempt saves in the background. What was done so far stands in OUT/faults.json; the same command goes on from there.
+it trains and saves; every other one saves in the background. What was done so far stands in OUT/faults.json: the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -74,13 +75,10 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     expected = before.step if before else 0
     log = Path(cfg.out) / "attempt.log"
     any_moment, share = moments.random() < 0.1, moments.random()
+    how = ("steps=1000000000", f"resume={'true' if before else 'auto'}", f"save_in_background={in_background(number)}")
     with log.open("w", encoding="utf-8") as file:
         start = time.monotonic()
-        process = subprocess.Popen(
-            command(cfg, "killed", "steps=1000000000", "resume=auto", f"save_in_background={in_background(number)}"),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+        process = subprocess.Popen(command(cfg, "killed", *how), stdout=file, stderr=subprocess.STDOUT)
         while not any_moment and process.poll() is None and not trains(log, run_dir, expected):
             time.sleep(0.002)
         usual_start = 4.0 if any_moment else 0.0
