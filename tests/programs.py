@@ -22,6 +22,7 @@ CONFIGS = {
     "prepare": ("scripts.prepare", "PrepareConfig"),
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
+    "faults": ("scripts.faults", "FaultsConfig"),
 }
 NANO = [  # the smallest thing that is still a model
     "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "tokenizer=char", "device=cpu",
