@@ -1,20 +1,34 @@
-"""A checkpoint's path in, text or the table of next tokens out; load(checkpoint) does the same for Python."""
+"""A checkpoint's path in; text, tables of next words or tokens, scores out. load(checkpoint) does it for Python."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from conf import cli, display
+import torch
+
+from conf import bulk, chat, cli, plots, tables
+from data.choices import accuracies, baseline, read_choices
+from data.outputs import Outputs
+from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
-from model.device import DTYPES, Compute
+from model.bulk import Request, continue_prompts, reader
+from model.device import DTYPES, Compute, keep_freed_memory
 from model.language_model import LanguageModel
+from model.quantize import narrow, quality_loss
 from model.sampling import SamplingConfig
+from model.score import METHODS, score_options
+from model.words import RULES, WordRule
+
+MODES = ("text", "next_word", "next_token", "continue", "score", "chat")
+BULK = ("text", "next_word", "next_token")  # modes that answer a file of prompts
+BESIDE = ("next_word", "next_token", "continue", "score")  # modes that show several prompts
 
 
 @dataclass
@@ -22,62 +36,120 @@ class SampleConfig:
     """The keys of `python sample.py`."""
 
     checkpoint: str | None = None  # a run directory, RUN/best or one step directory
-    mode: str = "text"  # text | next_token
+    mode: str = "text"  # text | next_word | next_token | continue | score | chat
     prompt: str | None = None
     prompt_file: str | None = None  # without prompt and prompt_file: standard input
+    beside: Any = None  # [other, prompts], shown beside the first
+    prompts: str | None = None  # a file with a prompt a line, {"prompt": ...}: answer all of them ...
+    outputs: str | None = None  # ... and write a result a line there
+    batch_size: int = 64  # prompts answered together
     num_samples: int = 1
     max_new_tokens: int = 200
-    temperature: float = 1.0  # 0: always the most probable token
-    top_k: int | None = None
-    top_p: float | None = None
     seed: int = 1
-    top: int = 20  # next_token: rows of the table
+    temperature: float = 1.0  # 0: always the most probable token
+    top_k: int | None = None  # only the k most probable tokens
+    top_p: float | None = None  # only the fewest tokens that reach p
+    min_p: float | None = None  # only tokens at least this fraction as probable as the best
+    typical_p: float | None = None  # as top_p, those of the expected surprise first
+    repetition_penalty: float = 1.0  # above 1: tokens in prompt and text become less probable
+    presence_penalty: float = 0.0  # subtracted from the logits of tokens in the new text
+    frequency_penalty: float = 0.0  # likewise, times how often it has them
+    min_new_tokens: int = 0  # nothing ends the text before
+    stop: Any = None  # text or [several]: the new text ends before it
+    banned: Any = None  # text or [several] that the new text never has
+    forced: Any = None  # text or [several] that the new text must have
+    beyond: str = "slide"  # at the end of the context: slide (forget the oldest half) | refuse
+    speculative: bool = False  # faster where the text repeats itself; the same text
+    explain: bool = False  # text: show how each token was chosen
+    alternatives: int = 0  # text: so many tokens that were the most probable at each place (json, explain)
+    top: int = 20  # next_word, next_token: rows of the table
+    tolerance: float = 0.001  # next_word: stop when less is unexplored
+    max_tokens: int = 1024  # next_word: stop after so many tokens
+    border: str = "words"  # next_word: words (spaces at the prompt's end do not matter) | bytes (the exact prompt)
+    word_rule: str = "unicode"  # next_word: unicode | space | character
+    group: bool = False  # next_word, next_token: show variants of case and of a leading space as one
+    branches: int = 3  # continue: words at each place
+    depth: int = 3  # continue: words one after another
+    text: str | None = None  # score: the text, after prompt if there is one
+    options: Any = None  # score: [several, texts] to choose from after the prompt
+    examples: str | None = None  # score: a file of questions, {"prompt", "options", "completion"}
+    method: str = "raw"  # score: what chooses among options: raw | normalised | pmi
+    neutral: str = ""  # score: the prompt that pmi compares with
+    history: bool = True  # chat: a line continues the text so far; false: each is a prompt of its own
     json: str | None = None  # write the result there
-    plot: str | None = None  # next_token: draw the table there (PNG)
+    plot: str | None = None  # next_word, next_token: draw the tables there (PNG)
     device: str = "auto"
-    dtype: str = "float32"  # float32 is exact; bfloat16 faster where the hardware has it
+    dtype: str = "float32"  # float32 is exact; bfloat16 and int8 (weights) are faster
+    compile: Any = "auto"  # auto: where the text is long enough to earn it back
     debug: bool = False
 
     def problems(self) -> list[str]:
         found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
-        if self.mode not in ("text", "next_token"):
-            found.append(f"mode={self.mode!r} is not one of text, next_token")
-        for name in ("num_samples", "max_new_tokens", "top"):
+        for name, known in (
+            *(("mode", MODES), ("border", ("words", "bytes")), ("word_rule", RULES), ("method", METHODS)),
+            *(("beyond", ("slide", "refuse")), ("dtype", ("auto", *DTYPES, "int8"))),
+        ):
+            if getattr(self, name) not in known:
+                found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        for name in ("num_samples", "max_new_tokens", "top", "batch_size", "max_tokens", "branches", "depth"):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.tolerance < 1:
+            found.append(f"tolerance={self.tolerance} must be 0 or above and below 1")
+        if self.alternatives < 0:
+            found.append(f"alternatives={self.alternatives} must be 0 or above")
         if self.prompt is not None and self.prompt_file is not None:
             found.append("prompt and prompt_file are both given; choose one")
-        if self.plot is not None and self.mode == "text":
-            found.append(f"plot={self.plot} draws a table of next tokens; add mode=next_token")
-        if self.dtype not in ("auto", *DTYPES):
-            found.append(f"dtype={self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        if (self.prompts is None) != (self.outputs is None):
+            found.append("prompts=FILE and outputs=FILE are given together or not at all")
+        if self.prompts is not None and self.mode not in BULK:
+            found.append(f"mode={self.mode} does not take prompts=FILE; only {', '.join(BULK)} do")
+        if self.beside is not None and self.mode not in BESIDE:
+            found.append(f"beside= shows tables beside one another; add mode= one of {', '.join(BESIDE)}")
+        if self.plot is not None and self.mode not in ("next_word", "next_token"):
+            found.append(f"plot={self.plot} draws a table; add mode=next_word or mode=next_token")
+        if self.mode == "score" and (self.text, self.options, self.examples).count(None) != 2:
+            found.append('mode=score takes one of text=TEXT, options=\'["a", "b"]\' and examples=FILE')
         return found + self.sampling().problems()
 
     def sampling(self) -> SamplingConfig:
-        return SamplingConfig(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
+        return SamplingConfig(**values | {name: tuple(as_list(values[name])) for name in ("stop", "banned", "forced")})
 
 
-def load(path: str | Path, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
+def as_list(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    compile: bool | str = False,
+    max_new_tokens: int = 0,
+) -> LanguageModel:
     """Opens a checkpoint: a run directory (its newest intact step), RUN/best, or one step directory.
 
-    Needs nothing beside it. Raises InputError for a missing or damaged checkpoint.
+    Needs nothing beside it. compile="auto" compiles where max_new_tokens are many enough to earn it back. Raises
+    InputError for a missing or damaged checkpoint.
     """
     found = checkpoint.find(Path(path).expanduser())
-    compute = Compute.resolve(device, dtype=dtype)
+    compute = Compute.for_decoding(device, dtype=dtype, compile=compile, steps=max_new_tokens)
     tokenizer = load_tokenizer(found.directory / "tokenizer")
     found.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
-    return LanguageModel(found.model(compute.device), tokenizer, compute, found.directory)
+    return LanguageModel(narrow(found.model(compute.device), compute), tokenizer, compute, found.directory)
 
 
-def read_prompt(cfg: SampleConfig) -> str:
-    """The prompt byte for byte; of a file or standard input, without the last line's newline."""
+def read_prompts(cfg: SampleConfig) -> list[str]:
+    """The prompts byte for byte; of a file or standard input, without the last line's newline."""
     if cfg.prompt is not None:
-        return cfg.prompt
-    if cfg.prompt_file is None and sys.stdin.isatty():
-        return ""
+        return [cfg.prompt, *as_list(cfg.beside)]
+    if cfg.prompt_file is None and (sys.stdin.isatty() or cfg.mode == "score"):
+        return ["", *as_list(cfg.beside)]
     try:
         raw = sys.stdin.buffer.read() if cfg.prompt_file is None else Path(cfg.prompt_file).read_bytes()
-        return raw.decode("utf-8").removesuffix("\n")
+        return [raw.decode("utf-8").removesuffix("\n"), *as_list(cfg.beside)]
     except OSError as error:
         raise InputError(f"prompt_file={cfg.prompt_file}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
@@ -92,41 +164,246 @@ def write_result(path: str | None, results: list[dict[str, Any]]) -> None:
         Path(path).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def show_next_tokens(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
-    tokens = [asdict(token) for token in lm.next_tokens(prompt, top=cfg.top, sampling=cfg.sampling())]
-    display.token_table(tokens, title=f"Next token after {prompt[-60:]!r}")
-    write_result(cfg.json, [{"prompt": prompt, "tokens": tokens}])
+def next_tokens(
+    cfg: SampleConfig, lm: LanguageModel, prompt: str, sampling: SamplingConfig | None = None
+) -> dict[str, Any]:
+    found = lm.next_tokens(prompt, top=cfg.top, sampling=sampling or cfg.sampling())
+    return {"prompt": prompt, "tokens": [asdict(token) for token in found]}
+
+
+def next_words(
+    cfg: SampleConfig, lm: LanguageModel, prompt: str, sampling: SamplingConfig | None = None
+) -> dict[str, Any]:
+    """The next words as `json=` writes them; `note` says when the distribution is a filtered one."""
+    found = lm.next_words(
+        prompt,
+        top=cfg.top,
+        tolerance=cfg.tolerance,
+        max_tokens=cfg.max_tokens,
+        border=cfg.border,
+        rule=WordRule(cfg.word_rule),
+        sampling=sampling or cfg.sampling(),
+    )
+    return {"prompt": prompt, **asdict(found)}
+
+
+def filters(sampling: SamplingConfig) -> str:
+    """The filters that are on, as on the command line."""
+    names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+    plain = SamplingConfig()
+    return " ".join(f"{n}={getattr(sampling, n)}" for n in names if getattr(sampling, n) != getattr(plain, n))
+
+
+def show_next_words(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
+    results = [next_words(cfg, lm, prompt) for prompt in prompts]
+    write_result(cfg.json, results)
+    note = filters(cfg.sampling())
+    for result in results:
+        if note:
+            result["note"] = f"of the distribution filtered by {note}"
+        if cfg.group:
+            result["words"] = tables.grouped(result["words"])
+    tables.word_tables(results)
     if cfg.plot is not None:
-        display.plot_tokens(tokens, cfg.plot, prompt=prompt)
+        plots.plot_next(results, cfg.plot)
 
 
-def show_text(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
-    if cfg.num_samples == 1 and cfg.json is None:
+def show_next_tokens(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
+    results = [next_tokens(cfg, lm, prompt) for prompt in prompts]
+    write_result(cfg.json, results)
+    for result in results if cfg.group else []:
+        result["tokens"] = tables.grouped(result["tokens"])
+    tables.token_tables(results)
+    if cfg.plot is not None:
+        plots.plot_next(results, cfg.plot)
+
+
+def show_continuations(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
+    results: list[dict[str, Any]] = []
+    for prompt in prompts:
+        found = lm.continuations(prompt, branches=cfg.branches, depth=cfg.depth, rule=WordRule(cfg.word_rule))
+        results.append({"prompt": prompt, "continuations": [asdict(node) for node in found]})
+        tables.continuation_tree(results[-1]["continuations"], prompt=prompt)
+    write_result(cfg.json, results)
+
+
+def show_scores(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
+    if cfg.examples is not None:
+        return show_accuracy(cfg, lm)
+    results: list[dict[str, Any]] = []
+    for prompt in prompts:
+        if cfg.text is not None:
+            results.append(asdict(lm.score(cfg.text, prompt=prompt)))
+            tables.surprisal(results[-1])
+        else:
+            found = lm.choose(prompt, as_list(cfg.options), method=cfg.method, neutral=cfg.neutral)
+            results.append({"prompt": prompt, "options": [asdict(option) for option in found]})
+            tables.option_table(results[-1]["options"], prompt=prompt, method=cfg.method)
+    write_result(cfg.json, results)
+
+
+def show_accuracy(cfg: SampleConfig, lm: LanguageModel) -> None:
+    """How often the model, without any training for it, chooses the right one of several options."""
+    choices = read_choices(cfg.examples or "")
+    scored = score_options(lm, [(c.prompt, c.options) for c in choices], method=cfg.method, neutral=cfg.neutral)
+    columns = {"raw": "log_probability", "normalised": "per_byte", "pmi": "pmi"}
+    measures = {name: [[getattr(o, column) for o in row] for row in scored] for name, column in columns.items()}
+    measures["without the prompt"] = [[o.log_probability - o.pmi for o in row] for row in scored]
+    how, share = baseline(choices)
+    rows = [*accuracies(choices, measures, seed=cfg.seed), {"method": how, "accuracy": share}]
+    tables.accuracy_table(rows, title=f"{len(choices):,} questions of {cfg.examples}: share answered rightly")
+    write_result(cfg.json, [{"examples": cfg.examples, "questions": len(choices), "accuracies": rows}])
+
+
+def show_text(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
+    [prompt] = prompts
+    how: dict[str, Any] = {name: getattr(cfg, name) for name in ("max_new_tokens", "seed", "beyond", "speculative")}
+    how["sampling"] = cfg.sampling()
+    if cfg.num_samples == 1 and cfg.json is None and not cfg.explain:
         print(prompt, end="", flush=True)
-        pieces = lm.stream(prompt, max_new_tokens=cfg.max_new_tokens, sampling=cfg.sampling(), seed=cfg.seed)
-        for piece in pieces:
+        for piece in lm.stream(prompt, **how):
             print(piece, end="", flush=True)
         print()
         return
-    results = lm.generate(
-        [prompt] * cfg.num_samples, max_new_tokens=cfg.max_new_tokens, sampling=cfg.sampling(), seed=cfg.seed
-    )
-    for number, result in enumerate(results, start=1):
+    made = lm.generate([prompt] * cfg.num_samples, **how, alternatives=cfg.alternatives, explain=cfg.explain)
+    results = []
+    for number, sample in enumerate(made, start=1):
         if cfg.num_samples > 1:
-            mean = sum(result.log_probabilities) / max(1, len(result.tokens)) / math.log(2)
-            print(f"--- sample {number} of {cfg.num_samples}: {len(result.tokens)} tokens, {-mean:.2f} bits each")
-        print(prompt + result.text)
-    fields = ("prompt", "text", "tokens", "log_probabilities")
-    write_result(cfg.json, [{name: getattr(result, name) for name in fields} for result in results])
+            mean = sum(sample.log_probabilities) / max(1, len(sample.tokens)) / math.log(2)
+            print(f"--- sample {number} of {cfg.num_samples}: {len(sample.tokens)} tokens, {-mean:.2f} bits each")
+        print(prompt + sample.text)
+        result = asdict(sample)
+        if cfg.explain:
+            tables.explain_table(explained(lm, result))
+        results.append({name: value for name, value in result.items() if name not in ("explanation", "drafted")})
+    write_result(cfg.json, results)
 
 
-def main(cfg: SampleConfig, overrides: cli.Overrides) -> None:
-    lm = load(cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype)
-    prompt = read_prompt(cfg)
-    if (read := lm.tokenizer.decode(lm.tokenizer.encode(prompt))) != prompt:
-        print(f"note: the tokenizer does not know all of the prompt; the model reads {read!r}", file=sys.stderr)
-    show = show_next_tokens if cfg.mode == "next_token" else show_text
-    show(cfg, lm, prompt)
+def explained(lm: LanguageModel, sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a token for the table of how each was chosen."""
+    alternatives = sample["alternatives"] or [[]] * len(sample["tokens"])
+    return [
+        {
+            "text": lm.named(new["id"], 0.0).text,
+            "rank": new["rank"],
+            "probability": math.exp(new["model_log_probability"]),
+            "filters": new["filters"],
+            "alternatives": others,
+        }
+        for new, others in zip(sample["explanation"], alternatives, strict=True)
+    ]
+
+
+RESULT = (
+    "index",
+    "sample",
+    "text",
+    "tokens",
+    "words",
+    "log_probabilities",
+    "ended",
+    "continues",
+    "unexplored",
+    "stopped",
+)
+
+
+def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
+    """Answers the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
+    keep_freed_memory()
+    read = reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
+    prompts = PromptFile(
+        cfg.prompts or "",
+        read=read,
+        tokenizer=lm.tokenizer,
+        context=lm.model.config.context,
+        batch_size=cfg.batch_size,
+        reserved=RESULT,
+    )
+    if prompts.unknown is not None:
+        print(f"note: the tokenizer does not know all of {cfg.prompts}:{prompts.unknown}", file=sys.stderr)
+    weights = json.loads((lm.directory / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
+    names = ("mode", "batch_size", "max_new_tokens", "seed", "num_samples", "top", "tolerance", "max_tokens", "border")
+    about = {
+        **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights[:16]}"},
+        **{name: getattr(cfg, name) for name in (*names, "word_rule")},
+        **asdict(cfg.sampling()),
+        **lm.compute.describe(),
+    }
+
+    def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
+        requests = [read(prompt.fields) for prompt in batch]
+        if cfg.mode == "text":
+            results = continue_prompts(lm, batch, requests, rows=rows)
+        else:
+            table = next_words if cfg.mode == "next_word" else next_tokens
+            results = [table(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
+        heads = [{"index": prompt.index, "prompt": prompt.text, **prompt.fields} for prompt in batch]
+        return [head | result for head, result in zip(heads, results, strict=True)]
+
+    with Outputs(cfg.outputs or "", about=about, sizes=prompts.sizes, order=prompts.order) as outputs:
+        bulk.answer_all(prompts, outputs, answer, total=len(prompts.order), name=cfg.outputs or "")
+
+
+def run_chat(cfg: SampleConfig, lm: LanguageModel) -> int:
+    def stream(text: str, now: SampleConfig, index: int) -> Iterator[str]:
+        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed, index=index)
+
+    def words(text: str, now: SampleConfig) -> None:
+        show_next_words(now, lm, [text])
+
+    def tokens(text: str, now: SampleConfig) -> None:
+        show_next_tokens(now, lm, [text])
+
+    keys = [field.name for field in fields(SamplingConfig)]
+    return chat.chat(
+        stream,
+        settings=replace(cfg, json=None, plot=None),
+        keys=[*keys, "max_new_tokens", "seed", "top", "tolerance", "max_tokens", "border", "word_rule", "group"],
+        views={"words": words, "tokens": tokens},
+        history=cfg.history,
+        echo=cfg.history,
+        length=lambda text: len(lm.tokenizer.encode(text)),
+        context=lm.model.config.context,
+    )
+
+
+def note_quality(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
+    """Says what narrower numbers cost: both models read the same text, the prompt and what follows it."""
+    exact = load(cfg.checkpoint or "", device=cfg.device)
+    ids = lm.encode(prompt)
+    [made] = lm.complete([ids], max_new_tokens=64, sampling=SamplingConfig(temperature=0))
+    text = torch.tensor([[*ids, *made.tokens][-lm.model.config.context :]], device=lm.compute.device)
+    loss = quality_loss(exact.model, lm.model, text, compute=lm.compute)
+    print(f"note: {cfg.dtype} against float32: {loss}", file=sys.stderr)
+
+
+SHOW: dict[str, Callable[[SampleConfig, LanguageModel, list[str]], None]] = {
+    "text": show_text,
+    "next_word": show_next_words,
+    "next_token": show_next_tokens,
+    "continue": show_continuations,
+    "score": show_scores,
+}
+
+
+def main(cfg: SampleConfig, overrides: cli.Overrides) -> int | None:
+    lm = load(
+        cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, max_new_tokens=cfg.max_new_tokens
+    )
+    if cfg.prompts is not None:
+        run_bulk(cfg, lm)
+        return None
+    if cfg.mode == "chat":
+        return run_chat(cfg, lm)
+    prompts = read_prompts(cfg)
+    for prompt in prompts:
+        if (read := lm.tokenizer.decode(lm.tokenizer.encode(prompt))) != prompt:
+            print(f"note: the tokenizer does not know all of the prompt; the model reads {read!r}", file=sys.stderr)
+    SHOW[cfg.mode](cfg, lm, prompts)
+    if cfg.dtype == "int8":
+        note_quality(cfg, lm, prompts[0])
+    return None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ CONF = Path(__file__).resolve().parent
 
 # Values that reach the program byte for byte. Hydra's grammar refuses "It's" and "~/notes", strips a trailing space,
 # reads 1e3 as a number and expands ${x}; so it never sees these (except under --multirun, where its sweeps are wanted).
-TEXTS = {"prompt", "stop", "text", "text_field", "tokenizer.pattern", "wandb.project"}
+TEXTS = {
+    *("prompt", "beside", "text", "options", "neutral", "stop", "banned", "forced"),
+    *("text_field", "tokenizer.pattern", "wandb.project"),
+}
 PATTERNS = {"include", "exclude", "val_include"}  # the word null means None
 PATHS = {  # the word null means None, ~ is the home directory
     *(
@@ -40,11 +43,14 @@ PATHS = {  # the word null means None, ~ is the home directory
         "prompt_file",
         "prompts",
         "outputs",
+        "against",
     ),
     *("json", "plot", "tokenizer.path", "tokenizer.encoding"),
 }
-OUTPUTS = {"json", "plot"}  # files to write, perhaps only after hours: where they are to go is checked before
-LISTS = {"corpus", "include", "exclude", "val_include", "stop"}  # [a, "b c"] is a list
+# Files to write, perhaps only after hours: where they are to go is checked before.
+OUTPUTS = {"json", "plot", "outputs"}
+# [a, "b c"] is a list.
+LISTS = {*("corpus", "include", "exclude", "val_include"), *("stop", "banned", "forced", "options", "beside")}
 
 
 class InputError(ValueError):

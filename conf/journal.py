@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import display
+from . import display, plots
 from .cli import InputError
 
 
@@ -107,7 +107,7 @@ class Journal:
 
 def draw(run_dir: Path) -> None:
     """Draws the run's metrics.jsonl as its loss.png."""
-    display.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
+    plots.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
 
 
 def lines_up_to(path: Path, step: int) -> list[str]:

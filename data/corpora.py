@@ -93,18 +93,23 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(_decode(_read(Path(path)), path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-            if "\\u" in line:
-                json.dumps(record, ensure_ascii=False).encode()  # fails on a lone surrogate, which is no text
-        except UnicodeEncodeError:
-            raise InputError(f"{path}:{number}: half of a surrogate pair, like \\ud800, is no character") from None
-        except (ValueError, RecursionError) as error:
-            reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
-            raise InputError(f"{path}:{number}: not JSON ({reason}); each line must be one JSON object") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: a JSON {type(record).__name__}, not an object like {{...}}")
-        yield number, record
+        yield number, json_object(line, f"{path}:{number}")
+
+
+def json_object(line: str, place: str) -> dict:
+    """The object that a line of JSON holds; InputError names the place."""
+    try:
+        record = json.loads(line)
+        if "\\u" in line:
+            json.dumps(record, ensure_ascii=False).encode()  # fails on a lone surrogate, which is no text
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: half of a surrogate pair, like \\ud800, is no character") from None
+    except (ValueError, RecursionError) as error:
+        reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
+        raise InputError(f"{place}: not JSON ({reason}); each line must be one JSON object") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: a JSON {type(record).__name__}, not an object like {{...}}")
+    return record
 
 
 def _path_documents(source: str, text_field: str, skipped: list[str]) -> Iterator[Document]:

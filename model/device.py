@@ -15,6 +15,7 @@ import torch
 
 from . import InputError
 
+STEPS_THAT_PAY = 10_000  # tokens after which a compiled step has earned its compilation back
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -25,6 +26,8 @@ class Compute:
     device: torch.device
     dtype: torch.dtype  # of matrix products; weights, optimizer state and reductions stay float32
     compile: bool
+    narrow: bool = False  # the matrices are stored in dtype (see quantize.py), so there is nothing to cast on the way
+    int8: bool = False  # or as 8-bit integers
 
     @staticmethod
     def resolve(
@@ -34,14 +37,39 @@ class Compute:
         where = resolve_device(device, local_rank)
         return Compute(where, resolve_dtype(dtype, where), resolve_compile(compile, where))
 
+    @staticmethod
+    def for_decoding(
+        device: str = "auto", *, dtype: str = "float32", compile: bool | str = False, steps: int = 0
+    ) -> Compute:
+        """As resolve, for a model that only reads and writes text: knows dtype=int8 too.
+
+        compile=auto: where `steps`, the number of tokens to come one after another, earns the compilation back. A cold
+        one takes 10-20 s and saves a millisecond or so a token.
+        """
+        where = resolve_device(device)
+        if dtype == "int8" and where.type != "cpu":
+            raise InputError(f"dtype=int8 has a fast kernel on CPUs only; on device={where} use dtype=bfloat16")
+        if compile == "auto" and steps < STEPS_THAT_PAY:
+            compile = False
+        elif compile == "auto":
+            compile = not missing_for_compile(where)
+        if dtype == "int8":
+            activations = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+            return Compute(where, activations, resolve_compile(compile, where), narrow=True, int8=True)
+        if dtype not in ("auto", *DTYPES):
+            raise InputError(f"dtype={dtype!r} is not one of auto, {', '.join(DTYPES)}, int8")
+        found = resolve_dtype(dtype, where)
+        return Compute(where, found, resolve_compile(compile, where), narrow=found != torch.float32)
+
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The context in which the model runs: nothing for float32, else torch.autocast."""
-        if self.dtype == torch.float32:
+        """The context in which the model runs: torch.autocast where the weights are kept wider than dtype."""
+        if self.dtype == torch.float32 or self.narrow:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def describe(self) -> dict[str, str | bool]:
-        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."), "compile": self.compile}
+        dtype = "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
+        return {"device": str(self.device), "dtype": dtype, "compile": self.compile}
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .attention import attend
 from .cache import KVCache
 from .config import ModelConfig
+from .linear import Linear, linear
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, E/2), or (B, 1, T, E/2) where rows differ
 
@@ -52,10 +53,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.sizes = [config.n_head * config.head_dim] + 2 * [config.kv_heads * config.head_dim]  # H*E, K*E, K*E
         self.qk_epsilon = config.norm_epsilon if config.qk_norm else None
-        self.qkv = nn.Linear(
-            config.d_model, sum(self.sizes), bias=config.bias
-        )  # queries, keys and values in one product
-        self.output = nn.Linear(self.sizes[0], config.d_model, bias=config.bias)
+        self.qkv = Linear(config.d_model, sum(self.sizes), bias=config.bias)  # queries, keys, values in one product
+        self.output = Linear(self.sizes[0], config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
@@ -79,10 +78,10 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.up = Linear(config.d_model, config.ff_width, bias=config.bias)
         if config.activation == "swiglu":
-            self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
-        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+            self.gate = Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down = Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)  # (B, T, d_ff)
@@ -122,7 +121,9 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.unembed = None if config.tied else nn.Linear(config.d_model, config.padded_vocab, bias=False)
+        self.unembed: nn.Module | None = None  # tied: the head is the embedding's matrix
+        if not config.tied:
+            self.unembed = Linear(config.d_model, config.padded_vocab, bias=False)
         self.register_buffer("cos", None, persistent=False)  # buffers move with the model to its device, and these
         self.register_buffer("sin", None, persistent=False)  # are computed anew rather than saved
         self.make_rotary()
@@ -157,8 +158,8 @@ class GPT(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """The last layer's output (..., D) -> logits (..., V), without the padding of the vocabulary."""
-        weight = self.embed.weight if self.unembed is None else self.unembed.weight
-        logits = F.linear(h, weight)[..., : self.config.vocab_size]
+        logits = linear(h, self.embed.weight) if self.unembed is None else self.unembed(h)
+        logits = logits[..., : self.config.vocab_size]
         if self.config.softcap:
             logits = self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
         return logits

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,11 @@ import torch
 
 from . import InputError
 from .device import Compute
-from .generate import generate
+from .generate import NewToken, generate, overflow, per_row
 from .gpt import GPT
 from .next_word import NextWords, next_word_distribution
 from .sampling import SamplingConfig, checked, probabilities
+from .score import OptionScore, Score, score_options, score_texts
 from .vocabulary import Vocabulary
 from .word_table import Tables
 from .words import WordRule
@@ -42,14 +42,25 @@ class TokenProbability:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One continuation: its text and tokens without the end token, and each token's log-probability as sampled."""
+class Completion:
+    """One continuation of ids. The lists have an entry a token; log-probabilities are natural."""
+
+    text: str  # less the stop string and what follows it, and less a character that max_new_tokens cut in half
+    tokens: list[int]  # less the end token; the token that completed a stop string is the last
+    log_probabilities: list[float]  # in the distribution that was sampled
+    model_log_probabilities: list[float]  # in the model's own: before constraints, penalties and filters
+    ended: str  # end (the end token) | stop (a stop string) | length (max_new_tokens)
+    alternatives: list[list[TokenProbability]]  # on request: the model's most probable tokens at each place
+    explanation: list[NewToken]  # on request: rank and what each filter did
+    forgotten: int  # how many of the oldest tokens of prompt and text the model did not see at the end
+    drafted: int  # how many tokens needed no forward of their own (speculative)
+
+
+@dataclass(frozen=True)
+class Generation(Completion):
+    """One continuation of text."""
 
     prompt: str
-    text: str
-    tokens: list[int]
-    log_probabilities: list[float]
-    ended: bool  # by the end token rather than by max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -97,10 +108,12 @@ class LanguageModel:
             logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
         probs = probabilities(logits, checked(sampling))[0]
         best = probs.topk(min(top, len(probs)))
-        return [
-            TokenProbability(i, self.tokenizer.token_bytes(i).decode("utf-8", "backslashreplace"), p)
-            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return [self.named(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def named(self, token: int, probability: float) -> TokenProbability:
+        return TokenProbability(
+            token, self.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace"), probability
+        )
 
     def next_words(
         self,
@@ -136,7 +149,7 @@ class LanguageModel:
     def continuations(
         self, prompt: str, *, branches: int = 3, depth: int = 3, rule: WordRule | None = None
     ) -> list[Continuation]:
-        """A tree of the most probable next words and what follows each: `branches` at each place, `depth` words deep."""
+        """A tree of the most probable next words and of what follows each, `depth` words deep."""
         if branches < 1 or depth < 1:
             raise InputError(f"branches={branches} and depth={depth} must be at least 1")
         return self._continuations(prompt.rstrip(" "), 1.0, branches, depth, rule)
@@ -154,58 +167,138 @@ class LanguageModel:
             found.append(Continuation(piece, outcome.kind, outcome.lower, cumulative, children))
         return found
 
+    def overflow(self, prompt: str, max_new_tokens: int) -> str | None:
+        """In words, where prompt and new text may outgrow the context and the oldest be forgotten; else None."""
+        return overflow(len(self.encode(prompt)), max_new_tokens, context=self.model.config.context)
+
     def generate(
-        self, prompts: list[str], *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int | Sequence[int] = 200,
+        sampling: SamplingConfig | None = None,
+        seed: int | Sequence[int] = 1,
+        beyond: str = "slide",
+        alternatives: int = 0,
+        explain: bool = False,
+        speculative: bool = False,
     ) -> list[Generation]:
-        """Continues each prompt until its end token or max_new_tokens; row i depends on (prompts[i], seed, i) alone.
+        """Continues each prompt until its end token, a stop string or max_new_tokens; see model/generate.py.
 
-        A prompt longer than the context counts by its end.
+        Row i depends on its prompt, its limit, its seed and i alone. beyond: what happens at the end of the model's
+        context, slide (the oldest half is forgotten) or refuse. alternatives: how many to list at each place.
         """
-        ids = [self.encode(prompt) for prompt in prompts]
-        made = self.complete(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        return [
-            Generation(prompt, self.tokenizer.decode(tokens), tokens, log_probabilities, ended)
-            for prompt, (tokens, log_probabilities, ended) in zip(prompts, made, strict=True)
-        ]
-
-    def complete(
-        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None = None, seed: int = 1
-    ) -> list[tuple[list[int], list[float], bool]]:
-        """As generate, on ids: of each prompt the new ids less the end token, their log-probabilities, if it ended."""
-        tokens: list[list[int]] = [[] for _ in prompts]
-        log_probabilities: list[list[float]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        for new, chosen in self.steps(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
-            for row, token in enumerate(new):
-                if token == self.tokenizer.end_id:
-                    ended[row] = True
-                elif token is not None:
-                    tokens[row].append(token)
-                    log_probabilities[row].append(chosen[row])
-        return list(zip(tokens, log_probabilities, ended, strict=True))
-
-    def stream(
-        self, prompt: str, *, max_new_tokens: int = 200, sampling: SamplingConfig | None = None, seed: int = 1
-    ) -> Iterator[str]:
-        """Yields the text of one continuation as it comes, never half a character."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for (token,), _ in self.steps(
-            [self.encode(prompt)], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
-        ):
-            if token is not None and token != self.tokenizer.end_id:
-                yield decoder.decode(self.tokenizer.token_bytes(token))
-        yield decoder.decode(b"", final=True)
-
-    def steps(
-        self, prompts: list[list[int]], *, max_new_tokens: int, sampling: SamplingConfig | None, seed: int
-    ) -> Iterator[tuple[list[int | None], list[float]]]:
-        """generate()'s steps on this model: new ids and their log-probabilities, a list entry a prompt."""
-        return generate(
-            self.model,
-            prompts,
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        completions = self.complete(
+            [self.encode(prompt) for prompt in prompts],
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=seed,
-            end_id=self.tokenizer.end_id,
-            compute=self.compute,
+            beyond=beyond,
+            alternatives=alternatives,
+            explain=explain,
+            speculative=speculative,
         )
+        return [Generation(**vars(made), prompt=prompt) for prompt, made in zip(prompts, completions, strict=True)]
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int | Sequence[int] = 200,
+        sampling: SamplingConfig | None = None,
+        seed: int | Sequence[int] = 1,
+        indices: Sequence[int] | None = None,
+        beyond: str = "slide",
+        alternatives: int = 0,
+        explain: bool = False,
+        speculative: bool = False,
+    ) -> list[Completion]:
+        """As generate, on ids. A row's noise is a function of its seed and index; by default the index of row i is i.
+
+        speculative: the rows go one by one, each faster where its text repeats itself; the result is the same.
+        """
+        everyone = range(len(prompts))
+        limits = per_row("max_new_tokens", max_new_tokens, len(prompts))
+        seeds = per_row("seed", seed, len(prompts))
+        numbers = everyone if indices is None else indices
+        rows: list[list[NewToken]] = [[] for _ in prompts]
+        for group in [[i] for i in everyone] if speculative else [everyone]:
+            for step in generate(
+                self.model,
+                [prompts[i] for i in group],
+                max_new_tokens=[limits[i] for i in group],
+                sampling=sampling,
+                seed=[seeds[i] for i in group],
+                indices=[numbers[i] for i in group],
+                vocabulary=self.vocabulary,
+                compute=self.compute,
+                beyond=beyond,
+                alternatives=alternatives,
+                explain=explain,
+                speculative=speculative,
+            ):
+                for i, new in zip(group, step, strict=True):
+                    if new is not None:
+                        rows[i].append(new)
+        return [self.completion(row, explain=explain) for row in rows]
+
+    def completion(self, row: Sequence[NewToken], *, explain: bool) -> Completion:
+        """What the new tokens of a row make up."""
+        written = [new for new in row if new.ended != "end"]
+        return Completion(
+            text="".join(new.text for new in row),
+            tokens=[new.id for new in written],
+            log_probabilities=[new.log_probability for new in written],
+            model_log_probabilities=[new.model_log_probability for new in written],
+            ended=row[-1].ended or "length",
+            alternatives=[[self.named(*pair) for pair in new.alternatives] for new in written if new.alternatives],
+            explanation=written if explain else [],
+            forgotten=row[-1].forgotten,
+            drafted=sum(new.drafted for new in row),
+        )
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 200,
+        sampling: SamplingConfig | None = None,
+        seed: int = 1,
+        index: int = 0,
+        beyond: str = "slide",
+        speculative: bool = False,
+    ) -> Iterator[str]:
+        """Yields the text of generate(prompt) as it comes: whole characters, nothing that a stop string may cut off."""
+        for [new] in generate(
+            self.model,
+            [self.encode(prompt)],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            indices=[index],
+            vocabulary=self.vocabulary,
+            compute=self.compute,
+            beyond=beyond,
+            speculative=speculative,
+        ):
+            if new is not None and new.text:
+                yield new.text
+
+    def score(self, text: str, *, prompt: str = "") -> Score:
+        """How probable `text` is after `prompt` (default: at the start of a document), token by token and in all.
+
+        Both are made into tokens apart; spaces at the prompt's end count as the text's beginning.
+        """
+        return score_texts(self, [(prompt, text)])[0]
+
+    def choose(
+        self, prompt: str, options: Sequence[str], *, method: str = "raw", neutral: str = ""
+    ) -> list[OptionScore]:
+        """Each option's log-probability after the prompt: raw, per byte, and its gain over that after `neutral`.
+
+        A classifier without training: the option of the highest `probability`, a softmax of the measure that `method`
+        names (raw, normalised, pmi), is the model's choice. Options usually begin with a space. For many questions
+        at once see model.score.score_options.
+        """
+        return score_options(self, [(prompt, options)], method=method, neutral=neutral)[0]

@@ -12,3 +12,7 @@ class Vocabulary:
     tokens: tuple[bytes, ...]  # by id; often no whole character; empty for special tokens and ids that do not exist
     special: dict[int, str]  # the special tokens' names
     end_id: int  # the special token that ends a text
+
+    def text(self, token: int) -> bytes:
+        """The bytes that a token adds to a text: a special token's name; nothing for the end."""
+        return b"" if token == self.end_id else self.special.get(token, "").encode() or self.tokens[token]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from conf import cli
+from data.accuracy import group_interval
 from data.batches import WindowEvaluation
 from data.examples import Example, read_examples
 from data.prepare import PrepareConfig, prepare
@@ -75,9 +76,9 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
         rows = order[start : start + cfg.batch_size]
         prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # leaves room for the longest completion
         made = lm.complete(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
-        for i, (tokens, _, stopped) in zip(rows, made, strict=True):
-            right[i] = stopped and lm.tokenizer.decode(tokens) == examples[i].completion
-            ended[i] = stopped
+        for i, answer in zip(rows, made, strict=True):
+            ended[i] = answer.ended == "end"
+            right[i] = ended[i] and answer.text == examples[i].completion
     groups = [f"group {e.group}" if e.group is not None else f"example {i}" for i, e in enumerate(examples)]
     low, high = group_interval(right, groups, seed=cfg.seed)
     return {
@@ -87,18 +88,6 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
         "stopped": float(ended.mean()),
         "examples": len(examples),
     }
-
-
-def group_interval(right: np.ndarray, groups: list[str], *, seed: int) -> tuple[float, float]:
-    """A 95 % bootstrap interval of the mean that draws whole groups: answers within one group are not independent."""
-    _, index = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(index, right), np.bincount(index)
-    random, means = np.random.default_rng(seed), np.empty(10_000)
-    for k in range(len(means)):
-        drawn = random.integers(len(sums), size=len(sums))
-        means[k] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:

@@ -14,15 +14,7 @@ import regex
 from conf import cli
 from data import InputError
 from data.corpora import documents, matches
-
-HELD_OUT = [  # one play of each kind, which scripts/quickstart.sh keeps out of pretraining too
-    "comedies/twelfth-night.md",
-    "histories/richard-ii.md",
-    "problems/measure-for-measure.md",
-    "roman/julius-caesar.md",
-    "romances/the-tempest.md",
-    "tragedies/macbeth.md",
-]
+from data.plays import HELD_OUT, speeches
 
 
 @dataclass
@@ -37,15 +29,6 @@ class SpeechesConfig:
     held_out_per_kind: int = 60
     datasets: str = "datasets"
     debug: bool = False
-
-
-def speeches(play: str) -> list[str]:
-    """What the characters of a play say, a string a speech: the lines below a bold name, without stage directions."""
-    found = []
-    for part in regex.split(r"^\*\*.+\*\*\s*$", play, flags=regex.MULTILINE)[1:]:
-        lines = [line.strip() for line in part.splitlines()]
-        found.append("  \n".join(line for line in lines if line and not line.startswith(("#", "_"))))
-    return found
 
 
 def beginning(speech: str, words: int) -> str:

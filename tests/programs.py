@@ -23,6 +23,7 @@ CONFIGS = {
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),
+    "cloze": ("scripts.cloze", "ClozeConfig"),
 }
 NANO = [  # the smallest thing that is still a model
     "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "tokenizer=char", "device=cpu",

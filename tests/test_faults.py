@@ -1,4 +1,4 @@
-"""Whatever fails while a step is saved, and whatever happens to its files later, there is an older step or a refusal."""
+"""A save may fail at any point and its files be harmed later: there is an older step, or a refusal."""
 
 from __future__ import annotations
 

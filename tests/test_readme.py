@@ -13,6 +13,7 @@ from conf import cli
 from data.prepare import PrepareConfig
 from finetune import FinetuneConfig
 from sample import LanguageModel, SampleConfig
+from scripts.cloze import ClozeConfig
 from scripts.compress import CompressConfig
 from scripts.evaluate import EvaluateConfig
 from scripts.speeches import SpeechesConfig
@@ -28,7 +29,9 @@ PROGRAMS = {
     "scripts.prepare": ("prepare", PrepareConfig),
     "scripts.evaluate": ("evaluate", EvaluateConfig),
     "scripts.speeches": ("speeches", SpeechesConfig),
+    "scripts.cloze": ("cloze", ClozeConfig),
     "scripts.compress": ("compress", CompressConfig),
+    "scripts.cloze": ("cloze", ClozeConfig),
 }
 SET_UP = ("git clone", "source .venv/bin/activate")
 LINKED = ["scripts/quickstart.sh", "scripts/test.sh"]
