@@ -32,7 +32,7 @@ from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_devi
 from model.gpt import GPT
 from model.guard import LossScale, SkipGuard
 from model.optim import Optimizer, OptimizerConfig, rate_at, warmup
-from model.run_state import RunState, publish, restore
+from model.run_state import RunState, newest_on_all, publish, restore
 from model.seeds import hash_seed
 
 
@@ -172,7 +172,7 @@ def fit(
     guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
     learned = (optimizer, scale, guard)  # what is saved beside the weights
     state = RunState(resolved=resolved)
-    if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
+    if cfg.resume and (found := newest_on_all(run_dir, world, compute.device, say=say)):
         state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
             saving.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
