@@ -96,7 +96,8 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
         if int(found) != expected:
             raise InputError(f"{log}: went on from step {found} instead of {expected}")
     now = checkpoint.newest(run_dir, say=print)
-    return last_step(run_dir), now.step if now else 0
+    intact = now.step if now else 0
+    return (last_step(run_dir) if "parameters," in said else intact), intact  # else the figures are an earlier one's
 
 
 def trains(log: Path, run_dir: Path, step: int) -> bool:
