@@ -257,6 +257,8 @@ def show_accuracy(cfg: SampleConfig, lm: LanguageModel) -> None:
 
 def show_text(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
     [prompt] = prompts
+    if cfg.beyond == "slide" and (note := lm.overflow(prompt, cfg.max_new_tokens)):
+        print(f"note: {note}; the oldest tokens are forgotten on the way", file=sys.stderr)
     how: dict[str, Any] = {name: getattr(cfg, name) for name in ("max_new_tokens", "seed", "beyond", "speculative")}
     how["sampling"] = cfg.sampling()
     if cfg.num_samples == 1 and cfg.json is None and not cfg.explain:
@@ -310,7 +312,6 @@ RESULT = (
 
 def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     """Answers the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
-    keep_freed_memory()
     read = reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
     prompts = PromptFile(
         cfg.prompts or "",
@@ -388,6 +389,7 @@ SHOW: dict[str, Callable[[SampleConfig, LanguageModel, list[str]], None]] = {
 
 
 def main(cfg: SampleConfig, overrides: cli.Overrides) -> int | None:
+    keep_freed_memory()
     lm = load(
         cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, max_new_tokens=cfg.max_new_tokens
     )

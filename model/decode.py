@@ -19,7 +19,7 @@ _compiled: WeakKeyDictionary[GPT, dict[tuple, Step]] = WeakKeyDictionary()
 
 
 class Decoder:
-    """Reads texts, then continues each of its rows; gives the logits of the next token.
+    """Reads texts, then continues each of its rows; gives the logits of the next token, in float32.
 
     Room is made once: a row may hold `capacity` tokens, at most the model's context. `length` (B,) counts those that a
     row holds; the caller may set it back, which takes tokens back. With compute.compile the first decoder of its kind
@@ -57,7 +57,7 @@ class Decoder:
             h = self.model.hidden(self._padded([text[shared:] for text in unique]), part)
             lengths = torch.tensor([len(text) for text in unique], device=self.compute.device)
             part.length.copy_(lengths)  # forget the padding; the next tokens overwrite it
-            logits = self.model.head(h[torch.arange(len(unique), device=h.device), lengths - shared - 1])
+            logits = self.model.head(h[torch.arange(len(unique), device=h.device), lengths - shared - 1]).float()
         sources = [unique.index(tuple(text)) for text in texts]
         if len(unique) < len(texts):
             self.cache.spread(sources)
@@ -99,7 +99,7 @@ def shared_beginning(texts: Sequence[Sequence[int]]) -> int:
 
 def step(model: GPT, cache: KVCache, ids: Tensor, compute: Compute) -> Tensor:
     with compute.autocast():  # entered anew each time: what runs between two calls is the caller's
-        return model(ids, cache)
+        return model(ids, cache).float()
 
 
 def make_cache(model: GPT, rows: int, capacity: int, compute: Compute) -> KVCache:
@@ -115,7 +115,7 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
     conditions, which takes longer than a tenth of a small model's step. Here the key says what the graph was made for,
     and the checks are left out. torch files graphs under the code object, hence one for each.
     """
-    key = (rows, capacity, compute, model.training, model.blocks[0].mlp.up.weight.dtype)
+    key = (rows, capacity, compute, model.training, type(model.unembed))
     known = _compiled.setdefault(model, {})
     if key not in known:
         options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import InputError
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair (json's \\ud800), which no UTF-8 can hold
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair (json's \ud800), which no UTF-8 can hold
 
 
 @dataclass(frozen=True)

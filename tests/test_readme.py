@@ -33,7 +33,6 @@ PROGRAMS = {
     "scripts.cloze": ("cloze", ClozeConfig),
     "scripts.compress": ("compress", CompressConfig),
     "scripts.faults": ("faults", FaultsConfig),
-    "scripts.cloze": ("cloze", ClozeConfig),
 }
 SET_UP = ("git clone", "source .venv/bin/activate")
 LINKED = ["scripts/quickstart.sh", "scripts/test.sh"]

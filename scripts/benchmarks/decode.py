@@ -27,7 +27,7 @@ from .measure import Target, Times, memory_rate, print_json, take_turns
 
 # GPT-2's family (Radford et al. 2019), for which all three have a model: 10.7M parameters are those of nanoGPT's
 # recipe for Shakespeare's characters, 124M those of GPT-2 small.
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "10m": {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context": 512},
     "124m": {"vocab_size": 50257, "n_layer": 12, "n_head": 12, "d_model": 768, "context": 1024},
     "toy": {"vocab_size": 96, "n_layer": 2, "n_head": 2, "d_model": 64, "context": 128},  # to try the benchmark itself
