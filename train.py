@@ -23,13 +23,16 @@ from data.batches import WindowBatches, WindowEvaluation
 from data.prepare import PrepareConfig, open_split, prepare
 from data.tokenizer import Tokenizer
 from data.tokenizer import load as load_tokenizer
-from model import InputError, checkpoint, parallel
+from model import InputError, checkpoint, parallel, saving
 from model.attention import choose_kernel
+from model.background import Saver
 from model.config import ModelConfig
 from model.device import DTYPES, Compute, cpu_has_bfloat16, keep_freed_memory
 from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_device
 from model.gpt import GPT
-from model.optim import LossScale, Optimizer, OptimizerConfig, SkipGuard, rate_at, warmup
+from model.guard import LossScale, SkipGuard
+from model.optim import Optimizer, OptimizerConfig, rate_at, warmup
+from model.run_state import RunState, newest_on_all, publish, restore
 from model.seeds import hash_seed
 
 
@@ -51,14 +54,17 @@ class LoopConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     compile: Any = "auto"  # auto | true | false
-    parallel: str = "none"  # none | ddp
+    parallel: str = "none"  # none | ddp | fsdp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log_every: int = 10  # steps between two lines of figures
     eval_every: int | None = None  # null: ten times a run, at least 25 steps apart
     save_every: int | None = None  # null: whenever it evaluates; a better evaluation always saves
     keep_last: int = 2  # newest saved steps to keep, beside the best
+    save_in_background: bool = True  # write a checkpoint while training goes on, from a copy; false: wait for it
+    save_sharded: Any = "auto"  # auto | true | false: each rank writes a part; auto: fsdp, from 2 billion parameters
     resume: Any = False  # false | true | auto
     nonfinite_limit: int = 10  # skipped updates in a row that end the run
+    spike_deviations: float = 0.0  # skip updates whose gradient norm or loss lies so far above the usual; 0: none
     wandb: WandbConfig = field(default_factory=WandbConfig)
     debug: bool = False  # tracebacks for every error
 
@@ -72,12 +78,16 @@ class LoopConfig:
                 found.append(f"{name}={value} must be at least 1")
         if self.resume not in (False, True, "auto"):
             found.append(f"resume={self.resume!r} is not one of false, true, auto")
-        if self.parallel not in ("none", "ddp"):
-            found.append(f"parallel={self.parallel!r} is not one of none, ddp")
+        if self.parallel not in parallel.STRATEGIES:
+            found.append(f"parallel={self.parallel!r} is not one of {', '.join(parallel.STRATEGIES)}")
         elif world.size > 1 and self.parallel == "none":
-            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp")
+            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp or fsdp")
         if world.size > 1 and ":" in self.device:
             found.append(f"device={self.device} would give all {world.size} processes one device; use device=cuda")
+        if not 0 <= self.spike_deviations < math.inf:
+            found.append(f"spike_deviations={self.spike_deviations} must be 0 (off) or above")
+        if self.save_sharded not in (False, True, "auto"):
+            found.append(f"save_sharded={self.save_sharded!r} is not one of auto, true, false")
         if self.wandb.mode not in ("disabled", "offline", "online"):
             found.append(f"wandb.mode={self.wandb.mode!r} is not one of disabled, offline, online")
         if self.batch_size % world.size:
@@ -124,17 +134,6 @@ class TrainingData(Protocol):
     def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
 
 
-@dataclass
-class RunState:
-    """Where a run stands. Together with weights and optimizer state this is all that a resume needs."""
-
-    step: int = 0  # completed updates
-    tokens: int = 0  # read in training over all ranks, padding of labelled rows included
-    elapsed_seconds: float = 0.0
-    best_val_loss: float | None = None
-    resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
-
-
 def fit(
     cfg: LoopConfig,
     model: GPT,
@@ -162,19 +161,21 @@ def fit(
 
     # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
     # final parameters; restore last.
-    model.to(compute.device).train()
+    model.train()
     loss_of: Callable[[Tensor, Tensor], Tensor] = summed_loss
     if compute.compile:
         model.compile(dynamic=False)
         loss_of = torch.compile(summed_loss, dynamic=False)
-    wrapped = parallel.wrap(model, cfg.parallel, compute.device)
+    wrapped = parallel.wrap(model, cfg.parallel, compute)
     optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz])
-    scale, guard = LossScale(compute.dtype, compute.device), SkipGuard(compute.device)
+    scale = LossScale(compute.dtype, compute.device)
+    guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
+    learned = (optimizer, scale, guard)  # what is saved beside the weights
     state = RunState(resolved=resolved)
-    if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
-        state = restore(found, model, optimizer, scale, facts, resolved, say)
+    if cfg.resume and (found := newest_on_all(run_dir, world, compute.device, say=say)):
+        state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
-            checkpoint.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
+            saving.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
     if state.step > cfg.steps:
         raise InputError(
             f"steps={cfg.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
@@ -206,6 +207,13 @@ def fit(
             settings=asdict(cfg),
             enabled=world.is_main,
         ) as journal,
+        Saver(
+            run_dir,
+            keep_last=cfg.keep_last,
+            best_val_loss=state.best_val_loss,
+            background=cfg.save_in_background,
+            peers=saving.Peers(world.rank, writers=world.size if save_by_all(cfg, model) else 1),
+        ) as saver,
     ):
         for step in range(state.step, cfg.steps):
             # Forward and backward. Each loss is a sum, divided by the number of targets in the whole step: so no split
@@ -225,7 +233,8 @@ def fit(
             # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
             rate = rate_at(step, cfg.steps, cfg.optimizer)
             norm = optimizer.gradient_norm() / scale.scale
-            skip = guard.check(norm, step, scale)
+            loss_mean = mean_over_ranks(loss_sum, targets_in_step) if cfg.spike_deviations else None
+            skip = guard.check(norm, step, scale, loss=loss_mean)
             clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
             optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
             optimizer.zero_grad()
@@ -236,11 +245,11 @@ def fit(
 
             # Log: the only read that waits for the device.
             if done % cfg.log_every == 0 or done == 1 or last:
-                figures = torch.stack([parallel.sum_over_ranks(loss_sum), norm, *guard.counts]).tolist()
+                figures = torch.stack([mean_over_ranks(loss_sum, targets_in_step), norm, *guard.counts]).tolist()
                 learning_rate = rate * cfg.optimizer.learning_rate
-                loss_mean = figures[0] / targets_in_step
-                journal.trained(done, tokens, loss=loss_mean, learning_rate=learning_rate, grad_norm=figures[1])
-                if warning := guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe):
+                journal.trained(done, tokens, loss=figures[0], learning_rate=learning_rate, grad_norm=figures[1])
+                warnings = guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe)
+                for warning in (*warnings, *saver.news()):
                     journal.say(warning)
 
             # Evaluate and save. A better evaluation always saves.
@@ -249,12 +258,16 @@ def fit(
                 if val_data is not None and (done % eval_every == 0 or last):
                     score = evaluate(model, val_data, compute=compute, rows=micro, world=world, loss=loss_of)
                     last_score = score
+                    state.best_val_loss = saver.best_on_disk()
                     better = score.loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
                     state.best_val_loss = score.loss if better else state.best_val_loss
                     journal.evaluated(done, tokens, loss=score.loss, bits_per_byte=score.bits_per_byte, best=better)
-                if world.is_main and (better or stopping or last or done % save_every == 0):
+                if better or stopping or last or done % save_every == 0:
                     state.elapsed_seconds = journal.elapsed_seconds
-                    publish(cfg, model, tokenizer, optimizer, scale, state, facts, score, better)
+                    publish(
+                        state, saver, model, learned, score, better=better, save_tokenizer=tokenizer.save,
+                        facts={"seed": cfg.seed, **facts},
+                    )  # fmt: skip
             if stopping:
                 break
     if state.step < cfg.steps:
@@ -304,61 +317,15 @@ def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData) -> str:
     )
 
 
-def restore(
-    found: checkpoint.Checkpoint,
-    model: GPT,
-    optimizer: Optimizer,
-    scale: LossScale,
-    facts: dict[str, Any],
-    resolved: dict[str, Any],
-    say: Callable[[str], None],
-) -> RunState:
-    """Puts model, optimizer and loss scale back to a saved step; where the run stands."""
-    for name, now in facts.items():
-        before = str(found.manifest.get(name))
-        if before != now:
-            what = name.replace("_", " ")
-            raise InputError(
-                f"{found.directory} has {what} {before:.12}, now it is {now:.12}; start a new run_dir for it"
-            )
-    tensors, values = found.train_state()
-    state = RunState(**values)
-    found.load_into(model)
-    optimizer.load_state({name: tensor for name, tensor in tensors.items() if not name.startswith("loss_scale.")})
-    scale.load_state(tensors)
-    for name, before in state.resolved.items():
-        if before != resolved.get(name):
-            say(
-                f"note: {name} was {before}, is now {resolved.get(name)}: the run goes on, but not bit for bit the same"
-            )
-    say(f"resuming {found.directory} at step {state.step}")
-    return replace(state, resolved=resolved)
+def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
+    """The mean loss of a step's batch, a tensor (); all ranks must ask."""
+    return parallel.sum_over_ranks(loss_sum.clone()) / targets
 
 
-def publish(
-    cfg: LoopConfig,
-    model: GPT,
-    tokenizer: Tokenizer,
-    optimizer: Optimizer,
-    scale: LossScale,
-    state: RunState,
-    facts: dict[str, Any],
-    score: Score | None,
-    best: bool,
-) -> None:
-    """Saves the run's present step."""
-    measured = {} if score is None else {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
-    checkpoint.save(
-        Path(cfg.run_dir or ""),
-        state.step,
-        model=model,
-        save_tokenizer=tokenizer.save,
-        tensors=optimizer.state() | scale.state(),
-        state=asdict(state),
-        facts={"tokens": state.tokens, "seed": cfg.seed, **measured, **facts},
-        best=best,
-        keep_last=cfg.keep_last,
-    )
+def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
+    """Whether each rank writes a part of a checkpoint: where asked for, or where one host might not hold it all."""
+    large = cfg.parallel == "fsdp" and sum(p.numel() for p in model.parameters()) >= 2e9
+    return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
 
 
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:

@@ -98,8 +98,9 @@ class Journal:
         known = {name: figure for name, figure in figures.items() if figure is not None and math.isfinite(figure)}
         if self.enabled:
             line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
+            with contextlib.suppress(OSError):  # a full disk: lines wait in the buffer; the checkpoints tell of it
+                self.file.write(json.dumps(line) + "\n")
+                self.file.flush()
         if self.wandb is not None:
             self.wandb.log({"tokens": tokens, **known}, step=step)
 

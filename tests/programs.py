@@ -22,6 +22,7 @@ CONFIGS = {
     "prepare": ("scripts.prepare", "PrepareConfig"),
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
+    "faults": ("scripts.faults", "FaultsConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),
 }
 NANO = [  # the smallest thing that is still a model

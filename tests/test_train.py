@@ -12,7 +12,7 @@ import torch
 
 import train
 from data.batches import IGNORE
-from model import checkpoint, parallel
+from model import checkpoint, parallel, saving
 from model.device import Compute
 from model.evaluate import evaluate, summed_loss
 from model.optim import OptimizerConfig
@@ -164,10 +164,13 @@ def test_evaluation_does_not_depend_on_the_batch_and_leaves_the_model_as_it_was(
     assert abs(scores[0].bits_per_byte - scores[0].loss * 140 / 0.6931471805599453 / 50) < 1e-9
 
 
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_three_and_three_steps_equal_six_bit_for_bit(base, tmp_path, monkeypatch, dtype, optimizer):
+def test_three_and_three_steps_equal_six_bit_for_bit(base, tmp_path, monkeypatch, dtype, optimizer, compile):
+    torch._dynamo.reset()
     options = [*base, f"dtype={dtype}", f"optimizer={optimizer}", "model.dropout=0.1", "steps=6", "eval_every=6"]
+    options += [f"compile={str(compile).lower()}", "spike_deviations=9"]
     ok("train", *options, f"run_dir={tmp_path / 'straight'}")
     with monkeypatch.context() as patch:
         calls = iter(range(1, 99))
@@ -235,7 +238,7 @@ def test_a_kill_before_best_was_moved_is_made_good(base, tmp_path):
     run_dir = tmp_path / "run"
     ok("train", *base, "steps=4", "eval_every=2", f"run_dir={run_dir}")
     assert checkpoint.find(run_dir / "best").step == 4
-    checkpoint.point(run_dir, "best", "step_00000002")
+    saving.point(run_dir, "best", "step_00000002")
     (run_dir / "loss.png").unlink()
     assert "is finished" in ok("train", f"run_dir={run_dir}", "resume=true")
     assert checkpoint.find(run_dir / "best").step == 4 and (run_dir / "loss.png").exists()
@@ -245,7 +248,7 @@ def test_an_error_in_the_loop_is_the_one_that_is_told(tmp_path, monkeypatch):
     def no_room(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("conf.display.plot_loss", no_room)
+    monkeypatch.setattr("conf.plots.plot_loss", no_room)
     with pytest.raises(ValueError, match="4 updates in a row"):
         fit(tmp_path, data_of=lambda model: Poisoned(model, range(2, 99)), steps=30, nonfinite_limit=4)
 
