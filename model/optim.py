@@ -59,6 +59,16 @@ def warmup(config: OptimizerConfig, steps: int) -> int:
     return min(100, steps // 10) if config.warmup_steps is None else config.warmup_steps
 
 
+def decay_start(steps: int, config: OptimizerConfig) -> int:
+    """The first of `steps` steps whose learning rate may be below the highest after the warm-up; no earlier one's
+    depends on `steps` where the warm-up does not.
+    """
+    if config.schedule == "constant":
+        return steps
+    rise = warmup(config, steps)
+    return rise if config.schedule == "cosine" else max(rise, steps - round(config.decay_fraction * steps))
+
+
 def rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
     """The learning rate of update number `step` (from 0) of `steps`, as a share of the highest: in (0, 1]."""
     rise = warmup(config, steps)
@@ -66,7 +76,7 @@ def rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
         return (step + 1) / (rise + 1)
     if config.schedule == "constant":
         return 1.0
-    start = rise if config.schedule == "cosine" else max(rise, steps - round(config.decay_fraction * steps))
+    start = decay_start(steps, config)
     if step < start:
         return 1.0
     progress = (step - start) / max(1, steps - start)  # never reaches 1: even the last update moves
