@@ -20,6 +20,7 @@ class OptimizerConfig:
     learning_rate: float = 0.02  # the highest of the schedule
     adamw_learning_rate: float = 0.003  # muon: that of embeddings, head and 1-D parameters
     weight_decay: float = 0.1  # decoupled; never on 1-D parameters
+    cautious: bool = False  # decay a weight only where the update moves it towards zero too (Chen et al. 2025)
     beta1: float = 0.9  # AdamW: memory of the mean gradient
     beta2: float = 0.95  # AdamW: memory of the mean squared gradient
     epsilon: float = 1e-8  # AdamW: smallest divisor
@@ -106,9 +107,10 @@ class Optimizer:
         self.on_device = self.parameters[0].device.type in ("cpu", "cuda")
         self.names = {id(p): name for name, p in model.named_parameters()}
         rate = config.learning_rate if config.kind == "adamw" else config.adamw_learning_rate
+        self.decayed = [p for p in rest.values() if p.dim() >= 2]  # by AdamW
         self.adamw = torch.optim.AdamW(
             [
-                {"params": [p for p in rest.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
+                {"params": self.decayed, "weight_decay": 0.0 if config.cautious else config.weight_decay},
                 {"params": [p for p in rest.values() if p.dim() < 2], "weight_decay": 0.0},
             ],
             lr=rate,
@@ -135,8 +137,18 @@ class Optimizer:
         if self.on_device:
             self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
         self.adamw.step()
+        if self.config.cautious:
+            self._decay_cautiously(rate, skip)
         if self.muon is not None:
             self.muon.step(rate, divisor=divisor, skip=skip)
+
+    @torch.no_grad()
+    def _decay_cautiously(self, rate: float, skip: Tensor) -> None:
+        """Weight decay after AdamW's update, whose sign is that of the mean gradient: see cautious_decay."""
+        for p in self.decayed:
+            if "exp_avg" in self.adamw.state[p]:
+                amount = rate * self.adamw_rate * self.config.weight_decay * (1 - skip.float())
+                cautious_decay(p, self.adamw.state[p]["exp_avg"], amount)
 
     def zero_grad(self) -> None:
         for p in self.parameters:
@@ -216,7 +228,12 @@ class Muon:
             rows, cols = update.shape[1:]
             update *= -rate * max(1.0, rows / cols) ** 0.5 * keep
             weights = [p.data[start:stop] for _, p, start, stop in group]
-            torch._foreach_mul_(weights, 1 - rate * self.config.weight_decay * keep)
+            decay = rate * self.config.weight_decay * keep
+            if self.config.cautious:
+                for weight, change in zip(weights, update.unbind(), strict=True):
+                    cautious_decay(weight, -change, decay)
+            else:
+                torch._foreach_mul_(weights, 1 - decay)
             torch._foreach_add_(weights, list(update.unbind()))
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
@@ -224,6 +241,15 @@ class Muon:
         for group, momentum in self.stacks:
             for (name, p, start, stop), piece in zip(group, momentum, strict=True):
                 yield name if stop - start == p.shape[0] else f"{name}.{start}-{stop}", piece
+
+
+def cautious_decay(weight: Tensor, descent: Tensor, amount: Tensor) -> None:
+    """weight *= 1 - amount () where subtracting `descent` moves the weight towards zero, in place; elsewhere nothing.
+
+    Decay then never works against the loss, and the stationary points stay the loss's own (Chen et al. 2025,
+    "Cautious Weight Decay", arXiv 2510.12402).
+    """
+    weight.mul_(1 - amount * (weight * descent > 0))
 
 
 def gradient_of(p: Tensor) -> Tensor:
