@@ -62,7 +62,7 @@ def test_the_weights_have_their_own_bits_again_afterwards():
 
 def test_a_saved_average_without_its_weights_is_refused():
     model = make("modern", n_layer=1)
-    with pytest.raises(InputError, match="lacks the weights 'embed.weight'"):
+    with pytest.raises(InputError, match=r"lacks the weights 'embed\.weight'"):
         Average(model, "ema").load_state({"average.count": torch.tensor(3)})
 
 

@@ -1,4 +1,4 @@
-"""Planning a run: counts that agree with the model, dry runs that leave nothing, budgets, sizes, what fits in memory."""
+"""Planning a run: counts that agree with the model, dry runs that leave nothing, budgets, sizes, what fits."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_is_no_time_is_refused(text):
 
 
 def simulate(speed, budget=120.0, config=None, log_every=10, evaluation=4.0):
-    """A run on a clock of its own: step n takes speed(n) seconds. What was decided at each step, the time at its end."""
+    """A run on a clock of its own, step n taking speed(n) seconds: what was decided when, the rates, the end."""
     config = config or OptimizerConfig()
     deadline = Deadline(config, steps=1000, budget=budget)
     costs, now = Costs(step=speed(0), evaluation=evaluation, saving=0.2), 5.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ def split(ids) -> Split:
 
 def test_they_are_what_counting_by_hand_gives():
     train, val, size = [0, 1, 2, 1, 2, 1, 0], [0, 2, 1, 2, 3], 5
-    counts, pairs = Counter(train), Counter(zip(train, train[1:], strict=False))
+    counts, pairs = Counter(train), Counter(pairwise(train))
     nats = {"unigram": [], "bigram": []}
-    for first, second in zip(val, val[1:], strict=False):
+    for first, second in pairwise(val):
         unigram = (counts[second] + 1) / (len(train) + size)
         followers = [pair for pair in pairs if pair[0] == first]
         total = sum(pairs[pair] for pair in followers)
@@ -44,7 +45,7 @@ def test_on_a_chain_the_bigram_finds_its_entropy_rate(monkeypatch):
     chain = np.array([[0.9, 0.1, 0.0], [0.0, 0.5, 0.5], [0.6, 0.2, 0.2]])
     for _ in range(40_000):
         ids.append(generator.choice(3, p=chain[ids[-1]]))
-    rate = np.mean([-math.log(chain[a, b]) for a, b in zip(ids[20_000:], ids[20_001:], strict=False)])
+    rate = np.mean([-math.log(chain[a, b]) for a, b in pairwise(ids[20_000:])])
     found = reference_losses(split(ids[:20_000]), split(ids[20_000:]), vocab_size=3)
     assert found["bigram"] == pytest.approx(rate, abs=0.01)
     assert found["bigram"] < found["unigram"] < found["uniform"] + 0.01
