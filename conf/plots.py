@@ -46,11 +46,12 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
     if not train[0] and not validation[0]:
         return
     small = [
-        (name, _series(lines, key)) for name, key in (("learning rate", "learning_rate"), ("gradient", "grad_norm"))
+        (name, _series(lines, key))
+        for name, key in (("learning\nrate", "learning_rate"), ("gradient\nnorm", "grad_norm"))
     ]
     small = [(name, series) for name, series in small if series[0]]
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
+        figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
         axes: Any
         panels = figure.subplots(1 + len(small), 1, sharex=True, height_ratios=[6] + [1] * len(small), squeeze=False)
         axes, *below = panels[:, 0]
@@ -110,8 +111,8 @@ def _draw_references(axes: Any, path: Path) -> None:
         if bottom <= loss <= top:
             axes.axhline(loss, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             axes.annotate(
-                f"{name} {loss:.2f}", (0.01, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, -3),
-                textcoords="offset points", va="top", color="#6b7280", fontsize=8,
+                f"{name} {loss:.2f}", (0.01, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
+                textcoords="offset points", va="bottom", color="#6b7280", fontsize=8,
             )  # fmt: skip
     if above:
         axes.text(

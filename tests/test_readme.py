@@ -13,6 +13,7 @@ from conf import cli
 from data.prepare import PrepareConfig
 from finetune import FinetuneConfig
 from sample import LanguageModel, SampleConfig
+from scripts.ablations import AblationsConfig
 from scripts.compress import CompressConfig
 from scripts.evaluate import EvaluateConfig
 from scripts.speeches import SpeechesConfig
@@ -27,6 +28,7 @@ PROGRAMS = {
     "finetune.py": ("finetune", FinetuneConfig),
     "scripts.prepare": ("prepare", PrepareConfig),
     "scripts.evaluate": ("evaluate", EvaluateConfig),
+    "scripts.ablations": ("ablations", AblationsConfig),
     "scripts.speeches": ("speeches", SpeechesConfig),
     "scripts.compress": ("compress", CompressConfig),
 }
