@@ -25,18 +25,21 @@ from data.prepare import PrepareConfig, open_split, prepare
 from data.references import reference_losses
 from data.tokenizer import Tokenizer
 from data.tokenizer import load as load_tokenizer
-from model import InputError, checkpoint, memory, parallel, plan
-from model.average import RAW, Average
+from model import InputError, checkpoint, memory, parallel, plan, saving
+from model.average import Average
+from model.background import Saver
 from model.budget import Costs, Deadline
 from model.config import ModelConfig
 from model.depth import settings_for
 from model.device import DTYPES, Compute, deterministic, keep_freed_memory
 from model.evaluate import EvaluationData, Score, TrainingData, evaluate, summed_loss, to_device
 from model.gpt import GPT
+from model.guard import LossScale, SkipGuard
 from model.measure import measure, outlook, saved_bytes
 from model.microbatch import MicroBatches, recompute_activations
-from model.optim import LossScale, Optimizer, SkipGuard, rate_at, warmup
+from model.optim import Optimizer, rate_at, warmup
 from model.preview import sample_text
+from model.run_state import RunState, publish, restore
 from model.seeds import hash_seed
 from model.settings import LoopConfig, settle, what_was_resolved
 
@@ -61,19 +64,6 @@ class TrainConfig(LoopConfig, PrepareConfig):
         return found
 
 
-@dataclass
-class RunState:
-    """Where a run stands. Together with weights and optimizer state this is all that a resume needs."""
-
-    step: int = 0  # completed updates
-    steps: int = 0  # of the whole run; with a budget what was decided of late
-    budget: str | None = None  # for which it was decided
-    tokens: int = 0  # read in training over all ranks, padding of labelled rows included
-    elapsed_seconds: float = 0.0
-    best_val_loss: float | None = None
-    resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
-
-
 def fit(
     cfg: LoopConfig,
     model: GPT,
@@ -95,7 +85,7 @@ def fit(
     run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
     share = world.share(cfg.batch_size)
     memory.reset_peak(device)
-    model.to(device).train()
+    model.train()
     if cfg.checkpoint_activations:
         recompute_activations(model)
     cfg = settle(cfg, model, compute, world)
@@ -106,17 +96,18 @@ def fit(
     if compute.compile:
         model.compile(dynamic=False)
         loss_of = torch.compile(summed_loss, dynamic=False)
-    wrapped = parallel.wrap(model, cfg.parallel, device)
+    wrapped = parallel.wrap(model, cfg.parallel, compute)
     rows = cfg.micro_batch or cfg.batch_size // world.size
     micro = MicroBatches(wrapped, rows, loss=loss_of, compute=compute, world=world)
-    optimizer, scale, guard = start_optimizer(cfg, model, compute)
     average = Average(model, cfg.average, decay=cfg.average_decay, fraction=cfg.average_fraction)
+    optimizer, scale, guard = start_optimizer(cfg, model, compute)
     resolved = what_was_resolved(cfg, model, compute, world)
     state = RunState(budget=cfg.budget, resolved=resolved)
     if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
-        state = restore(found, model, optimizer, scale, average, facts, resolved, say)
+        learned = (average, optimizer, scale, guard)  # in this order: the average puts back the weights behind it
+        state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
-            checkpoint.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
+            saving.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
 
     def update(step: int, rate: float) -> tuple[Tensor, Tensor, int]:
         """One update; this rank's summed loss, the norm of the gradient, how many tokens were read."""
@@ -124,13 +115,15 @@ def fit(
         # into micro-batches or ranks changes the gradient. DDP divides by world.size, hence that factor.
         with watch("loading"):
             inputs, targets = to_device(train_data.batch(step, share), device)
-        weight = world.size / train_data.supervised_tokens(step) * scale.scale
+        targets_in_step = train_data.supervised_tokens(step)
+        weight = world.size / targets_in_step * scale.scale
         seed = hash_seed(cfg.seed, step, world.rank)  # dropout's: a resumed run drops the same
         loss_sum = micro.backward(inputs, targets, weight=weight, seed=seed)
 
         # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
         norm = optimizer.gradient_norm() / scale.scale
-        skip = guard.check(norm, step, scale)
+        loss_mean = mean_over_ranks(loss_sum, targets_in_step) if cfg.spike_deviations else None
+        skip = guard.check(norm, step, scale, loss=loss_mean)
         clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
         optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
         optimizer.zero_grad()
@@ -202,7 +195,15 @@ def fit(
             watch=watch,
             references=references,
         ) as journal,
+        Saver(
+            run_dir,
+            keep_last=cfg.keep_last,
+            best_val_loss=state.best_val_loss,
+            background=cfg.save_in_background,
+            peers=saving.Peers(world.rank, writers=world.size if save_by_all(cfg, model) else 1),
+        ) as saver,
     ):
+        learned = (average, optimizer, scale, guard)
         while state.step < deadline.steps:
             step, steps = state.step, deadline.steps
             rate = rate_at(step, steps, cfg.optimizer)
@@ -219,11 +220,12 @@ def fit(
 
             # Log: the only read that waits for the device. A time budget is compared with the time that is left.
             if done % cfg.log_every == 0 or done == 1 or last:
-                figures = torch.stack([parallel.sum_over_ranks(loss_sum), norm, *guard.counts]).tolist()
+                loss_mean = mean_over_ranks(loss_sum, train_data.supervised_tokens(step))
+                figures = torch.stack([loss_mean, norm, *guard.counts]).tolist()
                 learning_rate = rate * cfg.optimizer.learning_rate
-                loss_mean = figures[0] / train_data.supervised_tokens(step)
-                journal.trained(done, tokens, loss=loss_mean, learning_rate=learning_rate, grad_norm=figures[1])
-                if warning := guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe):
+                journal.trained(done, tokens, loss=figures[0], learning_rate=learning_rate, grad_norm=figures[1])
+                warnings = guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe)
+                for warning in (*warnings, *saver.news()):
                     journal.say(warning)
                 costs = costs.known(
                     step=journal.seconds_per_step, evaluation=watch.mean("evaluating"), saving=watch.mean("saving")
@@ -234,21 +236,25 @@ def fit(
             # Evaluate, save and show what the averaged weights can do. A better evaluation always saves.
             score_now, better = None, False
             evaluating = val_data is not None and (done % deadline.eval_every == 0 or last)
-            saving = stopping or last or done % deadline.save_every == 0
+            save_now = stopping or last or done % deadline.save_every == 0
             sampling = cfg.sample_every is not None and (done % cfg.sample_every == 0 or last)
-            if evaluating or saving or sampling:
+            if evaluating or save_now or sampling:
                 with journal.aside(), average.applied():
                     if val_data is not None and evaluating:
                         with watch("evaluating"):
                             last_score = score_now = score(val_data)
+                        state.best_val_loss = saver.best_on_disk()
                         better = score_now.loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
                         state.best_val_loss = score_now.loss if better else state.best_val_loss
                         bits = score_now.bits_per_byte
                         journal.evaluated(done, tokens, loss=score_now.loss, bits_per_byte=bits, best=better)
-                    if world.is_main and (better or saving):
+                    if better or save_now:
                         state.elapsed_seconds, state.steps = journal.elapsed_seconds, deadline.steps
                         with watch("saving"):
-                            publish(cfg, model, tokenizer, optimizer, scale, average, state, facts, score_now, better)
+                            publish(
+                                state, saver, model, learned, score_now, better=better, save_tokenizer=tokenizer.save,
+                                facts={"seed": cfg.seed, **facts},
+                            )  # fmt: skip
                     if sampling:
                         with watch("sampling"):
                             text = sample_text(model, tokenizer, cfg.sample_prompt, compute=compute)
@@ -274,7 +280,8 @@ def fit(
 
 def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Optimizer, LossScale, SkipGuard]:
     optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz])
-    return optimizer, LossScale(compute.dtype, compute.device), SkipGuard(compute.device)
+    guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
+    return optimizer, LossScale(compute.dtype, compute.device), guard
 
 
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) -> str:
@@ -286,66 +293,15 @@ def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) ->
     )
 
 
-def restore(
-    found: checkpoint.Checkpoint,
-    model: GPT,
-    optimizer: Optimizer,
-    scale: LossScale,
-    average: Average,
-    facts: dict[str, Any],
-    resolved: dict[str, Any],
-    say: Callable[[str], None],
-) -> RunState:
-    """Puts model, optimizer, loss scale and average back to a saved step; where the run stands."""
-    for name, now in facts.items():
-        before = str(found.manifest.get(name))
-        if before != now:
-            what = name.replace("_", " ")
-            raise InputError(
-                f"{found.directory} has {what} {before:.12}, now it is {now:.12}; start a new run_dir for it"
-            )
-    tensors, values = found.train_state()
-    state = RunState(**values)
-    found.load_into(model)
-    optimizer.load_state(
-        {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss_scale.", "average.", RAW))}
-    )
-    scale.load_state(tensors)
-    average.load_state(tensors)
-    for name, before in state.resolved.items():
-        if before != resolved.get(name):
-            say(
-                f"note: {name} was {before}, is now {resolved.get(name)}: the run goes on, but not bit for bit the same"
-            )
-    say(f"resuming {found.directory} at step {state.step}")
-    return replace(state, resolved=resolved)
+def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
+    """The mean loss of a step's batch, a tensor (); all ranks must ask."""
+    return parallel.sum_over_ranks(loss_sum.clone()) / targets
 
 
-def publish(
-    cfg: LoopConfig,
-    model: GPT,
-    tokenizer: Tokenizer,
-    optimizer: Optimizer,
-    scale: LossScale,
-    average: Average,
-    state: RunState,
-    facts: dict[str, Any],
-    score: Score | None,
-    best: bool,
-) -> None:
-    """Saves the run's present step."""
-    measured = {} if score is None else {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
-    checkpoint.save(
-        Path(cfg.run_dir or ""),
-        state.step,
-        model=model,
-        save_tokenizer=tokenizer.save,
-        tensors=optimizer.state() | scale.state() | average.state(),
-        state=asdict(state),
-        facts={"tokens": state.tokens, "seed": cfg.seed, **measured, **facts},
-        best=best,
-        keep_last=cfg.keep_last,
-    )
+def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
+    """Whether each rank writes a part of a checkpoint: where asked for, or where one host might not hold it all."""
+    large = cfg.parallel == "fsdp" and sum(p.numel() for p in model.parameters()) >= 2e9
+    return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
 
 
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:

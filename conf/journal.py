@@ -163,8 +163,9 @@ class Journal:
         known = {name: figure for name, figure in figures.items() if isinstance(figure, str) or is_finite(figure)}
         if self.enabled:
             line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self.file.flush()
+            with contextlib.suppress(OSError):  # a full disk: lines wait in the buffer; the checkpoints tell of it
+                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                self.file.flush()
         if self.wandb is not None and "sample" not in known:  # these become a table at the end
             self.wandb.log({"tokens": tokens, **known}, step=step)
 

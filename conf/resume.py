@@ -14,8 +14,8 @@ Config = TypeVar("Config")
 
 CHANGEABLE = {  # on resume; everything else would make it another run
     *("steps", "eval_every", "save_every", "log_every", "keep_last", "device", "compile", "parallel", "micro_batch"),
-    *("debug", "resume", "run_dir", "wandb.mode", "wandb.project", "budget", "sample_every", "sample_prompt"),
-    *("checkpoint_activations",),
+    *("budget", "sample_every", "sample_prompt", "checkpoint_activations", "save_in_background", "save_sharded"),
+    *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
 }
 ITS_OWN = ("model.", "tokenizer.")  # what comes from a checkpoint that training starts from
 

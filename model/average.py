@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from . import InputError
+from . import InputError, sharded
 
 KINDS = ("none", "ema", "tail")
 RAW = "raw."  # names the weights that training goes on from, in a saved state
@@ -35,7 +35,7 @@ class Average:
             return
         if self.kind == "tail" and step <= steps - max(1, round(self.fraction * steps)):
             return
-        weights = [p.detach() for p in self.parameters.values()]
+        weights = [sharded.part(p) for p in self.parameters.values()]
         self.count += 1
         if not self.mean:
             self.mean = [w.clone() for w in weights]
@@ -55,26 +55,28 @@ class Average:
     @torch.no_grad()
     def _swap(self) -> None:
         for p, mean in zip(self.parameters.values(), self.mean, strict=False):
-            held = p.detach().clone()
-            p.copy_(mean)
+            own = sharded.part(p)
+            held = own.clone()
+            own.copy_(mean)
             mean.copy_(held)
 
     def state(self) -> dict[str, Tensor]:
         """The raw weights and the count; to be called inside applied(), where the model itself holds the mean."""
         if not self.mean:
             return {}
-        raw = {RAW + name: mean for name, mean in zip(self.parameters, self.mean, strict=True)}
+        pairs = zip(self.parameters.items(), self.mean, strict=True)
+        raw = {RAW + name: sharded.like(p, mean) for (name, p), mean in pairs}
         return raw | {"average.count": torch.tensor(self.count)}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Puts back what `state` gave, into a model that holds the saved mean. InputError where weights are missing."""
         if "average.count" not in state:
             return
         if missing := [name for name in self.parameters if RAW + name not in state]:
             raise InputError(f"the saved training state lacks the weights {missing[0]!r} behind the average")
         if self.kind != "none":
-            self.mean = [p.detach().clone() for p in self.parameters.values()]
+            self.mean = [sharded.part(p).clone() for p in self.parameters.values()]
             self.count = int(state["average.count"])
         for name, p in self.parameters.items():
-            p.copy_(state[RAW + name])
+            sharded.part(p).copy_(state[RAW + name][sharded.rows_of(p)])

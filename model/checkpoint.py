@@ -1,4 +1,4 @@
-"""The run directory: a writer that publishes a step whole or not at all, a reader that verifies before it uses."""
+"""The run directory as it is read: every file verified before it is used, nothing ever unpickled."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import InputError
+from . import InputError, sharded
 from .config import ModelConfig
 from .gpt import GPT
 
@@ -38,8 +36,12 @@ class Checkpoint:
     def step(self) -> int:
         return self.manifest["step"]
 
-    def weights(self) -> dict[str, Tensor]:
-        return read_tensors(self.directory / "model.safetensors")
+    def weights(self) -> TensorFiles:
+        return self.tensors("model")
+
+    def tensors(self, stem: str) -> TensorFiles:
+        """Those of STEM.safetensors, or of the STEM-00001-of-0000N.safetensors that N ranks wrote."""
+        return TensorFiles([self.directory / name for name in tensor_files(stem, self.manifest["files"])])
 
     def load_into(self, model: GPT) -> None:
         """Copies the weights into a model of the same shape. Raises InputError naming what does not fit."""
@@ -48,7 +50,8 @@ class Checkpoint:
         for name in own.keys() | weights.keys():
             if name not in weights or name not in own or own[name].shape != weights[name].shape:
                 raise InputError(f"{self.directory / 'model.safetensors'}: tensor {name!r} does not fit model.json")
-        model.load_state_dict(weights)
+        for name, value in own.items():
+            sharded.part(value).copy_(weights[name][sharded.rows_of(value)])
 
     def model(self, device: torch.device) -> GPT:
         """The network with these weights, in evaluation mode."""
@@ -68,80 +71,11 @@ class Checkpoint:
                 f"model was trained with ({own[0]} ids, {own[1]!s:.12}); {AGAIN}"
             )
 
-    def train_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def train_state(self) -> tuple[TensorFiles, dict[str, Any]]:
         """The tensors and the plain values that training goes on from."""
-        path = self.directory / "train_state.safetensors"
-        if not path.exists():
+        if "train_state.json" not in self.manifest["files"]:
             raise InputError(f"{self.directory} holds no training state; start from it with checkpoint=, not resume=")
-        return read_tensors(path), read_json(self.directory / "train_state.json")
-
-
-def save(
-    run_dir: Path,
-    step: int,
-    *,
-    model: GPT,
-    save_tokenizer: Callable[[Path], None],
-    tensors: dict[str, Tensor],
-    state: dict[str, Any],
-    facts: dict[str, Any],
-    best: bool,
-    keep_last: int,
-) -> Path:
-    """Publishes RUN/step_N: temporary directory, every file flushed, rename, then `latest` (and `best`), then prune.
-
-    A process killed anywhere in between leaves the earlier steps as they were. `facts` go into the manifest.
-    """
-    final = run_dir / f"step_{step:08d}"
-    temporary = run_dir / f".tmp-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "tokenizer").mkdir(parents=True)
-    # No metadata block: its key order would differ from process to process. Sorted names for the same reason.
-    try:
-        save_file(contiguous(model.state_dict()), temporary / "model.safetensors")
-        save_file(contiguous(tensors), temporary / "train_state.safetensors")
-    except SafetensorError as error:  # a full disk
-        raise InputError(f"{temporary} cannot be written: {error}; see to it, then go on with resume=true") from None
-    write_json(temporary / "model.json", asdict(model.config))
-    write_json(temporary / "train_state.json", state)
-    save_tokenizer(temporary / "tokenizer")
-    files = {}
-    for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-        files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        flush(path)
-    write_json(temporary / "manifest.json", {"format": FORMAT, "step": step, **facts, "files": files})
-    for path in (temporary / "manifest.json", temporary / "tokenizer", temporary):
-        flush(path)
-    if final.exists():  # a damaged step of the same number, which a resumed run passes again
-        discard(final)
-    temporary.rename(final)
-    flush(run_dir)
-    point(run_dir, "latest", final.name)
-    if best:
-        point(run_dir, "best", final.name)
-    prune(run_dir, keep_last, newest=step)
-    return final
-
-
-def prune(run_dir: Path, keep_last: int, *, newest: int) -> None:
-    """Removes all steps but the last `keep_last` and the one that `best` names, and what killed writers left.
-
-    Steps beyond `newest` go too: they were damaged, or the run would not have gone on from before them.
-    """
-    valid = [path for path in steps(run_dir) if int(path.name[5:]) <= newest]
-    keep = {path.name for path in valid[: max(1, keep_last)]} | {pointer(run_dir, "best")}
-    for path in steps(run_dir):
-        if path not in valid or path.name not in keep:
-            discard(path)
-    for leftover in run_dir.glob(".tmp-step_*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def discard(step: Path) -> None:
-    """Removes a step directory; renamed first, so that a kill halfway leaves no half step under a good name."""
-    doomed = step.with_name(f".tmp-{step.name}-discarded")
-    step.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+        return self.tensors("train_state"), read_json(self.directory / "train_state.json")
 
 
 def steps(run_dir: Path) -> list[Path]:
@@ -202,7 +136,7 @@ def verify(directory: Path) -> Checkpoint:
     files, step = manifest.get("files"), manifest.get("step")
     if not (isinstance(files, dict) and all(isinstance(f, dict) for f in files.values()) and isinstance(step, int)):
         raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing; {AGAIN}")
-    for name in ("model.json", "model.safetensors", "tokenizer/tokenizer.json"):
+    for name in ("model.json", *tensor_files("model", files), "tokenizer/tokenizer.json"):
         if name not in files:
             raise InputError(f"{directory / 'manifest.json'} does not list {name}; {AGAIN}")
     for name, facts in files.items():
@@ -214,6 +148,14 @@ def verify(directory: Path) -> Checkpoint:
         if sha256(path) != facts.get("sha256"):
             raise InputError(f"{path} is damaged: its sha256 is not the manifest's; {AGAIN}")
     return Checkpoint(directory, manifest, read_config(directory / "model.json"))
+
+
+def tensor_files(stem: str, listed: Iterable[str]) -> list[str]:
+    """STEM.safetensors, or all N of STEM-00001-of-0000N.safetensors where the first is among those listed."""
+    for name in listed:
+        if parts := re.fullmatch(stem + r"-00001-of-(\d{5})\.safetensors", name):
+            return [f"{stem}-{number:05d}-of-{parts[1]}.safetensors" for number in range(1, int(parts[1]) + 1)]
+    return [f"{stem}.safetensors"]
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -232,11 +174,35 @@ def read_config(path: Path) -> ModelConfig:
     return config
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}; {AGAIN}") from None
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of some safetensors files by name, each read when it is asked for (the files are memory-mapped)."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.files: dict[str, Any] = {}
+        self.paths: dict[str, Path] = {}
+        for path in paths:
+            with self.readable(path):
+                file = safe_open(path, framework="pt")
+                self.files |= dict.fromkeys(file.keys(), file)
+                self.paths |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self.readable(self.paths[name]):
+            return self.files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def readable(path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path} is not a readable safetensors file: {error}; {AGAIN}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -251,11 +217,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    flush(path)
-
-
 def pointer(run_dir: Path, name: str) -> str | None:
     """The step directory that the text file `latest` or `best` names, if it is there."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -265,30 +226,9 @@ def pointer(run_dir: Path, name: str) -> str | None:
     return None
 
 
-def point(run_dir: Path, name: str, target: str) -> None:
-    temporary = run_dir / f".tmp-{name}"
-    temporary.write_text(target + "\n", encoding="utf-8")
-    flush(temporary)
-    temporary.replace(run_dir / name)
-    flush(run_dir)
-
-
-def flush(path: Path) -> None:
-    """fsync of a file or a directory: after it, a power cut no longer takes it back."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
 
 
 @contextlib.contextmanager

@@ -1,15 +1,15 @@
-"""AdamW and Muon over one model, learning-rate schedules as pure functions of the step, the loss scale of float16."""
+"""AdamW and Muon over one model; learning-rate schedules as pure functions of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from . import InputError
+from . import InputError, sharded
 
 
 @dataclass
@@ -102,16 +102,18 @@ class Optimizer:
         if config.kind == "adamw":
             rest, hidden = rest | hidden, {}
         self.config = config
-        self.parameters = [*rest.values(), *hidden.values()]
+        self.parameters = rest | hidden
+        # Where the model is sharded, AdamW sees this rank's rows of each parameter, and Muon some matrices, whole.
+        self.parts = {name: nn.Parameter(sharded.part(p)) if sharded.is_sharded(p) else p for name, p in rest.items()}
+        self.owners = sharded.Owners(hidden) if any(map(sharded.is_sharded, hidden.values())) else None
         # Elsewhere (MPS) the fused kernel ignores grad_scale and found_inf, so the host must ask and divide.
-        self.on_device = self.parameters[0].device.type in ("cpu", "cuda")
-        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.on_device = next(iter(self.parameters.values())).device.type in ("cpu", "cuda")
         rate = config.learning_rate if config.kind == "adamw" else config.adamw_learning_rate
-        self.decayed = [p for p in rest.values() if p.dim() >= 2]  # by AdamW
+        self.decayed = [p for p in self.parts.values() if p.dim() >= 2]  # by AdamW
         self.adamw = torch.optim.AdamW(
             [
                 {"params": self.decayed, "weight_decay": 0.0 if config.cautious else config.weight_decay},
-                {"params": [p for p in rest.values() if p.dim() < 2], "weight_decay": 0.0},
+                {"params": [p for p in self.parts.values() if p.dim() < 2], "weight_decay": 0.0},
             ],
             lr=rate,
             betas=(config.beta1, config.beta2),
@@ -119,28 +121,46 @@ class Optimizer:
             fused=self.on_device,
         )
         self.adamw_rate = rate
-        self.muon = Muon(hidden, config, dtype=newton_schulz_dtype, fused=fused_parts(model)) if hidden else None
+        self.fused = fused_parts(model)
+        matrices = self.owners.mine if self.owners else hidden
+        self.muon = Muon(matrices, config, dtype=newton_schulz_dtype, fused=self.fused) if hidden else None
+
+    def gradients(self) -> list[Tensor]:
+        """This rank's part of every gradient."""
+        return [sharded.part(p.grad) for p in self.parameters.values() if p.grad is not None]
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm over all gradients, a tensor ()."""
-        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm(self.gradients())
+        if any(map(sharded.is_sharded, self.parameters.values())):
+            squares = norm.square()
+            torch.distributed.all_reduce(squares)
+            norm = squares.sqrt()
+        return norm
 
     def step(self, rate: float, *, divisor: Tensor, skip: Tensor) -> None:
         """One update at `rate` times the configured rates, of gradients divided by `divisor` (); none if `skip` ()."""
         if not self.on_device:
             if bool(skip):
                 return
-            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], divisor)
+            torch._foreach_div_(self.gradients(), divisor)
             divisor = torch.ones_like(divisor)
         for group in self.adamw.param_groups:
             group["lr"] = rate * self.adamw_rate
         if self.on_device:
             self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
+        for name, p in self.parts.items():
+            grad = self.parameters[name].grad
+            p.grad = None if grad is None else sharded.part(grad)
         self.adamw.step()
         if self.config.cautious:
             self._decay_cautiously(rate, skip)
         if self.muon is not None:
+            if self.owners is not None:
+                self.owners.fetch_gradients()
             self.muon.step(rate, divisor=divisor, skip=skip)
+            if self.owners is not None:
+                self.owners.spread_weights()
 
     @torch.no_grad()
     def _decay_cautiously(self, rate: float, skip: Tensor) -> None:
@@ -151,37 +171,59 @@ class Optimizer:
                 cautious_decay(p, self.adamw.state[p]["exp_avg"], amount)
 
     def zero_grad(self) -> None:
-        for p in self.parameters:
+        owned = self.owners.mine if self.owners else {}
+        for p in (*self.parameters.values(), *self.parts.values(), *owned.values()):
             p.grad = None
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that the next update depends on, under the names of the parameters."""
-        result = {
-            f"adamw.{key}.{self.names[id(p)]}": value
-            for p, entry in self.adamw.state.items()
-            for key, value in entry.items()
-        }
-        if self.muon is not None:
-            result |= {f"muon.momentum.{name}": value for name, value in self.muon.state()}
-        return result
+    def state(self) -> dict[str, Tensor | sharded.Owned]:
+        """Everything that the next update depends on, under the names of the parameters; the same names on each rank.
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state` gave. Raises InputError where it does not fit the model."""
-        by_name = {self.names[id(p)]: p for p in self.parameters}
-        expected_muon = {f"muon.momentum.{name}" for name, _ in self.muon.state()} if self.muon else set()
-        if {name for name in state if name.startswith("muon.")} != expected_muon:
+        Where the model is sharded, tensors of a parameter's shape are sharded alike, and Muon's are their owners'.
+        """
+        result: dict[str, Tensor | sharded.Owned] = {
+            f"adamw.{key}.{name}": sharded.like(self.parameters[name], value) if value.dim() else value
+            for name, p in self.parts.items()
+            for key, value in self.adamw.state[p].items()
+        }
+        return result | {f"muon.momentum.{name}": piece for name, piece in self.momenta().items()}
+
+    def momenta(self) -> dict[str, Tensor | sharded.Owned]:
+        """Muon's momentum of each piece of a hidden matrix; only its owner has it where the model is sharded."""
+        mine = dict(self.muon.state()) if self.muon is not None else {}
+        if self.owners is None:
+            return dict(mine)
+        owner = self.owners.owner
+        return {
+            piece: sharded.Owned(owner[name], torch.Size((stop - start, p.shape[1])), p.device, mine.get(piece))
+            for name, p in self.owners.parameters.items()
+            for piece, start, stop in pieces_of(name, p, self.fused)
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state` gave, each tensor whole. Raises InputError where it does not fit the model."""
+        if self.owners is not None:
+            self.owners.fetch_weights()
+        if {name for name in state if name.startswith("muon.")} != {f"muon.momentum.{name}" for name in self.momenta()}:
             raise InputError("the saved optimizer state is not this optimizer's; resume with the run's own optimizer")
-        for full, value in state.items():
-            kind, key, name = full.split(".", 2)
-            if kind != "adamw":
-                continue
-            if name not in by_name or (value.dim() and value.shape != by_name[name].shape):
+        for full in (name for name in state if name.startswith("adamw.")):
+            _, key, name = full.split(".", 2)
+            value = state[full]
+            if name not in self.parts or (value.dim() and value.shape != self.parameters[name].shape):
                 raise InputError(f"the saved optimizer state of {name!r} does not fit this model")
-            p = by_name[name]
-            self.adamw.state[p][key] = value.to(p.device).clone()
+            p = self.parts[name]
+            own = value[sharded.rows_of(self.parameters[name])] if value.dim() else value
+            self.adamw.state[p][key] = own.to(p.device).clone()
         if self.muon is not None:
             for name, momentum in self.muon.state():
                 momentum.copy_(state[f"muon.momentum.{name}"])
+
+
+def pieces_of(name: str, p: Tensor, fused: dict[str, list[int]]) -> Iterator[tuple[str, int, int]]:
+    """The matrices that a parameter holds stacked: name, first row, row behind the last. Mostly one, of its name."""
+    start, sizes = 0, fused.get(name, [len(p)])
+    for rows in sizes:
+        yield name if rows == len(p) else f"{name}.{start}-{start + rows}", start, start + rows
+        start += rows
 
 
 def fused_parts(model: nn.Module) -> dict[str, list[int]]:
@@ -207,10 +249,8 @@ class Muon:
         self.config, self.dtype = config, dtype
         pieces: dict[tuple[int, int], list[tuple[str, nn.Parameter, int, int]]] = {}
         for name, p in parameters.items():
-            start = 0
-            for rows in fused.get(name, [p.shape[0]]):
-                pieces.setdefault((rows, p.shape[1]), []).append((name, p, start, start + rows))
-                start += rows
+            for piece, start, stop in pieces_of(name, p, fused):
+                pieces.setdefault((stop - start, p.shape[1]), []).append((piece, p, start, stop))
         self.stacks = [
             (group, torch.zeros(len(group), *shape, device=group[0][1].device)) for shape, group in pieces.items()
         ]
@@ -237,10 +277,10 @@ class Muon:
             torch._foreach_add_(weights, list(update.unbind()))
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """The momentum of each piece, a view; names end in the rows where a parameter holds several."""
+        """The momentum of each piece, a view."""
         for group, momentum in self.stacks:
-            for (name, p, start, stop), piece in zip(group, momentum, strict=True):
-                yield name if stop - start == p.shape[0] else f"{name}.{start}-{stop}", piece
+            for (name, *_), piece in zip(group, momentum, strict=True):
+                yield name, piece
 
 
 def cautious_decay(weight: Tensor, descent: Tensor, amount: Tensor) -> None:
@@ -269,68 +309,3 @@ def orthogonalise(g: Tensor, dtype: torch.dtype) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
-
-
-class LossScale:
-    """Keeps float16 gradients within range: halves the scale after an overflow, doubles it after 2,000 good steps.
-
-    For other number formats the scale is 1 and stays 1.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.active = dtype == torch.float16
-        self.scale = torch.tensor(2.0**16 if self.active else 1.0, device=device)
-        self.good_steps = torch.zeros((), device=device)
-
-    def update(self, overflow: Tensor) -> None:
-        if not self.active:
-            return
-        self.good_steps = torch.where(overflow, torch.zeros_like(self.good_steps), self.good_steps + 1)
-        grow = self.good_steps >= 2000
-        self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)).clamp_min(1)
-        self.good_steps = torch.where(grow, torch.zeros_like(self.good_steps), self.good_steps)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"loss_scale.scale": self.scale, "loss_scale.good_steps": self.good_steps} if self.active else {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        if self.active and "loss_scale.scale" in state:
-            self.scale.copy_(state["loss_scale.scale"])
-            self.good_steps.copy_(state["loss_scale.good_steps"])
-
-
-class SkipGuard:
-    """Decides on the device, alike on every rank, which updates to skip, and counts them; the host need not wait.
-
-    Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only
-    lowers the loss scale; it counts as an overflow as long as there is a scale to lower.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.counts = torch.zeros(4, dtype=torch.int64, device=device)  # bad in a row, bad, last bad step, overflows
-        self.reported = 0
-
-    def check(self, norm: Tensor, step: int, scale: LossScale) -> Tensor:
-        """Whether to skip the update whose gradient has this norm (), a boolean tensor ()."""
-        skip = ~torch.isfinite(norm)
-        overflow = skip & (scale.scale > 1) if scale.active else torch.zeros_like(skip)
-        bad = skip & ~overflow
-        in_row, total, last, overflows = self.counts
-        in_row = torch.where(bad, in_row + 1, torch.where(skip, in_row, torch.zeros_like(in_row)))
-        last = torch.where(bad, torch.full_like(last, step), last)
-        self.counts = torch.stack([in_row, total + bad, last, overflows + overflow])
-        return skip
-
-    def report(self, counts: list[float], *, limit: int, describe: Callable[[int], str]) -> str | None:
-        """What `counts`, once read, have to say: a warning about new skips, or None.
-
-        describe(step) names the batch. Raises InputError after `limit` bad updates in a row.
-        """
-        in_row, total, last = (int(count) for count in counts[:3])
-        where = f"the last at step {last + 1}: {describe(last)}" if total else ""
-        if in_row >= limit:
-            raise InputError(
-                f"{in_row} updates in a row had no finite gradient, {where}; lower optimizer.learning_rate"
-            )
-        new, self.reported = total - self.reported, total
-        return f"warning: skipped {new} update(s) whose gradient is not finite, {where}" if new else None

@@ -1,4 +1,4 @@
-"""Many processes, one model: the process group, rank 0 first, DDP, and the few collectives that the loop needs."""
+"""Many processes, one model: the process group, rank 0 first, DDP or FSDP, the few collectives that the loop needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from . import InputError
+from . import InputError, sharded
+from .device import Compute
+from .gpt import GPT
+
+STRATEGIES = ("none", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,21 @@ def process_group(world: World, device: torch.device, first: Callable[[], str]) 
         dist.destroy_process_group()
 
 
-def wrap(model: nn.Module, strategy: str, device: torch.device) -> nn.Module:
-    """none, or one process: the model itself. ddp: gradients are averaged over the ranks while backward runs."""
+def wrap(model: GPT, strategy: str, compute: Compute) -> nn.Module:
+    """Moves the model to its device; what is called in its place in training.
+
+    none, or one process: itself. ddp: each rank has it whole, gradients are averaged while backward runs. fsdp: each
+    rank keeps a part of every parameter, and of its gradient and optimizer state (see sharded.py).
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(f"parallel={strategy!r} is not one of {', '.join(STRATEGIES)}")
+    device = compute.device
+    if strategy == "fsdp" and dist.is_initialized():
+        sharded.shard(model, device, compute.dtype)
+        return model
+    model.to(device)
     if strategy == "none" or not dist.is_initialized():
         return model
-    if strategy != "ddp":
-        raise InputError(f"parallel={strategy!r} is not one of none, ddp")
     ids = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.11 knows only that
@@ -92,7 +105,10 @@ def wrap(model: nn.Module, strategy: str, device: torch.device) -> nn.Module:
 
 
 def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager:
-    """Inside it a DDP backward only accumulates: of a step's micro-batches the last alone needs the network."""
+    """Inside it a backward only accumulates: of a step's micro-batches the last alone needs the network."""
+    if sync := getattr(model, "set_requires_gradient_sync", None):  # FSDP's
+        sync(not skip)
+        return contextlib.nullcontext()
     return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 

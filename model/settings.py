@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ class LoopConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     compile: Any = "auto"  # auto | true | false
-    parallel: str = "none"  # none | ddp
+    parallel: str = "none"  # none | ddp | fsdp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     average: str = "none"  # which mean of the weights is evaluated, saved and used: none | ema | tail (the last steps)
     average_decay: float = 0.99  # ema: what is left of a step's weight after the next
@@ -50,8 +51,11 @@ class LoopConfig:
     sample_every: int | None = None  # steps between two texts that show how far it is; null: none
     sample_prompt: str = ""  # what these texts continue; empty: the start of a document
     keep_last: int = 2  # newest saved steps to keep, beside the best
+    save_in_background: bool = True  # write a checkpoint while training goes on, from a copy; false: wait for it
+    save_sharded: Any = "auto"  # auto | true | false: each rank writes a part; auto: fsdp, from 2 billion parameters
     resume: Any = False  # false | true | auto
     nonfinite_limit: int = 10  # skipped updates in a row that end the run
+    spike_deviations: float = 0.0  # skip updates whose gradient norm or loss lies so far above the usual; 0: none
     wandb: WandbConfig = field(default_factory=WandbConfig)
     debug: bool = False  # tracebacks for every error
 
@@ -74,12 +78,18 @@ class LoopConfig:
             found.append(f"micro_batch={micro_batch} must be at least 1")
         if self.resume not in (False, True, "auto"):
             found.append(f"resume={self.resume!r} is not one of false, true, auto")
-        if self.parallel not in ("none", "ddp"):
-            found.append(f"parallel={self.parallel!r} is not one of none, ddp")
+        if self.parallel not in parallel.STRATEGIES:
+            found.append(f"parallel={self.parallel!r} is not one of {', '.join(parallel.STRATEGIES)}")
         elif world.size > 1 and self.parallel == "none":
-            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp")
+            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp or fsdp")
         if world.size > 1 and ":" in self.device:
             found.append(f"device={self.device} would give all {world.size} processes one device; use device=cuda")
+        if world.size > 1 and self.parallel == "fsdp" and self.micro_batch == "auto":
+            found.append("micro_batch=auto does not work with parallel=fsdp; set a number")
+        if not 0 <= self.spike_deviations < math.inf:
+            found.append(f"spike_deviations={self.spike_deviations} must be 0 (off) or above")
+        if self.save_sharded not in (False, True, "auto"):
+            found.append(f"save_sharded={self.save_sharded!r} is not one of auto, true, false")
         if self.average not in KINDS:
             found.append(f"average={self.average!r} is not one of {', '.join(KINDS)}")
         if not 0 <= self.average_decay < 1:
@@ -123,6 +133,7 @@ def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World) -
     share = cfg.batch_size // world.size
     rows = cfg.micro_batch
     if rows == "auto":
+        model.to(compute.device)
         found = best_rows(model, share, loss=summed_loss, compute=compute)
         rows = parallel.least_over_ranks(found, compute.device)
     return replace(cfg, dtype=str(compute.dtype).removeprefix("torch."), optimizer=optimizer, micro_batch=rows)

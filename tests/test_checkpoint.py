@@ -11,26 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import InputError, checkpoint
+from model import InputError, checkpoint, saving
 
 from .families import make
 
 
-def save_step(run_dir: Path, step: int, *, best: bool = False, keep_last: int = 2, seed: int = 0) -> Path:
-    def save_tokenizer(directory: Path) -> None:
-        (directory / "tokenizer.json").write_text("{}")
+def save_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("{}")
 
-    return checkpoint.save(
-        run_dir,
+
+def snapshot_of(step: int, seed: int = 0) -> saving.Snapshot:
+    return saving.snapshot(
         step,
         model=make("modern", seed=seed, n_layer=1),
         save_tokenizer=save_tokenizer,
         tensors={"adamw.exp_avg.embed.weight": torch.ones(3)},
         state={"step": step},
         facts={"tokens": step * 10},
-        best=best,
-        keep_last=keep_last,
+        peers=saving.Peers(),
     )
+
+
+def save_step(run_dir: Path, step: int, *, best: bool = False, keep_last: int = 2, seed: int = 0) -> Path:
+    return saving.write(run_dir, snapshot_of(step, seed), best=best, keep_last=keep_last, peers=saving.Peers())
 
 
 def test_what_is_saved_comes_back(tmp_path):
@@ -163,10 +166,10 @@ def disk_operations(monkeypatch, fail_at: int) -> list[int]:
         return call
 
     for owner, name in [
-        (checkpoint, "save_file"),
-        (checkpoint, "write_json"),
-        (checkpoint, "flush"),
-        (checkpoint.shutil, "rmtree"),
+        (saving, "save_file"),
+        (saving, "write_json"),
+        (saving, "flush"),
+        (saving.shutil, "rmtree"),
         (Path, "rename"),
         (Path, "replace"),
         (Path, "write_text"),

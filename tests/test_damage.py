@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from data.tokenizer import TokenizerConfig, build
-from model import checkpoint
+from model import checkpoint, saving
 
 from .programs import ok, one_line, run
 
@@ -164,19 +164,40 @@ def test_a_tokenizer_that_is_garbage_under_a_manifest_that_agrees(refused, copy,
     refused(program, *starts[program], parts=("tokenizer.json", "damaged"))
 
 
-def test_a_full_disk_ends_a_run_that_can_go_on(base, tmp_path, monkeypatch):
+def fills_up(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
+    """A disk without room for the weights of these steps."""
+    whole = saving.save_file
+
+    def full(tensors, path):
+        if any(f"step_{step:08d}" in str(path) for step in steps):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        whole(tensors, path)
+
+    monkeypatch.setattr(saving, "save_file", full)
+
+
+def test_a_run_that_cannot_save_its_end_says_so_and_can_go_on(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        whole = checkpoint.save_file
-
-        def full(tensors, path):
-            if "step_00000002" in str(path):
-                raise SafetensorError("I/O error: No space left on device (os error 28)")
-            whole(tensors, path)
-
-        patch.setattr(checkpoint, "save_file", full)
+        fills_up(patch, (2,))
         line = one_line(run("train", *base, "eval_every=1"))
-        assert "No space left" in line and "resume=true" in line
+        assert "step 2 could not be saved in run" in line and "No space left" in line and "resume=true" in line
     assert checkpoint.find(tmp_path / "run").step == 1
     assert "at step 1" in ok("train", "run_dir=run", "resume=true")
     assert checkpoint.find(tmp_path / "run").step == 2
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing_but_the_steps_not_saved(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [*base[:-2], "steps=6", "eval_every=1", "log_every=1", "keep_last=9"]
+    ok("train", *settings, "run_dir=whole")
+    with monkeypatch.context() as patch:
+        fills_up(patch, (2, 3))
+        out = ok("train", *settings, "run_dir=run")
+    assert out.count("could not be saved") == 2 and out.count("the run goes on") == 2 and "No space left" in out
+    assert [path.name[-1] for path in checkpoint.steps(tmp_path / "run")] == ["6", "5", "4", "1"]
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+    ends = [checkpoint.find(Path(name)).directory / "model.safetensors" for name in ("whole", "run")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    best = checkpoint.find(Path("run/best")).manifest["val_loss"]
+    assert best == min(checkpoint.verify(path).manifest["val_loss"] for path in checkpoint.steps(tmp_path / "run"))

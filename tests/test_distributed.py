@@ -1,18 +1,25 @@
-"""Two processes over gloo equal one, sample for sample and loss for loss."""
+"""Two processes over gloo equal one, sample for sample and loss for loss, however they share the work."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
+import shutil
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from model import checkpoint
+from model import checkpoint, parallel
 
-from .programs import NANO, finish, ok, start
+from . import ranks
+from .programs import NANO, Ended, finish, ok, start
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
@@ -20,6 +27,119 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 def losses(run_dir: Path) -> list[float]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line["train_loss"] for line in lines if "train_loss" in line]
+
+
+@dataclass
+class Runs:
+    folder: Path  # of one-*, *-ddp, *-fsdp
+    two: Ended  # what two ranks said
+
+
+def train_both(folder: Path, settings: dict, which: str) -> Runs:
+    for name, values in settings.items():
+        ranks.fit(folder / f"one-{name}", **values)
+    two = finish(start(*TORCHRUN, "-m", "tests.ranks", str(folder), which))
+    assert two.status == 0, two.err
+    return Runs(folder, two)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What tests/ranks.py does first, and what one process makes of the same settings."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, optimizer in (("adamw", ranks.ADAMW), ("muon", ranks.MUON)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parallel.StopSignal, "agreed", parallel.StopSignal.agreed)
+            ranks.stop_after(7)
+            ranks.fit(folder / f"there-{name}", optimizer=optimizer)
+    return train_both(folder, ranks.SOME, "some")
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    return train_both(tmp_path_factory.mktemp("more"), ranks.MORE, "more")
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference of any training or validation loss."""
+    pairs = [*zip(losses(one), losses(other), strict=True), *zip(validation(one), validation(other), strict=True)]
+    assert len(pairs) == 22 and losses(one)[0] - losses(one)[-1] > 0.02
+    return max(abs(a - b) for a, b in pairs)
+
+
+def compare(runs: Runs, name: str, strategy: str, bound: float) -> None:
+    one, two = runs.folder / f"one-{name}", runs.folder / f"{name}-{strategy}"
+    assert difference(one, two) < bound
+    ours, theirs = checkpoint.find(one), checkpoint.find(two)
+    assert ours.weights().keys() == theirs.weights().keys()
+    assert ours.train_state()[0].keys() == theirs.train_state()[0].keys()
+    if bound < 1e-4:
+        # Keys' biases change no attention: their gradient is rounding, which AdamW makes steps of full length from.
+        for name, value in ((name, value) for name, value in ours.weights().items() if not name.endswith("qkv.bias")):
+            torch.testing.assert_close(theirs.weights()[name], value, atol=2e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ranks.SOME)
+def test_two_ranks_equal_one_process(runs, name, strategy):
+    compare(runs, name, strategy, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ranks.MORE)
+def test_two_ranks_equal_one_process_in_every_family_and_precision(more, name, strategy):
+    compare(more, name, strategy, 2e-2 if "half" in name or "bfloat16" in name else 1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_each_rank_may_write_a_part_of_a_checkpoint(runs, strategy):
+    found = checkpoint.find(runs.folder / f"parts-{strategy}")
+    assert sorted(path.name for path in found.directory.glob("*.safetensors")) == [
+        f"{stem}-0000{number}-of-00002.safetensors" for stem in ("model", "train_state") for number in (1, 2)
+    ]
+    whole = checkpoint.find(runs.folder / f"muon-{strategy}")
+    for part, all_of_it in ((found.weights(), whole.weights()), (found.train_state()[0], whole.train_state()[0])):
+        assert {name: value.shape for name, value in part.items()} == {n: v.shape for n, v in all_of_it.items()}
+    sizes = [path.stat().st_size for path in found.directory.glob("model-*.safetensors")]
+    assert max(sizes) < 0.7 * sum(sizes)
+    index = json.loads((found.directory / "model.safetensors.index.json").read_text())["weight_map"]
+    for name, file in index.items():
+        torch.testing.assert_close(load_file(found.directory / file)[name], found.weights()[name])
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+def test_damage_to_a_part_is_seen(runs, tmp_path, harm):
+    shutil.copytree(runs.folder / "parts-fsdp", tmp_path / "run")
+    part = checkpoint.find(tmp_path / "run").directory / "train_state-00002-of-00002.safetensors"
+    content = bytearray(part.read_bytes())
+    part.unlink()
+    if harm == "flip":
+        content[-1] ^= 1
+        part.write_bytes(content)
+    said = []
+    assert checkpoint.newest(tmp_path / "run", say=said.append).step == 10
+    assert part.name in said[0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_run_goes_on_from_one_process_to_two_and_back(runs, name):
+    there = runs.folder / f"there-{name}"
+    assert checkpoint.find(there).step == 14
+    ranks.fit(there, optimizer=getattr(ranks, name.upper()), resume=True)
+    assert difference(runs.folder / f"one-{name}", there) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_is_not_a_number_on_one_rank_is_skipped_by_both(runs, strategy):
+    found = losses(runs.folder / f"once-{strategy}")
+    assert len(found) == 19  # the loss of the fourth step is none
+    assert "skipped 1 update(s) whose gradient is not finite, the last at step 4: batch of step 3" in runs.two.out
+    for _, value in checkpoint.find(runs.folder / f"once-{strategy}").weights().items():
+        assert torch.isfinite(value).all()
+    for rank in (0, 1):
+        assert f"always-{strategy} rank {rank}: 10 updates in a row" in runs.two.out
+    assert not checkpoint.steps(runs.folder / f"always-{strategy}")
 
 
 def validation(run_dir: Path) -> list[float]:
@@ -82,3 +202,36 @@ def test_a_mistake_is_told_once_and_ends_every_rank(options, tmp_path):
     assert ended.status != 0
     told = [line for line in ended.err.splitlines() if line.startswith("error:")]
     assert len(told) == 1 and "nowhere" in told[0]
+
+
+def workers(torchrun: int) -> list[int]:
+    """The processes that torchrun has started, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == torchrun:
+                environment = dict(item.partition("=")[::2] for item in (path / "environ").read_text().split("\0"))
+                found[int(environment["RANK"])] = int(path.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the ranks in /proc")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_started_again_and_the_job_ends_as_undisturbed(options, tmp_path, rank, strategy):
+    many = [*(option for option in options if not option.startswith(("steps", "eval_every"))), "steps=150"]
+    many += ["eval_every=75", f"parallel={strategy}"]
+    ended = finish(start(*TORCHRUN, "train.py", *many, f"run_dir={tmp_path / 'whole'}"))
+    assert ended.status == 0, ended.err
+    run_dir = tmp_path / "run"
+    process = start(*TORCHRUN, "--max-restarts=3", "train.py", *many, f"run_dir={run_dir}")
+    while not (run_dir / "step_00000020").exists():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.01)
+    os.kill(workers(process.pid)[rank], signal.SIGKILL)
+    ended = finish(process)
+    assert ended.status == 0, ended.err
+    assert f"resuming {run_dir}" in ended.out
+    files = [checkpoint.find(tmp_path / name).directory / "model.safetensors" for name in ("whole", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from model import InputError
-from model.optim import LossScale, Optimizer, OptimizerConfig, SkipGuard, orthogonalise, rate_at, split_parameters
+from model.guard import LossScale, SkipGuard
+from model.optim import Optimizer, OptimizerConfig, orthogonalise, rate_at, split_parameters
 
 from .families import FAMILIES, make
 
@@ -180,12 +181,47 @@ def test_guard_counts_bad_steps_apart_from_overflows():
         bool(guard.check(torch.tensor(norm), step, plain)) for step, norm in enumerate([1, float("nan"), float("inf")])
     ]
     assert flags == [False, True, True]
-    assert guard.counts.tolist() == [2, 2, 2, 0]
+    assert guard.counts[:4].tolist() == [2, 2, 2, 0]
     guard.check(ONE, 3, plain)
-    assert guard.counts.tolist() == [0, 2, 2, 0]
+    assert guard.counts[:4].tolist() == [0, 2, 2, 0]
     guard, half = SkipGuard(cpu), LossScale(torch.float16, cpu)
     assert bool(guard.check(torch.tensor(float("inf")), 0, half))
-    assert guard.counts.tolist() == [0, 0, 0, 1]
+    assert guard.counts[:4].tolist() == [0, 0, 0, 1]
+
+
+def spiking(deviations: float, *, jump: int) -> tuple[SkipGuard, list[bool]]:
+    """What a guard decides over 120 noisy updates, of which one has ten times the loss and all from `jump` on twice."""
+    cpu = torch.device("cpu")
+    guard, plain = SkipGuard(cpu, spike_deviations=deviations), LossScale(torch.float32, cpu)
+    generator = torch.Generator().manual_seed(0)
+    flags = []
+    for step in range(120):
+        norm, loss = 1 + 0.1 * torch.rand(2, generator=generator)
+        level = 10 if step == 70 else 2 if step >= jump else 1
+        flags.append(bool(guard.check(norm, step, plain, loss=loss * level)))
+    return guard, flags
+
+
+def test_spikes_are_skipped_where_asked_for_and_a_new_level_is_learned():
+    _, flags = spiking(0.0, jump=99)
+    assert not any(flags)
+    guard, flags = spiking(6.0, jump=999)
+    assert [step for step, flag in enumerate(flags) if flag] == [70]
+    [warning] = guard.report(guard.counts.tolist(), limit=10, describe=lambda step: f"batch of step {step}")
+    assert "stands out" in warning and "step 71: batch of step 70" in warning
+    _, flags = spiking(6.0, jump=90)
+    assert flags[90] and not any(flags[105:])
+
+
+def test_a_guard_put_back_decides_the_same():
+    guard, _ = spiking(6.0, jump=999)
+    other = SkipGuard(torch.device("cpu"), spike_deviations=6.0)
+    other.load_state({name: value.clone() for name, value in guard.state().items()})
+    for level in (1.0, 1.2, 3.0, 1.0, float("nan"), 1.3):
+        for one in (guard, other):
+            one.check(torch.tensor(level), 0, LossScale(torch.float32, torch.device("cpu")), loss=torch.tensor(level))
+        assert all(torch.equal(guard.state()[name], value) for name, value in other.state().items())
+        assert torch.equal(guard.counts[4] - 1, other.counts[4])
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

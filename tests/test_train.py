@@ -12,7 +12,7 @@ import torch
 
 import train
 from data.batches import IGNORE
-from model import checkpoint, parallel
+from model import checkpoint, parallel, saving
 from model.device import Compute
 from model.evaluate import evaluate, summed_loss
 from model.optim import OptimizerConfig
@@ -235,7 +235,7 @@ def test_a_kill_before_best_was_moved_is_made_good(base, tmp_path):
     run_dir = tmp_path / "run"
     ok("train", *base, "steps=4", "eval_every=2", f"run_dir={run_dir}")
     assert checkpoint.find(run_dir / "best").step == 4
-    checkpoint.point(run_dir, "best", "step_00000002")
+    saving.point(run_dir, "best", "step_00000002")
     (run_dir / "loss.png").unlink()
     assert "is finished" in ok("train", f"run_dir={run_dir}", "resume=true")
     assert checkpoint.find(run_dir / "best").step == 4 and (run_dir / "loss.png").exists()

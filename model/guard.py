@@ -1,0 +1,130 @@
+"""Which updates are not made: those that are not finite, and on request those that stand out; the scale of float16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from . import InputError
+
+
+class LossScale:
+    """Keeps float16 gradients within range: halves the scale after an overflow, doubles it after 2,000 good steps.
+
+    For other number formats the scale is 1 and stays 1.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.active = dtype == torch.float16
+        self.scale = torch.tensor(2.0**16 if self.active else 1.0, device=device)
+        self.good_steps = torch.zeros((), device=device)
+
+    def update(self, overflow: Tensor) -> None:
+        if not self.active:
+            return
+        self.good_steps = torch.where(overflow, torch.zeros_like(self.good_steps), self.good_steps + 1)
+        grow = self.good_steps >= 2000
+        self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)).clamp_min(1)
+        self.good_steps = torch.where(grow, torch.zeros_like(self.good_steps), self.good_steps)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"loss_scale.scale": self.scale, "loss_scale.good_steps": self.good_steps} if self.active else {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.active and "loss_scale.scale" in state:
+            self.scale.copy_(state["loss_scale.scale"])
+            self.good_steps.copy_(state["loss_scale.good_steps"])
+
+
+class Spikes:
+    """Updates whose gradient norm or loss lies more than `deviations` standard deviations above its running mean.
+
+    Mean and variance are over about the last 50 updates; nothing is judged before there were as many. A spike counts in
+    them as if it lay at the border: so one leaves little trace, and a level that stays higher is soon the usual one.
+    """
+
+    MEMORY = 50
+
+    def __init__(self, deviations: float, device: torch.device) -> None:
+        self.deviations = deviations
+        self.seen = torch.zeros((), device=device)
+        self.mean = torch.zeros(2, device=device)  # of norm and loss
+        self.variance = torch.zeros(2, device=device)
+
+    def check(self, norm: Tensor, loss: Tensor) -> Tensor:
+        """Whether this update is one, a boolean tensor (); takes it into the estimates."""
+        now = torch.stack([norm, loss.to(norm.dtype)])
+        known = self.seen >= self.MEMORY
+        border = self.mean + self.deviations * self.variance.sqrt()
+        spike = known & (now > border).any()
+        finite = torch.isfinite(now).all()
+        weight = torch.where(finite, 1 / (self.seen + 1).clamp_max(self.MEMORY), torch.zeros_like(self.seen))
+        now = torch.where(known, torch.minimum(now, border), now)
+        difference = torch.where(finite, now - self.mean, torch.zeros_like(now))
+        self.mean = self.mean + weight * difference
+        self.variance = (1 - weight) * (self.variance + weight * difference.square())
+        self.seen = self.seen + finite
+        return spike & finite
+
+
+class SkipGuard:
+    """Decides on the device, alike on every rank, which updates to skip, and counts them; the host need not wait.
+
+    Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only
+    lowers the loss scale; it counts as an overflow as long as there is a scale to lower. Spikes (see there) are looked
+    for where `spike_deviations` is above 0.
+    """
+
+    def __init__(self, device: torch.device, *, spike_deviations: float = 0.0) -> None:
+        self.counts = torch.zeros(6, dtype=torch.int64, device=device)  # see check()
+        self.reported = [0, 0]  # bad, spikes
+        self.spikes = Spikes(spike_deviations, device) if spike_deviations else None
+
+    def check(self, norm: Tensor, step: int, scale: LossScale, *, loss: Tensor | None = None) -> Tensor:
+        """Whether to skip the update whose gradient has this norm (), a boolean tensor ().
+
+        `loss` () is that of the batch; it is needed only where spikes are looked for.
+        """
+        unfinished = ~torch.isfinite(norm)
+        overflow = unfinished & (scale.scale > 1) if scale.active else torch.zeros_like(unfinished)
+        bad = unfinished & ~overflow
+        spike = torch.zeros_like(bad)
+        if self.spikes is not None and loss is not None:
+            spike = self.spikes.check(norm, loss)
+        in_row, total, last, overflows, spikes, last_spike = self.counts
+        in_row = torch.where(bad, in_row + 1, torch.where(unfinished, in_row, torch.zeros_like(in_row)))
+        now = torch.full_like(last, step)
+        last, last_spike = torch.where(bad, now, last), torch.where(spike, now, last_spike)
+        self.counts = torch.stack([in_row, total + bad, last, overflows + overflow, spikes + spike, last_spike])
+        return unfinished | spike
+
+    def report(self, counts: list[float], *, limit: int, describe: Callable[[int], str]) -> list[str]:
+        """What `counts`, once read, have to say: warnings about new skips.
+
+        describe(step) names the batch. Raises InputError after `limit` bad updates in a row.
+        """
+        in_row, total, last, _, spikes, last_spike = (int(count) for count in counts)
+        where, spike_where = (f"the last at step {step + 1}: {describe(step)}" for step in (last, last_spike))
+        if in_row >= limit:
+            raise InputError(
+                f"{in_row} updates in a row had no finite gradient, {where}; lower optimizer.learning_rate"
+            )
+        found = []
+        if new := total - self.reported[0]:
+            found.append(f"warning: skipped {new} update(s) whose gradient is not finite, {where}")
+        if new := spikes - self.reported[1]:
+            found.append(f"warning: skipped {new} update(s) whose gradient or loss stands out, {spike_where}")
+        self.reported = [total, spikes]
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next decision depends on."""
+        if self.spikes is None:
+            return {}
+        return {f"spikes.{name}": getattr(self.spikes, name) for name in ("seen", "mean", "variance")}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name in self.state().keys() & state.keys():
+            setattr(self.spikes, name.removeprefix("spikes."), state[name].to(self.counts.device))

@@ -1,0 +1,172 @@
+"""FSDP2: each rank keeps some rows of every parameter; how to find them, and how to see a tensor whole again.
+
+A sharded parameter is a DTensor. Everything here takes plain tensors too, which are then whole and everywhere alike:
+so an optimizer or a checkpoint is written once, for both.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .gpt import GPT, Block
+
+
+def shard(model: GPT, device: torch.device, dtype: torch.dtype) -> None:
+    """Splits the parameters over all ranks, in place and straight onto `device`: no device ever holds them all.
+
+    A block's weights are gathered just before it runs and freed after it; in bfloat16 they travel and multiply as
+    such, and gradients are added up in float32. Norms, embeddings and head stay float32, as under autocast alone.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # It warns of in-place changes to a module's output; the model makes none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    products = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if dtype == torch.bfloat16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        if model.config.norm_weight:
+            for matrices in (block.attention, block.mlp):
+                fully_shard(matrices, mesh=mesh, mp_policy=products)
+            fully_shard(block, mesh=mesh, mp_policy=plain)
+        else:
+            fully_shard(block, mesh=mesh, mp_policy=products)
+    fully_shard(model, mesh=mesh, mp_policy=plain)
+
+
+def is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "to_local")  # only a DTensor has it; importing that class takes a while
+
+
+def part(tensor: Any) -> Tensor:
+    """This rank's rows of a tensor, sharing its memory."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
+
+
+def whole(tensor: Any) -> Tensor:
+    """The tensor with the rows of all ranks, on each of them; all must ask."""
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
+
+
+def rows_of(tensor: Tensor) -> slice:
+    """Which rows of the whole tensor are this rank's."""
+    if not is_sharded(tensor):
+        return slice(None)
+    first, stop = bounds(len(tensor), dist.get_world_size())[dist.get_rank() :][:2]
+    assert stop - first == len(part(tensor)), "FSDP has cut this tensor in another way"
+    return slice(first, stop)
+
+
+def bounds(rows: int, ranks: int) -> list[int]:
+    """Where each rank's rows begin, and the end: equal parts, of which the last may be short or empty."""
+    size = -(-rows // ranks)
+    return [min(rank * size, rows) for rank in range(ranks + 1)]
+
+
+def like(parameter: Tensor, own: Tensor) -> Tensor:
+    """`own` seen as this rank's rows of a tensor that is sharded as `parameter` is."""
+    if not is_sharded(parameter):
+        return own
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
+    return DTensor.from_local(
+        own, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape,
+        stride=parameter.stride(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A whole tensor that one rank has; the others know its shape."""
+
+    owner: int
+    shape: torch.Size
+    device: torch.device
+    tensor: Tensor | None
+
+    def everywhere(self) -> Tensor:
+        """The tensor, on each rank; all must ask."""
+        tensor = torch.empty(self.shape, device=self.device) if self.tensor is None else self.tensor.contiguous()
+        dist.broadcast(tensor, src=self.owner)
+        return tensor
+
+
+class Owners:
+    """Deals whole matrices to the ranks, for an optimizer that cannot work on rows of them.
+
+    Each rank owns about an equal part. Two exchanges a step among all ranks: rows of gradients to the owners, rows of
+    updated weights back; so each matrix is worked on once, and nobody ever holds them all (as in ZeRO: Rajbhandari et
+    al. 2020, section 5).
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.ranks, self.rank = dist.get_world_size(), dist.get_rank()
+        self.names: list[list[str]] = [[] for _ in range(self.ranks)]  # of each owner
+        load = [0] * self.ranks
+        for name, p in parameters.items():
+            owner = load.index(min(load))
+            load[owner] += p.numel()
+            self.names[owner].append(name)
+        self.owner = {name: rank for rank, names in enumerate(self.names) for name in names}
+        self.mine = {name: nn.Parameter(self.empty(name)) for name in self.names[self.rank]}
+        self.fetch_weights()
+
+    def empty(self, name: str) -> Tensor:
+        p = self.parameters[name]
+        return torch.empty(p.shape, device=part(p).device)
+
+    def fetch_weights(self) -> None:
+        """Fills the owned matrices with the weights of the model: once, and again when others were loaded."""
+        self.collect({name: part(p) for name, p in self.parameters.items()}, {n: p.data for n, p in self.mine.items()})
+
+    def fetch_gradients(self) -> None:
+        for p in self.mine.values():
+            p.grad = torch.empty_like(p)
+        rows = {name: part(p.grad) for name, p in self.parameters.items()}
+        self.collect(rows, {name: p.grad for name, p in self.mine.items() if p.grad is not None})
+
+    def collect(self, rows: dict[str, Tensor], wholes: dict[str, Tensor]) -> None:
+        """Sends this rank's rows of every matrix to its owner, and fills the owned ones with everybody's."""
+        outgoing = [[rows[name] for name in names] for names in self.names]
+        arriving = [self.cut(wholes, rank) for rank in range(self.ranks)]
+        exchange(outgoing, arriving)
+
+    def spread_weights(self) -> None:
+        """Sends each rank its rows of the owned matrices, into the model."""
+        wholes = {name: p.data for name, p in self.mine.items()}
+        arriving = [[part(self.parameters[name]) for name in names] for names in self.names]
+        exchange([self.cut(wholes, rank) for rank in range(self.ranks)], arriving)
+
+    def cut(self, wholes: dict[str, Tensor], rank: int) -> list[Tensor]:
+        """The rows of the owned matrices that live on `rank`, as views."""
+        pieces = []
+        for name in self.names[self.rank]:
+            first, stop = list(pairwise(bounds(len(wholes[name]), self.ranks)))[rank]
+            pieces.append(wholes[name][first:stop])
+        return pieces
+
+
+def exchange(outgoing: list[list[Tensor]], arriving: list[list[Tensor]]) -> None:
+    """Sends outgoing[r] to rank r and fills arriving[r] from it; the shapes must agree on both sides."""
+    sizes = [[sum(piece.numel() for piece in pieces) for pieces in side] for side in (outgoing, arriving)]
+    sent = torch.cat([piece.flatten() for pieces in outgoing for piece in pieces])
+    received = sent.new_empty(sum(sizes[1]))
+    dist.all_to_all_single(received, sent, sizes[1], sizes[0])
+    targets = [piece for pieces in arriving for piece in pieces]
+    for target, values in zip(targets, received.split([target.numel() for target in targets]), strict=True):
+        target.copy_(values.view_as(target))

@@ -1,0 +1,104 @@
+"""What two ranks do for test_distributed.py: torchrun starts it once, for starting is what takes long."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train
+from model import InputError, parallel
+from model.device import Compute
+from model.optim import OptimizerConfig
+
+from .families import make
+from .test_train import NoTokenizer, Rows, UnequalMasks
+
+ADAMW = OptimizerConfig(kind="adamw", learning_rate=1e-3, warmup_steps=2)
+MUON = OptimizerConfig(warmup_steps=2, newton_schulz="float32")
+SOME: dict[str, dict[str, Any]] = {  # settings that train alike on one process, and on two in each way
+    "adamw": {"optimizer": ADAMW},
+    "muon": {"optimizer": MUON},
+    "odd": {"optimizer": MUON, "d_model": 40, "d_ff": 51},  # rows that do not divide among the ranks
+}
+MORE: dict[str, dict[str, Any]] = {
+    "gpt2": {"optimizer": ADAMW, "family": "gpt2"},  # a tied head, biases and norms with weights
+    "llama": {"optimizer": MUON, "family": "llama"},  # unequal queries and keys
+    "micro": {"optimizer": MUON, "micro_batch": 2},
+    "muon_bfloat16": {"optimizer": replace(MUON, newton_schulz="bfloat16")},
+    "half": {"optimizer": MUON, "dtype": "bfloat16"},
+    "gpt2_half": {"optimizer": ADAMW, "family": "gpt2", "dtype": "bfloat16"},
+}
+
+
+def fit(
+    run_dir: Path, *, family: str = "modern", d_model: int = 32, d_ff: int | None = None, **settings: Any
+) -> dict[str, torch.Tensor]:
+    """Twenty steps of a tiny model, the last weights of which come back whole."""
+    model = make(family, n_layer=2, d_model=d_model, d_ff=d_ff)
+    settings = {"steps": 20, "dtype": "float32", "log_every": 1, "eval_every": 10, "optimizer": ADAMW} | settings
+    cfg = train.LoopConfig(run_dir=str(run_dir), batch_size=8, device="cpu", **settings)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    world, compute = parallel.World.from_environment(), Compute.resolve("cpu", dtype=cfg.dtype)
+    train.fit(cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=world, compute=compute, facts={})
+    return model.state_dict()
+
+
+def stop_after(step: int) -> None:
+    """The next run ends after so many steps, as if asked to."""
+    calls = iter(range(1, 10_000))
+    parallel.StopSignal.agreed = lambda self: next(calls) == step  # type: ignore[method-assign]
+
+
+def poison(rank: int, steps: range, *, micro_batches: int) -> None:
+    """The loss of the second micro-batch of these steps is not a number, on one rank alone."""
+    calls, sound = iter(range(10**9)), train.summed_loss
+
+    def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        step, micro = divmod(next(calls), micro_batches)
+        harm = int(os.environ["RANK"]) == rank and step in steps and micro == 1
+        return sound(logits, targets) * (float("nan") if harm else 1.0)
+
+    train.summed_loss = summed_loss  # type: ignore[assignment]
+
+
+def compare(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
+    for name, settings in runs.items():
+        for strategy in ("ddp", "fsdp"):
+            fit(folder / f"{name}-{strategy}", parallel=strategy, **settings)
+
+
+def others(folder: Path) -> None:
+    compare(folder, {"parts": {"optimizer": MUON, "save_sharded": True}})
+    undisturbed = parallel.StopSignal.agreed
+    for name, optimizer in (("adamw", ADAMW), ("muon", MUON)):
+        # One process has done seven steps; two do seven more, half of them in each way; the test does the rest.
+        stop_after(3)
+        fit(folder / f"there-{name}", parallel="ddp", optimizer=optimizer, resume=True)
+        stop_after(4)
+        fit(folder / f"there-{name}", parallel="fsdp", optimizer=optimizer, resume=True, save_sharded=True)
+        parallel.StopSignal.agreed = undisturbed  # type: ignore[method-assign]
+    sound = train.summed_loss
+    for strategy in ("ddp", "fsdp"):
+        for name, steps in (("once", range(3, 4)), ("always", range(3, 99))):
+            train.summed_loss = sound
+            poison(1, steps, micro_batches=2)
+            try:
+                fit(folder / f"{name}-{strategy}", parallel=strategy, micro_batch=2, eval_every=99)
+            except InputError as error:
+                print(f"{name}-{strategy} rank {os.environ['RANK']}: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    this = parallel.World.from_environment()
+    with parallel.process_group(this, torch.device("cpu"), lambda: ""):
+        if sys.argv[2] == "more":
+            compare(Path(sys.argv[1]), MORE)
+        else:
+            compare(Path(sys.argv[1]), SOME)
+            others(Path(sys.argv[1]))
