@@ -37,7 +37,7 @@ from model.gpt import GPT
 from model.guard import LossScale, SkipGuard
 from model.measure import measure, outlook, saved_bytes
 from model.microbatch import MicroBatches, recompute_activations
-from model.optim import Optimizer, rate_at, warmup
+from model.optim import Optimizer, warmup
 from model.preview import sample_text
 from model.run_state import RunState, publish, restore
 from model.seeds import hash_seed
@@ -162,7 +162,8 @@ def fit(
             say(forecast.describe(**numbers, losses=forecast.losses(references or {}, run_dir, facts)))
             return None
     elif cfg.budget:
-        deadline.reopen(state.steps, done=state.step, elapsed=state.elapsed_seconds, changed=cfg.budget != state.budget)
+        changed = cfg.budget != state.budget
+        deadline.reopen(state.steps, state.bend, done=state.step, elapsed=state.elapsed_seconds, changed=changed)
         state.budget = cfg.budget
     if state.step > deadline.steps:
         raise InputError(
@@ -206,7 +207,7 @@ def fit(
         learned = (average, optimizer, scale, guard)
         while state.step < deadline.steps:
             step, steps = state.step, deadline.steps
-            rate = rate_at(step, steps, cfg.optimizer)
+            rate = deadline.rate(step)
             loss_sum, norm, tokens_read = update(step, rate)
             average.update(step + 1, steps)
             state.step, state.tokens = step + 1, state.tokens + tokens_read
@@ -249,7 +250,8 @@ def fit(
                         bits = score_now.bits_per_byte
                         journal.evaluated(done, tokens, loss=score_now.loss, bits_per_byte=bits, best=better)
                     if better or save_now:
-                        state.elapsed_seconds, state.steps = journal.elapsed_seconds, deadline.steps
+                        state.elapsed_seconds = journal.elapsed_seconds
+                        state.steps, state.bend = deadline.steps, deadline.bend
                         with watch("saving"):
                             publish(
                                 state, saver, model, learned, score_now, better=better, save_tokenizer=tokenizer.save,

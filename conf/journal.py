@@ -15,7 +15,7 @@ from . import display, plots
 from .cli import InputError
 from .display import count, duration
 from .forecast import size
-from .stopwatch import Stopwatch
+from .stopwatch import Pace, Stopwatch
 
 REFERENCES = "references.json"  # in a run_dir: losses to compare with
 
@@ -41,7 +41,8 @@ class Journal:
         self.progress = display.Progress(steps, start=start, enabled=enabled)
         self.began = time.perf_counter() - elapsed_seconds  # as if a resumed run had never paused
         self.since, self.tokens, self.step = time.perf_counter(), 0, start  # of the line before
-        self.timed_steps, self.timed_tokens, self.timed_seconds = 0, 0, 0.0
+        self.timed_tokens, self.timed_seconds = 0, 0.0
+        self.pace = Pace()
         if not enabled:
             return
         path, cut = run_dir / "metrics.jsonl", run_dir / ".tmp-metrics.jsonl"
@@ -97,9 +98,9 @@ class Journal:
         now, speed = time.perf_counter(), None
         if self.tokens:  # else it is this process's first line, whose steps hold the compilation
             speed = (tokens - self.tokens) / (now - self.since)
-            self.timed_steps += step - self.step
             self.timed_tokens += tokens - self.tokens
             self.timed_seconds += now - self.since
+            self.pace.add(step - self.step, now - self.since)
         self.since, self.tokens, self.step = now, tokens, step
         with self.watch("display"):
             self._write(
@@ -109,12 +110,12 @@ class Journal:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Of this process so far, evaluating and saving left out; None before the second line."""
-        return self.timed_seconds / self.timed_steps if self.timed_steps else None
+        """Of late, in this process, evaluating and saving left out; None before the second line."""
+        return self.pace.seconds_per_step
 
     @property
     def tokens_per_second(self) -> float | None:
-        return self.timed_tokens / self.timed_seconds if self.timed_steps else None
+        return self.timed_tokens / self.timed_seconds if self.timed_tokens else None
 
     def evaluated(self, step: int, tokens: int, *, loss: float, bits_per_byte: float, best: bool) -> None:
         self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte)

@@ -1,8 +1,9 @@
-"""Where a run's time goes: seconds by activity, and their shares of the whole."""
+"""Where a run's time goes: seconds by activity, their shares of the whole, seconds a step of late."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -40,3 +41,19 @@ class Stopwatch:
         """Each activity's part of the whole time, largest first."""
         total = self.total
         return {name: spent / total for name, spent in sorted(self.seconds.items(), key=lambda item: -item[1])}
+
+
+class Pace:
+    """Seconds a step of late: the last seventh of the time counts most, and seven lines of figures at least."""
+
+    def __init__(self) -> None:
+        self.steps, self.seconds, self.total = 0.0, 0.0, 0.0
+
+    def add(self, steps: int, seconds: float) -> None:
+        self.total += seconds
+        keep = max(0.85, math.exp(-seconds / (0.15 * self.total)))
+        self.steps, self.seconds = keep * self.steps + steps, keep * self.seconds + seconds
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        return self.seconds / self.steps if self.steps else None

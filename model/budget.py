@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from . import InputError
-from .optim import OptimizerConfig, decay_start, warmup
+from .optim import OptimizerConfig, decay_start, rate_at, warmup
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+TOLERANCE = 0.03  # of the budget: what it may be missed by before the fall of the rate is changed
 AIM = 0.97  # of the budget: what cannot be foreseen takes time and never gives any back
 
 
@@ -48,9 +49,10 @@ class Deadline:
     """The number of steps of a run: as given, or as many as a budget of seconds allows.
 
     With a budget the number follows the measured speed up to the step at which the learning rate begins to fall, then
-    stands. So the rate is a function of (step, number of steps), no step before the fall depends on the number (the
-    warm-up's length is set once, at the start), and the fall is never stretched or cut short. A saved step holds the
-    number: a run resumed within the fall keeps it, one resumed before goes on adjusting it.
+    stands. So the rate is a function of (step, what was decided), and no step before the fall depends on the number
+    (the warm-up's length is set once, at the start). Only where the run would miss its time by more than TOLERANCE
+    does it change within the fall: the rate then goes straight from where it is to its end. A saved step holds what
+    was decided, a resumed run goes on with it.
     With schedule=cosine the fall begins after the warm-up, and with `constant` it never does.
 
     agree(number) makes all ranks use the smallest of their numbers.
@@ -70,6 +72,14 @@ class Deadline:
         self.eval_every = eval_every or max(25, math.ceil(steps / 10))
         self.save_every = save_every or self.eval_every
         self.set_by_hand = eval_every is not None, save_every is not None
+        self.bend: tuple[int, float] | None = None  # step and rate from which the fall was decided anew
+
+    def rate(self, step: int) -> float:
+        """The learning rate of an update, counted from 0, as a share of the highest."""
+        if self.bend is None or step < self.bend[0]:
+            return rate_at(step, self.steps, self.config)
+        (start, high), end = self.bend, self.config.final_fraction
+        return end + (high - end) * (self.steps - step) / (self.steps - start)
 
     def begin(self, costs: Costs, *, elapsed: float) -> None:
         """Sets steps, warm-up and evaluations of a new run from what its first steps took; without a budget nothing.
@@ -89,17 +99,25 @@ class Deadline:
         self.config = replace(self.config, warmup_steps=warmup(self.config, steps))
         self.steps = steps
 
-    def reopen(self, steps: int, *, done: int, elapsed: float, changed: bool) -> None:
+    def reopen(self, steps: int, bend: tuple[int, float] | None, *, done: int, elapsed: float, changed: bool) -> None:
         """Goes on with what a resumed run had decided; after a changed budget with a first guess from its speed."""
-        self.steps = max(done, round(done * (self.budget or 0) * AIM / elapsed)) if changed and elapsed else steps
+        if changed and elapsed:
+            self.steps = max(done, round(done * (self.budget or 0) * AIM / elapsed))
+        else:
+            self.steps, self.bend = steps, bend
 
     def decide(self, done: int, *, elapsed: float, costs: Costs) -> None:
         """Adjusts the number of steps, seen after `done` steps and `elapsed` seconds; every rank calls it alike."""
-        if self.budget is None or not costs.step or done >= decay_start(self.steps, self.config):
+        if self.budget is None or not costs.step or done >= self.steps:
             return
-        self.steps = self.fitting(done, elapsed=elapsed, costs=costs)
-        while decay_start(self.steps, self.config) < done:  # after a sudden slowdown: the fall begins here
-            self.steps += 1
+        fitting = self.fitting(done, elapsed=elapsed, costs=costs)
+        if self.bend is None and done < decay_start(self.steps, self.config):
+            self.steps = fitting
+            while decay_start(self.steps, self.config) < done:  # after a sudden slowdown: the fall begins here
+                self.steps += 1
+        elif abs(fitting - self.steps) * costs.step > TOLERANCE * self.budget and self.config.schedule != "constant":
+            self.bend = (done, self.rate(done))
+            self.steps = fitting
 
     def fitting(self, done: int, *, elapsed: float, costs: Costs) -> int:
         """The most steps with which the run ends in time."""

@@ -26,6 +26,7 @@ class RunState:
     elapsed_seconds: float = 0.0
     best_val_loss: float | None = None
     steps: int = 0  # of the whole run; with a budget as many as were decided of late
+    bend: tuple[int, float] | None = None  # budget: step and rate from which the fall was decided anew
     budget: str | None = None  # for which it was decided
     resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
 
