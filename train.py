@@ -164,10 +164,10 @@ def fit(
     elif cfg.budget:
         changed = cfg.budget != state.budget
         deadline.reopen(state.steps, state.bend, done=state.step, elapsed=state.elapsed_seconds, changed=changed)
-        state.budget = cfg.budget
+    state.budget = cfg.budget
     if state.step > deadline.steps:
         raise InputError(
-            f"steps={cfg.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
+            f"steps={deadline.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
         )
     if state.step == deadline.steps:
         if world.is_main and not (run_dir / "loss.png").exists():  # a kill came before it

@@ -11,7 +11,7 @@ from . import InputError
 from .optim import OptimizerConfig, decay_start, rate_at, warmup
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-TOLERANCE = 0.03  # of the budget: what it may be missed by before the fall of the rate is changed
+TOLERANCE = 0.03  # of the steps: how many too many or too few before the fall of the rate is changed
 AIM = 0.97  # of the budget: what cannot be foreseen takes time and never gives any back
 
 
@@ -50,7 +50,7 @@ class Deadline:
 
     With a budget the number follows the measured speed up to the step at which the learning rate begins to fall, then
     stands. So the rate is a function of (step, what was decided), and no step before the fall depends on the number
-    (the warm-up's length is set once, at the start). Only where the run would miss its time by more than TOLERANCE
+    (the warm-up's length is set once, at the start). Only where TOLERANCE or more of the steps are too many or too few
     does it change within the fall: the rate then goes straight from where it is to its end. A saved step holds what
     was decided, a resumed run goes on with it.
     With schedule=cosine the fall begins after the warm-up, and with `constant` it never does.
@@ -115,7 +115,7 @@ class Deadline:
             self.steps = fitting
             while decay_start(self.steps, self.config) < done:  # after a sudden slowdown: the fall begins here
                 self.steps += 1
-        elif abs(fitting - self.steps) * costs.step > TOLERANCE * self.budget and self.config.schedule != "constant":
+        elif abs(fitting - self.steps) > TOLERANCE * self.steps and self.config.schedule != "constant":
             self.bend = (done, self.rate(done))
             self.steps = fitting
 
