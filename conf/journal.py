@@ -73,7 +73,7 @@ class Journal:
             with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
                 if self.enabled:
                     self.file.close()
-                    with self.watch("display"):
+                    with self.watch("plotting"):
                         draw(self.run_dir)
                     if self.wandb is not None:
                         self._log_samples()
