@@ -334,3 +334,11 @@ def test_peak_memory_is_seen():
     held = torch.ones(64 * 2**20)  # 256 MiB
     assert memory.peak(CPU.device) - before > 0 or memory.peak(CPU.device) > held.numel() * 4
     assert math.isfinite(memory.available(CPU.device))
+
+
+def test_a_dry_run_of_fine_tuning_leaves_nothing(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.jsonl").write_text('{"prompt": "to your", "completion": "body"}\n' * 20)
+    before = snapshot(tmp_path)
+    out = ok("finetune", f"checkpoint={trained}", "examples=labels.jsonl", "steps=3", "batch_size=4", "dry_run=true")
+    assert "tok/s" in out and "peak memory" in out and "no forecast" in out and snapshot(tmp_path) == before

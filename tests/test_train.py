@@ -245,7 +245,7 @@ def test_an_error_in_the_loop_is_the_one_that_is_told(tmp_path, monkeypatch):
     def no_room(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("conf.display.plot_loss", no_room)
+    monkeypatch.setattr("conf.plots.plot_loss", no_room)
     with pytest.raises(ValueError, match="4 updates in a row"):
         fit(tmp_path, data_of=lambda model: Poisoned(model, range(2, 99)), steps=30, nonfinite_limit=4)
 
