@@ -18,8 +18,8 @@ from data.outputs import Outputs
 from data.prompts import Prompt, PromptFile
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint
-from model.bulk import Request, continue_batch
-from model.device import DTYPES, Compute
+from model.bulk import Request, continue_prompts, reader
+from model.device import DTYPES, Compute, keep_freed_memory
 from model.language_model import LanguageModel
 from model.quantize import narrow, quality_loss
 from model.sampling import SamplingConfig
@@ -27,6 +27,7 @@ from model.score import METHODS, score_options
 from model.words import RULES, WordRule
 
 MODES = ("text", "next_word", "next_token", "continue", "score", "chat")
+BULK = ("text", "next_word", "next_token")  # modes that answer a file of prompts
 BESIDE = ("next_word", "next_token", "continue", "score")  # modes that show several prompts
 
 
@@ -66,7 +67,7 @@ class SampleConfig:
     max_tokens: int = 1024  # next_word: stop after so many tokens
     border: str = "words"  # next_word: words (spaces at the prompt's end do not matter) | bytes (the exact prompt)
     word_rule: str = "unicode"  # next_word: unicode | space | character
-    group: bool = False  # next_word: show variants of case as one
+    group: bool = False  # next_word, next_token: show variants of case and of a leading space as one
     branches: int = 3  # continue: words at each place
     depth: int = 3  # continue: words one after another
     text: str | None = None  # score: the text, after prompt if there is one
@@ -101,8 +102,8 @@ class SampleConfig:
             found.append("prompt and prompt_file are both given; choose one")
         if (self.prompts is None) != (self.outputs is None):
             found.append("prompts=FILE and outputs=FILE are given together or not at all")
-        if self.prompts is not None and self.mode not in ANSWERS:
-            found.append(f"mode={self.mode} does not take prompts=FILE; only {', '.join(ANSWERS)} do")
+        if self.prompts is not None and self.mode not in BULK:
+            found.append(f"mode={self.mode} does not take prompts=FILE; only {', '.join(BULK)} do")
         if self.beside is not None and self.mode not in BESIDE:
             found.append(f"beside= shows tables beside one another; add mode= one of {', '.join(BESIDE)}")
         if self.plot is not None and self.mode not in ("next_word", "next_token"):
@@ -209,9 +210,10 @@ def show_next_words(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) ->
 
 def show_next_tokens(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
     results = [next_tokens(cfg, lm, prompt) for prompt in prompts]
-    for result in results:
-        tables.token_table(result["tokens"], title=f"Next token after {result['prompt'][-60:]!r}")
     write_result(cfg.json, results)
+    for result in results if cfg.group else []:
+        result["tokens"] = tables.grouped(result["tokens"])
+    tables.token_tables(results)
     if cfg.plot is not None:
         plots.plot_next(results, cfg.plot)
 
@@ -246,6 +248,7 @@ def show_accuracy(cfg: SampleConfig, lm: LanguageModel) -> None:
     scored = score_options(lm, [(c.prompt, c.options) for c in choices], method=cfg.method, neutral=cfg.neutral)
     columns = {"raw": "log_probability", "normalised": "per_byte", "pmi": "pmi"}
     measures = {name: [[getattr(o, column) for o in row] for row in scored] for name, column in columns.items()}
+    measures["without the prompt"] = [[o.log_probability - o.pmi for o in row] for row in scored]
     how, share = baseline(choices)
     rows = [*accuracies(choices, measures, seed=cfg.seed), {"method": how, "accuracy": share}]
     tables.accuracy_table(rows, title=f"{len(choices):,} questions of {cfg.examples}: share answered rightly")
@@ -254,6 +257,8 @@ def show_accuracy(cfg: SampleConfig, lm: LanguageModel) -> None:
 
 def show_text(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
     [prompt] = prompts
+    if cfg.beyond == "slide" and (note := lm.overflow(prompt, cfg.max_new_tokens)):
+        print(f"note: {note}; the oldest tokens are forgotten on the way", file=sys.stderr)
     how: dict[str, Any] = {name: getattr(cfg, name) for name in ("max_new_tokens", "seed", "beyond", "speculative")}
     how["sampling"] = cfg.sampling()
     if cfg.num_samples == 1 and cfg.json is None and not cfg.explain:
@@ -284,39 +289,13 @@ def explained(lm: LanguageModel, sample: dict[str, Any]) -> list[dict[str, Any]]
             "text": lm.named(new["id"], 0.0).text,
             "rank": new["rank"],
             "probability": math.exp(new["model_log_probability"]),
-            "filters": [{**step, "probability": step["after"]} for step in new["filters"]],
+            "filters": new["filters"],
             "alternatives": others,
         }
         for new, others in zip(sample["explanation"], alternatives, strict=True)
     ]
 
 
-Answer = Callable[[SampleConfig, LanguageModel, Sequence[Prompt], int], list[dict[str, Any]]]
-
-
-def bulk_texts(cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-    """Continues the prompts of a batch, which is padded to `rows`."""
-    default = request(cfg)
-    requests = [default.changed(prompt.fields) for prompt in batch]
-    indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
-    results = []
-    made = continue_batch(lm, [lm.encode(prompt.text) for prompt in batch], requests, indices=indices, rows=rows)
-    for prompt, asked, answer in zip(batch, requests, made, strict=True):
-        logs = [round(value, 6) for value in answer.log_probabilities]  # float32 knows no more
-        result = {"text": answer.text, "tokens": answer.tokens, "log_probabilities": logs, "ended": answer.ended}
-        results.append({"sample": prompt.sample, **result} if asked.num_samples > 1 else result)
-    return results
-
-
-def bulk_words(cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-    return [next_words(cfg, lm, p.text, request(cfg).changed(p.fields).sampling) for p in batch]
-
-
-def bulk_tokens(cfg: SampleConfig, lm: LanguageModel, batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-    return [next_tokens(cfg, lm, p.text, request(cfg).changed(p.fields).sampling) for p in batch]
-
-
-ANSWERS: dict[str, Answer] = {"text": bulk_texts, "next_word": bulk_words, "next_token": bulk_tokens}
 RESULT = (
     "index",
     "sample",
@@ -331,16 +310,12 @@ RESULT = (
 )
 
 
-def request(cfg: SampleConfig) -> Request:
-    """What the command line asks for where a prompt's line says nothing else."""
-    return Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples)
-
-
 def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     """Answers the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
+    read = reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
     prompts = PromptFile(
         cfg.prompts or "",
-        read=request(cfg).changed,
+        read=read,
         tokenizer=lm.tokenizer,
         context=lm.model.config.context,
         batch_size=cfg.batch_size,
@@ -358,7 +333,12 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     }
 
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
-        results = ANSWERS[cfg.mode](cfg, lm, batch, rows)
+        requests = [read(prompt.fields) for prompt in batch]
+        if cfg.mode == "text":
+            results = continue_prompts(lm, batch, requests, rows=rows)
+        else:
+            table = next_words if cfg.mode == "next_word" else next_tokens
+            results = [table(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
         heads = [{"index": prompt.index, "prompt": prompt.text, **prompt.fields} for prompt in batch]
         return [head | result for head, result in zip(heads, results, strict=True)]
 
@@ -367,8 +347,8 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
 
 
 def run_chat(cfg: SampleConfig, lm: LanguageModel) -> int:
-    def stream(text: str, now: SampleConfig) -> Iterator[str]:
-        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed)
+    def stream(text: str, now: SampleConfig, index: int) -> Iterator[str]:
+        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed, index=index)
 
     def words(text: str, now: SampleConfig) -> None:
         show_next_words(now, lm, [text])
@@ -409,6 +389,7 @@ SHOW: dict[str, Callable[[SampleConfig, LanguageModel, list[str]], None]] = {
 
 
 def main(cfg: SampleConfig, overrides: cli.Overrides) -> int | None:
+    keep_freed_memory()
     lm = load(
         cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, max_new_tokens=cfg.max_new_tokens
     )

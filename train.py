@@ -39,7 +39,7 @@ from model.measure import measure, outlook, saved_bytes
 from model.microbatch import MicroBatches, recompute_activations
 from model.optim import Optimizer, warmup
 from model.preview import sample_text
-from model.run_state import RunState, publish, restore
+from model.run_state import RunState, newest_on_all, publish, restore
 from model.seeds import hash_seed
 from model.settings import LoopConfig, settle, what_was_resolved
 
@@ -103,7 +103,7 @@ def fit(
     optimizer, scale, guard = start_optimizer(cfg, model, compute)
     resolved = what_was_resolved(cfg, model, compute, world)
     state = RunState(budget=cfg.budget, resolved=resolved)
-    if cfg.resume and (found := checkpoint.newest(run_dir, say=say)):
+    if cfg.resume and (found := newest_on_all(run_dir, world, device, say=say)):
         learned = (average, optimizer, scale, guard)  # in this order: the average puts back the weights behind it
         state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:

@@ -25,7 +25,7 @@ COMMANDS = """\
 
 
 def chat(
-    stream: Callable[[str, Any], Iterable[str]],
+    stream: Callable[[str, Any, int], Iterable[str]],
     *,
     settings: Any,
     keys: Iterable[str] = (),
@@ -37,7 +37,8 @@ def chat(
 ) -> int:
     """Reads lines and prints what follows them until the input ends. Returns the exit status.
 
-    stream: (text, settings) -> pieces of the text's continuation; it must take texts of any length.
+    stream: (text, settings, turn) -> pieces of the text's continuation; it must take texts of any length. turn counts
+    the answers: drawn with one and the same noise, they would repeat each other.
     settings: a config dataclass of sample.py's, of which /set changes `keys`; checked as on the command line.
     views: what /words, /tokens... print: (text, settings) -> None.
     history: a line continues the text so far; False: each line is a text of its own, as tuned models are asked.
@@ -81,7 +82,7 @@ def next_line() -> str:
 class Session:
     """The text so far, and what the lines do to it."""
 
-    stream: Callable[[str, Any], Iterable[str]]
+    stream: Callable[[str, Any, int], Iterable[str]]
     settings: Any
     keys: tuple[str, ...]
     views: Mapping[str, Callable[[str, Any], None]]
@@ -91,6 +92,7 @@ class Session:
     context: float
     text: str = ""
     earlier: list[str] = dataclasses.field(default_factory=list)  # the text before each line, for /undo
+    turn: int = 0
     told: bool = False  # that the text outgrew the context
 
     def answer(self, line: str) -> None:
@@ -105,7 +107,7 @@ class Session:
         if self.echo:
             print(joined.removeprefix("\n"), end="", flush=True)
         try:
-            for piece in self.stream(text, self.settings):
+            for piece in self.stream(text, self.settings, self.turn):
                 text += piece
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
@@ -116,6 +118,7 @@ class Session:
         finally:
             print()
         self.text = text
+        self.turn += 1
 
     def command(self, line: str) -> str:
         """Does what a line like "/set top_k=5" asks for; returns the command's name."""

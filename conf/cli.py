@@ -44,21 +44,14 @@ PATHS = {  # the word null means None, ~ is the home directory
         "prompt_file",
         "prompts",
         "outputs",
+        "against",
     ),
     *("json", "plot", "tokenizer.path", "tokenizer.encoding", "pairs", "out"),
 }
-OUTPUTS = {"json", "plot"}  # files to write, perhaps only after hours: where they are to go is checked before
-LISTS = {
-    "corpus",
-    "include",
-    "exclude",
-    "val_include",
-    "stop",
-    "banned",
-    "forced",
-    "options",
-    "beside",
-}  # [a, "b c"] is a list
+# Files to write, perhaps only after hours: where they are to go is checked before.
+OUTPUTS = {"json", "plot", "outputs"}
+# [a, "b c"] is a list.
+LISTS = {*("corpus", "include", "exclude", "val_include"), *("stop", "banned", "forced", "options", "beside")}
 
 
 class InputError(ValueError):

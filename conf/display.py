@@ -101,7 +101,7 @@ class Progress:
         facts.append(f"{duration(self._seconds_left(step))} left")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description="  ".join(facts))
-        elif (now := time.monotonic()) >= self._next_line:
+        elif (now := self._seen[-1][1]) >= self._next_line:
             self._next_line = now + self.every
             width = len(str(self.total))
             print(f"{self.unit} {step:>{width}}/{self.total}", *facts, sep="  ", file=self.file, flush=True)

@@ -83,7 +83,7 @@ class Page:
             return
         for number, part in enumerate(parts):
             title, caption = getattr(part, "title", None), getattr(part, "caption", None)
-            if title is not None:  # a table's own title would be folded to the table's width
+            if title is not None or caption is not None:  # a table's own are folded to the table's width
                 part.title = part.caption = None
             with self.console.capture() as captured:
                 self.console.print(part)
@@ -91,20 +91,33 @@ class Page:
             print(*(line.rstrip() for line in [*lines, *([caption.plain] if caption else [])]), sep="\n")
 
 
-def token_table(rows: Iterable[Row], *, title: str) -> None:
-    """Prints the probabilities of next tokens: rows of `text`, `probability` and, where they have one, `id`."""
+def token_tables(results: Sequence[Row]) -> None:
+    """Prints the tables of the next tokens of one or several prompts, side by side where they fit.
+
+    A result has `prompt` and `tokens`: rows of `text`, `probability` and, where they have one, `id`; where they were
+    grouped, `variants`.
+    """
+    page = Page()
+    page.print(*(_token_table(page, result) for result in results))
+
+
+def _token_table(page: Page, result: Row) -> Any:
     from rich.text import Text
 
-    page, rows = Page(), list(rows)
+    rows = result["tokens"]
     ids = any("id" in row for row in rows)
-    table = page.table(title, ["rank", "probability", "cumulative", *(["id"] if ids else []), "*text", "<"])
+    variants = any(len(row.get("variants", ())) > 1 for row in rows)
+    columns = ["rank", "probability", "cumulative", *(["id"] if ids else []), "*text", "<"]
+    title = f"Next token after {page.quoted(_tail(result['prompt'], 60))}"
+    table = page.table(title, [*columns, *(["~variants"] if variants else [])])
     longest, cumulative = max((row["probability"] for row in rows), default=0), 0.0
     for rank, row in enumerate(rows, start=1):
         share = row["probability"]
         cumulative += share
         cells = [f"{rank}", f"{share:.4%}", f"{cumulative:.2%}", *([str(row.get("id", ""))] if ids else [])]
-        table.add_row(*cells, Text(page.quoted(row["text"])), page.bar(share, share, longest))
-    page.print(table)
+        end = [Text(", ".join(map(page.quoted, row.get("variants", ()))))] if variants else []
+        table.add_row(*cells, Text(page.quoted(row["text"])), page.bar(share, share, longest), *end)
+    return table
 
 
 def word_tables(results: Sequence[Row]) -> None:
@@ -135,11 +148,8 @@ def _word_table(page: Page, result: Row) -> Any:
         kind = "" if row["kind"] == "word" else row["kind"]
         cells = [f"{rank}", f"{row['lower']:.3%}", f"{row['upper']:.3%}", f"{row['tokenisations']:,}"]
         cells += [kind] if kinds else []
-        end = [", ".join(map(page.named, row.get("variants", ())))] if variants else []
-        table.add_row(
-            *map(Text, cells), Text(page.named(row["word"])), page.bar(row["lower"], row["upper"], longest),
-            *map(Text, end),
-        )  # fmt: skip
+        end = [Text(", ".join(map(page.named, row.get("variants", ()))))] if variants else []
+        table.add_row(*cells, Text(page.named(row["word"])), page.bar(row["lower"], row["upper"], longest), *end)
     return table
 
 
@@ -195,7 +205,8 @@ def continuation_tree(nodes: Sequence[Row], *, prompt: str) -> None:
             share, whole = child["probability"], before * child["probability"]
             style = "bold" if share == best else ""
             label = Text.assemble((f"{share:6.2%} ", "blue"), (page.quoted(child["text"]), style))
-            label.append(f"  {whole:.2%}" if before < 1 else "", "dim")
+            shown = f"{whole:.2%}" if whole >= 5e-5 else "<0.01%"
+            label.append(f"  {shown}" if before < 1 else "", "dim")
             grow(tree.add(label), child.get("children", ()), whole)
 
     root = Tree(Text(page.quoted(_tail(prompt, 60)), style="bold"), guide_style="dim")
@@ -291,25 +302,25 @@ def explain_table(rows: Iterable[Row], *, prompt: str = "") -> None:
     """Prints how each token was chosen, one row a token.
 
     A row has `text`, `rank` (1: the model's first choice), `probability` (the model's own), `filters` (in their order,
-    each with `name`, `probability` of the token after it and `removed`, the mass that it took away) and, perhaps,
-    `alternatives` (rows of `text` and `probability`, as sampled).
+    each with `name`, the token's probability `before` and `after`, and `removed`, the mass that it took from others)
+    and perhaps `alternatives` (rows of `text` and `probability`: the model's first choices). Filters that did nothing
+    to any token are left out.
     """
     from rich.text import Text
 
     page, rows = Page(), list(rows)
-    names = list(dict.fromkeys(step["name"] for row in rows for step in row["filters"]))
-    columns = ["*token", "rank", "model", *names, "removed", *(["~instead"] if rows else [])]
-    caption = "model, then after each filter: the token's probability; removed: the mass that the filters took away"
+    steps = [step for row in rows for step in row["filters"] if step["removed"] or step["before"] != step["after"]]
+    names = list(dict.fromkeys(step["name"] for step in steps))
+    others = any(row.get("alternatives") for row in rows)
+    columns = ["*token", "rank", "model", *names, "removed", *(["~first choices"] if others else [])]
+    caption = "the token's probability in the model, then after each filter (and the share of all others that it took)"
     table = page.table(f"After {page.quoted(_tail(prompt, 60))}" if prompt else "", columns, caption)
     for row in rows:
-        steps = {step["name"]: step for step in row["filters"]}
-        after = [f"{steps[name]['probability']:.2%}" if name in steps else "" for name in names]
-        removed = f"{sum(step['removed'] for step in row['filters']):.2%}"
-        others = ", ".join(f"{page.quoted(o['text'])} {o['probability']:.1%}" for o in row.get("alternatives", ()))
-        table.add_row(
-            Text(page.quoted(row["text"])), f"{row['rank']:,}", f"{row['probability']:.2%}", *after, removed,
-            Text(others),
-        )  # fmt: skip
+        after = {step["name"]: f"{step['after']:.2%} (-{step['removed']:.1%})" for step in row["filters"]}
+        kept = math.prod(1 - step["removed"] for step in row["filters"])  # each takes from what those before it left
+        cells = [f"{row['rank']:,}", f"{row['probability']:.2%}", *(after.get(name, "") for name in names)]
+        first = ", ".join(f"{page.quoted(o['text'])} {o['probability']:.1%}" for o in row.get("alternatives", ()))
+        table.add_row(Text(page.quoted(row["text"])), *cells, f"{1 - kept:.2%}", *([Text(first)] if others else []))
     page.print(table)
 
 

@@ -54,8 +54,10 @@ class PromptFile:
 
     A line is a JSON object, {"prompt": "...", ...}; in a .txt file it is the prompt itself. Blank lines do not count.
     read(fields) turns a line's other fields, which are not to be named as in `reserved`, into a Request or raises an
-    InputError. Rows that may share a batch are sorted by (most new tokens, tokens of the prompt, place in the file),
-    the longest first, so that what does not fit into memory fails at once, and cut into batches of batch_size.
+    InputError. refuse_beyond: a prompt that cannot be continued to its end within the context is wrong.
+
+    Rows that may share a batch are sorted by (most new tokens, tokens of the prompt, place in the file), the longest
+    first, so that what does not fit into memory fails at once, and cut into batches of batch_size.
 
     The file is read once here. Raises InputError for what is wrong with it, or with up to PROBLEMS of its lines.
     """
@@ -69,9 +71,12 @@ class PromptFile:
         context: int,
         batch_size: int,
         reserved: Collection[str] = (),
+        refuse_beyond: bool = False,
     ) -> None:
         self.path, self.plain = Path(path), Path(path).suffix == ".txt"
-        self._reserved = reserved
+        self.read, self.tokenizer, self.reserved = read, tokenizer, reserved
+        self.longest = context if refuse_beyond else None
+        self.unknown: int | None = None  # the first line that the tokenizer cannot spell
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"prompts={path} is no file that can be read twice; write the prompts to one")
         try:
@@ -79,54 +84,86 @@ class PromptFile:
         except OSError as error:
             raise InputError(f"prompts={path}: {error.strerror}; check the path") from None
         self._state = self._stat()
-        self.unknown: int | None = None  # the first line that the tokenizer cannot spell
-        digest = hashlib.sha256()
-        self._offsets = array("q")  # where each prompt's line begins
-        groups, max_new_tokens, samples, lengths = (array("q") for _ in range(4))
-        known: dict[Hashable, int] = {}  # groups, numbered as they appear
-        problems: list[str] = []
-        offset = 0
-        for line, raw in enumerate(self._file, start=1):
-            digest.update(raw)
-            offset, start = offset + len(raw), offset
-            if raw.strip():
-                try:
-                    text, fields = self._parse(raw, f"{path}:{line}")
-                    request = _placed(read, fields, f"{path}:{line}")
-                except InputError as error:
-                    problems += error.args
-                    if len(problems) >= PROBLEMS:
-                        break
-                    continue
-                self._offsets.append(start)
-                groups.append(known.setdefault(request.group, len(known)))
-                max_new_tokens.append(request.max_new_tokens)
-                samples.append(request.num_samples)
-                ids = tokenizer.encode(text)
-                lengths.append(max(1, len(ids)))  # an empty prompt is the end token
-                if self.unknown is None and tokenizer.decode(ids) != text:
-                    self.unknown = line
-        if problems:
-            raise InputError(*problems)
-        if not lengths:
-            raise InputError(f'{path}: no prompts; write one JSON object a line: {{"prompt": "..."}}')
-        self.sha256 = digest.hexdigest()
-        self.n_prompts = len(lengths)
-        # From prompts to rows, one a sample, in the order of the batches.
-        prompt = np.repeat(np.arange(self.n_prompts), samples)
+        groups, limits, lengths, samples = self._survey()
+        # From prompts to rows, one a sample, in the order of the file; then in the order of the batches.
+        prompt = np.repeat(np.arange(len(samples)), samples)
         sample = np.arange(len(prompt)) - np.repeat(np.cumsum(samples) - samples, samples)
-        length = np.minimum(lengths, context)  # a longer prompt counts by its end
-        group = np.asarray(groups)[prompt]
-        keys = (sample, prompt, -length[prompt], -np.asarray(max_new_tokens)[prompt], group)
-        self.order = np.lexsort(keys)  # (rows,): which row of (prompt, sample) comes first, second, ...; last key first
+        group, limit, length = groups[prompt], limits[prompt], np.minimum(lengths, context)[prompt]
+        self.order = np.lexsort((sample, prompt, -length, -limit, group))  # the last key counts most
         self._prompt, self._sample = prompt[self.order], sample[self.order]
-        sizes = np.bincount(group)  # rows of each group, which lie together now
+        sizes = np.bincount(group)  # rows of each group
         ends = np.cumsum(sizes)
         starts = [np.arange(end - size, end, batch_size) for end, size in zip(ends, sizes, strict=True)]
         self._bounds = np.concatenate([*starts, ends[-1:]])
-        # A small group makes a small batch, of one of few shapes.
+        # Full batches have one shape. A group that does not fill one makes a smaller batch, of one of few shapes.
         shapes = [min(batch_size, 1 << int(size - 1).bit_length()) for size in sizes]
         self._shapes = np.repeat(shapes, [len(start) for start in starts])
+
+    def _survey(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Reads all of the file: of each prompt its group's number, its new tokens, its own tokens, its samples."""
+        digest = hashlib.sha256()
+        known: dict[Hashable, int] = {}  # groups, numbered as they appear
+        problems: list[str] = []
+        offsets, numbers, end = array("q"), array("q"), 0
+        for line, raw in enumerate(self._file, start=1):
+            digest.update(raw)
+            end += len(raw)
+            if not raw.strip():
+                continue
+            try:
+                request, length = self._examine(raw, line)
+            except InputError as error:
+                problems += error.args
+                if len(problems) >= PROBLEMS:
+                    break
+                continue
+            offsets.append(end - len(raw))
+            numbers.extend((known.setdefault(request.group, len(known)), request.max_new_tokens, length))
+            numbers.append(request.num_samples)
+        if problems:
+            raise InputError(*problems)
+        if not offsets:
+            raise InputError(f'{self.path}: no prompts; write one JSON object a line: {{"prompt": "..."}}')
+        self._offsets, self.sha256 = offsets, digest.hexdigest()
+        groups, limits, lengths, samples = np.array(numbers).reshape(-1, 4).T
+        return groups, limits, lengths, samples
+
+    def _examine(self, raw: bytes, line: int) -> tuple[Request, int]:
+        """What a line asks for, and the tokens of its prompt."""
+        place = f"{self.path}:{line}"
+        text, fields = self._parse(raw, place)
+        try:
+            request = self.read(fields)
+        except ValueError as error:  # an InputError of model's is not one of data's
+            raise InputError(*(f"{place}: {problem}" for problem in error.args)) from None
+        ids = self.tokenizer.encode(text)
+        length = max(1, len(ids))  # an empty prompt is the end token
+        if self.longest is not None and length + request.max_new_tokens > self.longest:
+            raise InputError(
+                f"{place}: {length} tokens and max_new_tokens={request.max_new_tokens} exceed the context of "
+                f"{self.longest}; shorten one, or choose beyond=slide"
+            )
+        if self.unknown is None and self.tokenizer.decode(ids) != text:
+            self.unknown = line
+        return request, length
+
+    def _parse(self, raw: bytes, place: str) -> tuple[str, dict[str, Any]]:
+        """A line's prompt and its other fields."""
+        try:
+            line = raw.decode("utf-8").removeprefix("\ufeff")  # as some editors begin a file
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place}: not UTF-8 at byte {error.start} of the line; convert it (iconv)") from None
+        if self.plain:
+            return line.removesuffix("\n").removesuffix("\r"), {}
+        record = json_object(line, place)
+        if "prompt" not in record:
+            raise InputError(f"{place}: no field 'prompt' (fields: {', '.join(record) or 'none'}); add it")
+        text = record.pop("prompt")
+        if not isinstance(text, str):
+            raise InputError(f"{place}: 'prompt' is {text!r}, not a string; put it in quotes")
+        if taken := [name for name in record if name in self.reserved]:
+            raise InputError(f"{place}: the result has a field {taken[0]!r} too; give this one another name")
+        return text, record
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -153,31 +190,6 @@ class PromptFile:
             found.append(Prompt(index, sample, text, fields))
         return found
 
-    def _parse(self, raw: bytes, place: str) -> tuple[str, dict[str, Any]]:
-        """A line's prompt and its other fields."""
-        try:
-            line = raw.decode("utf-8").removeprefix("\ufeff")  # as some editors begin a file
-        except UnicodeDecodeError as error:
-            raise InputError(f"{place}: not UTF-8 at byte {error.start} of the line; convert it (iconv)") from None
-        if self.plain:
-            return line.removesuffix("\n").removesuffix("\r"), {}
-        record = json_object(line, place)
-        if "prompt" not in record:
-            raise InputError(f"{place}: no field 'prompt' (fields: {', '.join(record) or 'none'}); add it")
-        text = record.pop("prompt")
-        if not isinstance(text, str):
-            raise InputError(f"{place}: 'prompt' is {text!r}, not a string; put it in quotes")
-        if taken := [name for name in record if name in self._reserved]:
-            raise InputError(f"{place}: the result has a field {taken[0]!r} too; give this one another name")
-        return text, record
-
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
-
-
-def _placed(read: Callable[[dict[str, Any]], Request], fields: dict[str, Any], place: str) -> Request:
-    try:
-        return read(fields)
-    except ValueError as error:  # model's InputError is not data's
-        raise InputError(*(f"{place}: {problem}" for problem in error.args)) from None

@@ -29,10 +29,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """Attention of q (B, H, T, E) over k and v (B, K, S, E), H a multiple of K; returns (B, H, T, E).
 
     mask is boolean, broadcastable to (B, H, T, S), True where a query may look. None: causal, with T == S; a single
-    query looks at all. q is rounded to the dtype of k.
+    query looks at all. q and k are rounded to the dtype of v.
     """
     T, compiling = q.shape[2], torch.compiler.is_compiling() and not torch.is_grad_enabled()
-    q = q.to(k.dtype)
+    q, k = q.to(v.dtype), k.to(v.dtype)  # norms and rotary tables may have made them float32
     kernel = choose_kernel(q.device.type, q.dtype, k.shape[2], queries=T, compiling=compiling)
     if kernel == "explicit":
         return explicit_attention(q, k, v, mask)

@@ -7,15 +7,27 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from . import InputError
+from .constraints import Rules
 from .language_model import Completion, LanguageModel
 from .sampling import SamplingConfig
 
 LARGEST = 2**63 - 1  # no integer beyond fits a tensor
+
+
+class Prompt(Protocol):
+    """A line of a file of prompts, and which of its samples."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def sample(self) -> int: ...
+    @property
+    def text(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,10 @@ class Request:
         return self.sampling
 
     def problems(self) -> list[str]:
-        least = {"max_new_tokens": self.max_new_tokens, "num_samples": self.num_samples}
-        found = [f"{name}={value} must be at least 1" for name, value in least.items() if value < 1]
+        found = []
+        for name, least in (("max_new_tokens", max(1, self.sampling.min_new_tokens)), ("num_samples", 1)):
+            if (value := getattr(self, name)) < least:
+                found.append(f"{name}={value} must be at least {least}{' (min_new_tokens)' if least > 1 else ''}")
         return found + self.sampling.problems()
 
     def changed(self, fields: Mapping[str, Any]) -> Request:
@@ -59,6 +73,25 @@ class Request:
         if problems := problems + request.problems():
             raise InputError(*problems)
         return request
+
+
+def reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str, Any]], Request]:
+    """What turns a prompt's fields into a Request; InputError also for what this model's vocabulary cannot fulfil."""
+
+    @functools.lru_cache(maxsize=1000)
+    def check(sampling: SamplingConfig, max_new_tokens: int) -> None:
+        if sampling.forced or sampling.banned:
+            Rules(lm.vocabulary, sampling, room=max_new_tokens)
+
+    def read(fields: Mapping[str, Any]) -> Request:
+        request = default.changed(fields)
+        check(request.sampling, request.max_new_tokens)
+        return request
+
+    if problems := default.problems():
+        raise InputError(*problems)
+    read({})
+    return read
 
 
 OWN = {name: hint for name, hint in typing.get_type_hints(Request).items() if name != "sampling"}
@@ -96,11 +129,12 @@ def continue_batch(
     *,
     indices: Sequence[int],
     rows: int,
+    beyond: str = "slide",
 ) -> list[Completion]:
     """Continues prompts (their ids) that share their sampling.
 
     indices: with each prompt's seed, what its noise depends on. The batch is padded to `rows` rows: its results are
-    then those of any other batch of this shape that holds the same prompts, to the bit.
+    then those of any other batch of this shape that holds the same prompts, to the bit. beyond: as for generate().
     """
     last = len(prompts) - 1
     padded = [min(row, last) for row in range(rows)]  # by copies of the last prompt, which last no longer than it does
@@ -110,5 +144,20 @@ def continue_batch(
         sampling=requests[0].sampling,
         seed=[requests[row].seed for row in padded],
         indices=[indices[row] for row in padded],
+        beyond=beyond,
     )
     return made[: len(prompts)]
+
+
+def continue_prompts(
+    lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int
+) -> list[dict[str, Any]]:
+    """What a file of outputs says about each prompt of a batch, which is padded to `rows`."""
+    indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
+    made = continue_batch(lm, [lm.encode(prompt.text) for prompt in batch], requests, indices=indices, rows=rows)
+    results = []
+    for prompt, request, answer in zip(batch, requests, made, strict=True):
+        logs = [round(value, 6) for value in answer.log_probabilities]  # float32 knows no more
+        result = {"text": answer.text, "tokens": answer.tokens, "log_probabilities": logs, "ended": answer.ended}
+        results.append({"sample": prompt.sample, **result} if request.num_samples > 1 else result)
+    return results

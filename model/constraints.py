@@ -147,18 +147,23 @@ class Rules:
 
     def effect(self, node: int) -> tuple[Tensor, Tensor]:
         """What each token does at a node: the node it leads to and the marks of what it completes on the way, (V,)."""
-        if node not in self.effects:
+        chain = [node]  # it rests on what the node leads back to
+        while chain[-1] not in self.effects and chain[-1] != 0:
+            chain.append(self.matcher.back[chain[-1]])
+        for node in reversed(chain):
+            if node in self.effects:
+                continue
             if node == 0:
                 following, found = torch.zeros(2, self.V, dtype=torch.int64)
                 tokens = list(range(self.V))
             else:  # a token that continues nothing here does what it does one step back
-                following, found = (effect.clone() for effect in self.effect(self.matcher.back[node]))
+                following, found = (effect.clone() for effect in self.effects[self.matcher.back[node]])
                 first_bytes = [b"", *(bytes([byte]) for byte in self.matcher.children[node])]
                 tokens = [token for first in first_bytes for token in self.begins.get(first, [])]
             walks = [self.matcher.walk(node, self.texts[token]) for token in tokens]
             following[tokens], found[tokens] = torch.tensor(walks, dtype=torch.int64).view(-1, 2).T
             self.effects[node] = following, found
-        return self.effects[node]
+        return self.effects[chain[0]]
 
     def tokens_needed(self, room: int) -> Tensor:
         """The fewest tokens that write the missing strings, (2^F, N) for F forced strings and N nodes.

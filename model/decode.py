@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 from types import FunctionType
 from weakref import WeakKeyDictionary
 
@@ -20,7 +19,7 @@ _compiled: WeakKeyDictionary[GPT, dict[tuple, Step]] = WeakKeyDictionary()
 
 
 class Decoder:
-    """Reads texts, then continues each of its rows; gives the logits of the next token.
+    """Reads texts, then continues each of its rows; gives the logits of the next token, in float32.
 
     Room is made once: a row may hold `capacity` tokens, at most the model's context. `length` (B,) counts those that a
     row holds; the caller may set it back, which takes tokens back. With compute.compile the first decoder of its kind
@@ -34,7 +33,7 @@ class Decoder:
         self.compiled = compute.compile and (rows == 1 or compute.device.type == "cuda")
         # Powers of two, of which a process meets few: each is compiled anew.
         room = max(2 * BLOCK, 1 << (self.capacity - 1).bit_length()) if self.compiled else self.capacity
-        self.cache = KVCache(model.config, rows, capacity=room, device=compute.device, dtype=compute.dtype)
+        self.cache = make_cache(model, rows, room, compute)
         self._step = compiled_step(model, rows, room, compute) if self.compiled else step
 
     @property
@@ -48,7 +47,7 @@ class Decoder:
         Equal texts are computed once, and so is a beginning that all share.
         """
         unique = list(dict.fromkeys(map(tuple, texts)))
-        shared = min(len(commonprefix(unique)), min(map(len, unique)) - 1) if len(unique) > 1 else 0
+        shared = shared_beginning(unique) if len(unique) > 1 else 0
         part = self.cache.first(len(unique))
         part.length.zero_()
         with self.compute.autocast():
@@ -58,7 +57,7 @@ class Decoder:
             h = self.model.hidden(self._padded([text[shared:] for text in unique]), part)
             lengths = torch.tensor([len(text) for text in unique], device=self.compute.device)
             part.length.copy_(lengths)  # forget the padding; the next tokens overwrite it
-            logits = self.model.head(h[torch.arange(len(unique), device=h.device), lengths - shared - 1])
+            logits = self.model.head(h[torch.arange(len(unique), device=h.device), lengths - shared - 1]).float()
         sources = [unique.index(tuple(text)) for text in texts]
         if len(unique) < len(texts):
             self.cache.spread(sources)
@@ -81,14 +80,32 @@ class Decoder:
         """Several more tokens in each row: ids (B, T) -> the logits after each, (B, T, V)."""
         return step(self.model, self.cache, ids, self.compute)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with these rows alone, which are then numbered anew. Not for a compiled decoder on a GPU."""
+        others = [0] * (len(self.cache.length) - len(rows))
+        self.cache.spread([*rows, *others])
+        self.cache = self.cache.first(len(rows))
+
     def _padded(self, texts: Sequence[Sequence[int]]) -> Tensor:
         longest = max(map(len, texts))
         return torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self.compute.device)
 
 
+def shared_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all texts begin with, but for each text's last, whose logits are wanted."""
+    shortest = min(map(len, texts)) - 1
+    return next((n for n in range(shortest) if len({text[n] for text in texts}) > 1), shortest)
+
+
 def step(model: GPT, cache: KVCache, ids: Tensor, compute: Compute) -> Tensor:
     with compute.autocast():  # entered anew each time: what runs between two calls is the caller's
-        return model(ids, cache)
+        return model(ids, cache).float()
+
+
+def make_cache(model: GPT, rows: int, capacity: int, compute: Compute) -> KVCache:
+    """Keys and values in compute's dtype, but for a CPU's own attention kernel, which is far faster in float32."""
+    dtype = torch.float32 if compute.device.type == "cpu" and not compute.compile else compute.dtype
+    return KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=dtype)
 
 
 def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Step:
@@ -98,15 +115,15 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
     conditions, which takes longer than a tenth of a small model's step. Here the key says what the graph was made for,
     and the checks are left out. torch files graphs under the code object, hence one for each.
     """
-    key = (rows, capacity, compute, model.training, model.blocks[0].mlp.up.weight.dtype)
+    key = (rows, capacity, compute, model.training, type(model.unembed))
     known = _compiled.setdefault(model, {})
     if key not in known:
-        options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+        options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
         if compute.device.type == "cuda":
             options["triton.cudagraphs"] = True
         own = FunctionType(step.__code__.replace(), step.__globals__)
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        cache = KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=compute.dtype)
+        cache = make_cache(model, rows, capacity, compute)
         if compute.device.type == "cpu":
             cache.look(BLOCK)
             torch._dynamo.mark_dynamic(cache.slots, 0)

@@ -28,7 +28,8 @@ class Compute:
     device: torch.device
     dtype: torch.dtype  # of matrix products; weights, optimizer state and reductions stay float32
     compile: bool
-    int8: bool = False  # weights as 8-bit integers: for decoding only
+    narrow: bool = False  # the matrices are stored in dtype (see quantize.py), so there is nothing to cast on the way
+    int8: bool = False  # or as 8-bit integers
 
     @staticmethod
     def resolve(
@@ -56,14 +57,15 @@ class Compute:
             compile = not missing_for_compile(where)
         if dtype == "int8":
             activations = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
-            return Compute(where, activations, resolve_compile(compile, where), int8=True)
+            return Compute(where, activations, resolve_compile(compile, where), narrow=True, int8=True)
         if dtype not in ("auto", *DTYPES):
             raise InputError(f"dtype={dtype!r} is not one of auto, {', '.join(DTYPES)}, int8")
-        return Compute(where, resolve_dtype(dtype, where), resolve_compile(compile, where))
+        found = resolve_dtype(dtype, where)
+        return Compute(where, found, resolve_compile(compile, where), narrow=found != torch.float32)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The context in which the model runs: nothing for float32, else torch.autocast."""
-        if self.dtype == torch.float32:
+        """The context in which the model runs: torch.autocast where the weights are kept wider than dtype."""
+        if self.dtype == torch.float32 or self.narrow:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 

@@ -38,6 +38,7 @@ class NewToken:
     model_log_probability: float  # in the model's own: before constraints, penalties and filters
     text: str = ""  # what is certain of the text since the token before: whole characters, nothing that may be cut off
     ended: str | None = None  # None: the row goes on; end (this is the end token) | stop (a stop string) | length
+    forgotten: int = 0  # how many of the oldest tokens of prompt and new text the model no longer saw
     drafted: bool = False  # speculative: its distribution came with an earlier token's
     alternatives: list[tuple[int, float]] = field(default_factory=list)  # the model's likeliest ids, probabilities
     rank: int | None = None  # with explain: among all tokens by the model's own probability, 1 the best
@@ -47,8 +48,9 @@ class NewToken:
 class Row:
     """A prompt, what it has become, and how it may go on."""
 
-    def __init__(self, prompt: Sequence[int], *, key: tuple[int, int], limit: int, text: Text) -> None:
-        self.window = list(prompt)  # the tokens that the model sees, and the newest one
+    def __init__(self, prompt: Sequence[int], *, context: int, key: tuple[int, int], limit: int, text: Text) -> None:
+        self.window = list(prompt[-context:])  # the tokens that the model sees, and the newest one
+        self.forgotten = max(0, len(prompt) - context)  # how many there are before these
         self.key = key  # seed and index
         self.limit = limit
         self.text = text
@@ -67,9 +69,15 @@ class Row:
                 self.ended = "length"
         if self.ended in ("end", "length"):
             new.text += self.text.end(whole=self.ended == "end")
-        new.ended = self.ended
+        new.ended, new.forgotten = self.ended, self.forgotten
         self.made += 1
         self.window.append(new.id)
+
+    def slide(self, context: int) -> None:
+        """Forgets the older half of a window that has outgrown the context."""
+        if len(self.window) > context:
+            self.forgotten += len(self.window) - (context // 2 + 1)
+            self.window = self.window[-(context // 2 + 1) :]
 
 
 @torch.no_grad()
@@ -94,6 +102,7 @@ def generate(
     is a function of the row's (seed, index, t) alone, so that rows do not depend on their neighbours; by default the
     rows have one seed, and their numbers as indices.
 
+    speculative: one prompt, faster where its text repeats itself; the same text (see speculate.py).
     beyond="slide": when a row has filled the model's context, its oldest half is dropped and the rest read again; of a
     prompt longer than the context its end is read. beyond="refuse": InputError where that could happen. Without a
     vocabulary there is no end token and no text. compute: the number format of model and cache; None: float32.
@@ -106,31 +115,36 @@ def generate(
     if vocabulary is None:
         vocabulary = Vocabulary((b"",) * model.config.vocab_size, {}, end_id=-1)
     stops = Matcher([(text, 1) for text in sampling.stop])
+    keys = zip(seeds, range(n_rows) if indices is None else indices, strict=True)
     rows = [
-        Row(prompt[-context:], key=(seeds[i], i if indices is None else indices[i]), limit=limits[i], text=Text(stops))
-        for i, prompt in enumerate(prompts)
+        Row(prompt, context=context, key=key, limit=limit, text=Text(stops))
+        for prompt, key, limit in zip(prompts, keys, limits, strict=True)
     ]
-    decoder: Decoder | Speculator
-    decoder = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
-    if speculative:
-        decoder = Speculator(decoder)
+    plain = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
+    decoder = Speculator(plain) if speculative else plain
     logits = decoder.read([row.window for row in rows])
     chooser = Chooser(prompts, sampling, vocabulary, room=min(limits), like=logits)
+    batch = list(enumerate(rows))  # the rows that the decoder has, and their numbers
     while True:
-        ids, chosen = chooser.choose(logits, rows, alternatives=alternatives, explain=explain)
-        living = [row.ended is None for row in rows]
-        for row, new in zip(rows, chosen, strict=True):
+        ids, chosen = chooser.choose(logits, [row for _, row in batch], alternatives=alternatives, explain=explain)
+        step: list[NewToken | None] = [None] * n_rows
+        for (number, row), new in zip(batch, chosen, strict=True):
             if row.ended is None:
                 new.drafted = isinstance(decoder, Speculator) and decoder.drafted
                 row.add(new, vocabulary, least=sampling.min_new_tokens)
-        yield [new if alive else None for new, alive in zip(chosen, living, strict=True)]
-        if all(row.ended for row in rows):
+                step[number] = new
+        yield step
+        going_on = [place for place, (_, row) in enumerate(batch) if row.ended is None]
+        if not going_on:
             return
-        if any(len(row.window) > context for row in rows):
-            for row in rows:
-                if len(row.window) > context:
-                    row.window = row.window[-(context // 2 + 1) :]
-            logits = decoder.read([row.window for row in rows])
+        if len(going_on) <= len(batch) // 2 and isinstance(decoder, Decoder) and not decoder.compiled:
+            batch, ids = [batch[place] for place in going_on], ids[going_on]
+            decoder.keep(going_on)
+            chooser.keep(going_on)
+        if any(len(row.window) > context for _, row in batch):
+            for _, row in batch:
+                row.slide(context)
+            logits = decoder.read([row.window for _, row in batch])
         else:
             logits = decoder.step(ids)
 
@@ -189,6 +203,13 @@ class Chooser:
         if explain:
             self.explain(stages, ids, chosen)
         return ids, chosen
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Goes on with these rows alone."""
+        if self.rules is not None:
+            self.states = [self.states[place] for place in places]
+        if self.sampling.penalizes:
+            self.counts, self.seen = self.counts[places], self.seen[places]
 
     def allowed(self, rows: Sequence[Row], rules: Rules) -> Tensor:
         """Which tokens the rules leave each row, (B, V), bool."""
@@ -256,8 +277,12 @@ def check(
     if beyond not in ("slide", "refuse"):
         raise InputError(f"beyond={beyond!r} is not one of slide, refuse")
     for prompt, limit in zip(prompts, limits, strict=True):
-        if beyond == "refuse" and len(prompt) + limit > context:
-            raise InputError(
-                f"a prompt of {len(prompt)} tokens and max_new_tokens={limit} exceed the context of {context}; "
-                "shorten one, or choose beyond=slide"
-            )
+        if beyond == "refuse" and (excess := overflow(len(prompt), limit, context=context)):
+            raise InputError(f"{excess}; shorten one, or choose beyond=slide")
+
+
+def overflow(prompt_length: int, max_new_tokens: int, *, context: int) -> str | None:
+    """In words, where a text may outgrow the context; None where it cannot."""
+    if prompt_length + max_new_tokens <= context:
+        return None
+    return f"{prompt_length} tokens of prompt and max_new_tokens={max_new_tokens} exceed the context of {context}"

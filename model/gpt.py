@@ -121,7 +121,9 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.unembed = None if config.tied else Linear(config.d_model, config.padded_vocab, bias=False)
+        self.unembed: nn.Module | None = None  # tied: the head is the embedding's matrix
+        if not config.tied:
+            self.unembed = Linear(config.d_model, config.padded_vocab, bias=False)
         self.register_buffer("cos", None, persistent=False)  # buffers move with the model to its device, and these
         self.register_buffer("sin", None, persistent=False)  # are computed anew rather than saved
         self.make_rotary()

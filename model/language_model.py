@@ -12,7 +12,7 @@ import torch
 
 from . import InputError
 from .device import Compute
-from .generate import NewToken, generate, per_row
+from .generate import NewToken, generate, overflow, per_row
 from .gpt import GPT
 from .next_word import NextWords, next_word_distribution
 from .sampling import SamplingConfig, checked, probabilities
@@ -52,6 +52,7 @@ class Completion:
     ended: str  # end (the end token) | stop (a stop string) | length (max_new_tokens)
     alternatives: list[list[TokenProbability]]  # on request: the model's most probable tokens at each place
     explanation: list[NewToken]  # on request: rank and what each filter did
+    forgotten: int  # how many of the oldest tokens of prompt and text the model did not see at the end
     drafted: int  # how many tokens needed no forward of their own (speculative)
 
 
@@ -166,6 +167,10 @@ class LanguageModel:
             found.append(Continuation(piece, outcome.kind, outcome.lower, cumulative, children))
         return found
 
+    def overflow(self, prompt: str, max_new_tokens: int) -> str | None:
+        """In words, where prompt and new text may outgrow the context and the oldest be forgotten; else None."""
+        return overflow(len(self.encode(prompt)), max_new_tokens, context=self.model.config.context)
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -249,6 +254,7 @@ class LanguageModel:
             ended=row[-1].ended or "length",
             alternatives=[[self.named(*pair) for pair in new.alternatives] for new in written if new.alternatives],
             explanation=written if explain else [],
+            forgotten=row[-1].forgotten,
             drafted=sum(new.drafted for new in row),
         )
 
@@ -259,6 +265,7 @@ class LanguageModel:
         max_new_tokens: int = 200,
         sampling: SamplingConfig | None = None,
         seed: int = 1,
+        index: int = 0,
         beyond: str = "slide",
         speculative: bool = False,
     ) -> Iterator[str]:
@@ -269,6 +276,7 @@ class LanguageModel:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=seed,
+            indices=[index],
             vocabulary=self.vocabulary,
             compute=self.compute,
             beyond=beyond,

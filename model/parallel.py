@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -72,7 +74,7 @@ def process_group(world: World, device: torch.device, first: Callable[[], str]) 
         store.wait(["first"], timedelta(days=30))
         status, _, result = store.get("first").decode().partition(" ")
         if status == "failed":
-            raise SystemExit(2)
+            leave_it_to_rank_0()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -81,6 +83,14 @@ def process_group(world: World, device: torch.device, first: Callable[[], str]) 
         yield result
     finally:
         dist.destroy_process_group()
+
+
+def leave_it_to_rank_0() -> NoReturn:
+    """Ends this process as a user's mistake does, once rank 0 had the time to say what it was: torchrun ends all ranks
+    when it sees one end.
+    """
+    time.sleep(5)
+    raise SystemExit(2)
 
 
 def wrap(model: GPT, strategy: str, compute: Compute) -> nn.Module:

@@ -10,89 +10,102 @@ from torch import Tensor, nn
 
 from .device import Compute
 from .gpt import GPT
-from .linear import Linear
+from .linear import Linear, linear
 
 FEW_ROWS = 32  # up to here the int8 kernel beats unpacking the whole matrix for an ordinary product
 
 
-class Int8Linear(nn.Module):
-    """A linear layer whose weights are integers from -127 to 127 times one scale for each output; x stays as it is.
+class NarrowLinear(nn.Module):
+    """A linear layer whose matrix is stored in fewer bits; it rounds its input likewise, and its bias stays float32."""
 
-    The scale is the largest weight of the output / 127, so a weight is off by at most half of that.
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = linear(x.to(self.weight.dtype), self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights are integers from -127 to 127 times one scale for each output.
+
+    The scale is the largest weight of that output / 127, so a weight is off by at most half of it.
     """
 
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         weight = weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (O,); a row of zeros, as of padding, stays zeros
         self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))  # (O, I)
-        self.register_buffer("scale", scale.to(dtype))
+        self.register_buffer("scale", scale.to(torch.bfloat16))  # as the kernel wants it, which is slow in float32
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(self.scale.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            if x.device.type == "cpu" and len(rows) <= FEW_ROWS:
-                y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
-            else:
-                y = F.linear(rows, self.weight.to(rows.dtype)) * self.scale
-            y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        if len(rows) <= FEW_ROWS:
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+        else:
+            y = F.linear(rows, self.weight.to(torch.bfloat16)) * self.scale
+        y = y.view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
 
 
 @torch.no_grad()
 def narrow(model: GPT, compute: Compute) -> GPT:
-    """Stores the matrices of a loaded model as compute reads them, in place, for inference only; returns the model.
+    """Stores the matrices of a loaded model as `compute` says, in place, for inference only; returns the model.
 
-    bfloat16 and float16: rounded once, as autocast else would for every token. int8: see Int8Linear. The embedding, the
-    norms and the biases stay float32; a head that is tied to the embedding gets a matrix of its own.
+    The embedding, the norms and the biases stay float32, as does what the layers add up; a head that is tied to the
+    embedding gets a matrix of its own. Nothing happens where compute.narrow is false.
     """
-    if not compute.int8 and compute.dtype == torch.float32:
+    if not compute.narrow:
         return model
-    if model.unembed is None:
-        vocabulary, width = model.embed.weight.shape
-        model.unembed = Linear(width, vocabulary, bias=False, device="meta")
-        model.unembed.weight = nn.Parameter(model.embed.weight.detach(), requires_grad=False)
+
+    def stored(layer: Linear | nn.Embedding) -> nn.Module:
+        bias = getattr(layer, "bias", None)
+        return Int8Linear(layer.weight, bias) if compute.int8 else NarrowLinear(layer.weight, bias, dtype=compute.dtype)
+
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):
-                if compute.int8:
-                    setattr(module, name, Int8Linear(child.weight, child.bias, dtype=compute.dtype))
-                else:
-                    child.weight = nn.Parameter(child.weight.detach().to(compute.dtype), requires_grad=False)
+                setattr(module, name, stored(child))
+    if model.unembed is None:
+        model.unembed = stored(model.embed)
     return model
 
 
 @dataclass(frozen=True)
 class QualityLoss:
-    """How far one model's next-token predictions are from another's, over the positions of some text."""
+    """How far one model's next-token predictions are from the exact ones, over the positions of some text."""
 
     largest: float  # |logit difference|, the logits of each position taken relative to their mean
     mean: float
-    divergence: float  # KL(exact || narrow), mean over positions, nats per token
+    divergence: float  # KL(exact || narrowed), the mean over positions in nats per token
     positions: int
 
     def __str__(self) -> str:
         return (
             f"logits off by {self.mean:.4f} on average and {self.largest:.3f} at most, "
-            f"{self.divergence:.2e} nats per token over {self.positions} positions"
+            f"KL {self.divergence:.1e} nats per token over {self.positions} positions"
         )
+
+
+def compare(exact: Tensor, narrowed: Tensor) -> QualityLoss:
+    """Logits (..., V) of the same text from two models. Their mean at a position is taken out: it changes nothing."""
+    p, q = (torch.log_softmax(logits.double().flatten(0, -2), dim=-1) for logits in (exact, narrowed))
+    difference = ((q - q.mean(-1, keepdim=True)) - (p - p.mean(-1, keepdim=True))).abs()
+    divergence = (p.exp() * (p - q)).sum(-1).mean()
+    return QualityLoss(difference.max().item(), difference.mean().item(), divergence.item(), len(p))
 
 
 @torch.no_grad()
 def quality_loss(exact: GPT, narrowed: GPT, ids: Tensor, *, compute: Compute) -> QualityLoss:
-    """Both read ids (B, T), teacher-forced: `exact` in float32, `narrowed` as `compute` says.
-
-    Logits are compared after taking out their mean at each position, which changes no probability.
-    """
-    wanted = exact(ids).float()
+    """Both read ids (B, T), teacher-forced: `exact` in float32, `narrowed` as `compute` says."""
     with compute.autocast():
-        got = narrowed(ids).float()
-    difference = ((got - got.mean(-1, keepdim=True)) - (wanted - wanted.mean(-1, keepdim=True))).abs()
-    p, q = torch.log_softmax(wanted, -1), torch.log_softmax(got, -1)
-    divergence = (p.exp() * (p - q)).sum(-1).mean()
-    return QualityLoss(difference.max().item(), difference.mean().item(), divergence.item(), ids.numel())
+        got = narrowed(ids)
+    return compare(exact(ids), got)

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from . import InputError, saving
 from .background import Saver
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, newest, verify
 from .evaluate import Score
 from .gpt import GPT
+from .parallel import World, leave_it_to_rank_0
 from .sharded import Owned
 
 
@@ -37,6 +39,27 @@ class Learned(Protocol):
     def state(self) -> Mapping[str, Tensor | Owned]: ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def newest_on_all(
+    run_dir: Path, world: World, device: torch.device, *, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The newest intact step, the same on all ranks: rank 0 verifies, once and for all of them."""
+    if world.size == 1:
+        return newest(run_dir, say=say)
+    none, failed = -1, -2
+    found, step = None, torch.tensor(failed, device=device)
+    try:
+        if world.is_main:
+            found = newest(run_dir, say=say)
+            step.fill_(found.step if found else none)
+    finally:
+        torch.distributed.broadcast(step, src=0)
+    if step == failed:
+        leave_it_to_rank_0()
+    if not world.is_main and step != none:
+        found = verify(run_dir / f"step_{int(step):08d}", contents=False)
+    return found
 
 
 def restore(

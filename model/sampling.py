@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from . import InputError
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair (json's \ud800), which no UTF-8 can hold
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class SamplingConfig:
         for name in ("stop", "banned", "forced"):
             if isinstance(getattr(self, name), str):
                 found.append(f"{name}={getattr(self, name)!r} must be a list of strings")
-            elif any(not isinstance(text, str) or not text for text in getattr(self, name)):
+            elif not all(isinstance(text, str) and text and not SURROGATE.search(text) for text in getattr(self, name)):
                 found.append(f"{name}={list(getattr(self, name))} holds what is no text of at least one character")
         return found
 
@@ -76,9 +79,11 @@ def penalize(logits: Tensor, sampling: SamplingConfig, *, seen: Tensor, counts: 
     Repetition: as in CTRL, but a negative logit is multiplied, for dividing it would reward the token. Presence and
     frequency: as in OpenAI's interface.
     """
-    theta = sampling.repetition_penalty
-    logits = torch.where(seen, torch.where(logits > 0, logits / theta, logits * theta), logits)
-    return logits - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
+    if (theta := sampling.repetition_penalty) != 1:
+        logits = torch.where(seen, torch.where(logits > 0, logits / theta, logits * theta), logits)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        logits = logits - sampling.presence_penalty * (counts > 0) - sampling.frequency_penalty * counts
+    return logits
 
 
 def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -135,7 +140,7 @@ FILTERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def fewest(probs: Tensor, score: Tensor, p: float, *, among: int = 128) -> Tensor:
+def fewest(probs: Tensor, score: Tensor, p: float, *, among: int = 256) -> Tensor:
     """True (..., V) for the tokens of the highest score, as few as have probabilities that reach p; one at least.
 
     Looks among so many of the highest scores; for the rows where these do not reach p, among more. Sorting them all
@@ -149,44 +154,47 @@ def fewest(probs: Tensor, score: Tensor, p: float, *, among: int = 128) -> Tenso
     kept = largest(score, ordered.gather(-1, count - 1), count)
     short = mass[..., -1] < p
     if among < probs.shape[-1] and short.any():
-        kept[short] = fewest(probs[short], score[short], p, among=8 * among)
+        kept[short] = fewest(probs[short], score[short], p, among=4 * among)
     return kept
 
 
 def largest(score: Tensor, threshold: Tensor, count: Tensor | int) -> Tensor:
     """True (..., V) for exactly the `count` largest, the last of which is `threshold`; ties: the smaller ids."""
-    above, equal = score > threshold, score == threshold
-    return above | equal & (equal.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True))
+    kept = score >= threshold
+    if (kept.sum(dim=-1, keepdim=True) > count).any():
+        equal = score == threshold
+        kept &= ~equal | (equal.cumsum(dim=-1) <= count - (kept & ~equal).sum(dim=-1, keepdim=True))
+    return kept
 
 
 def draw(probs: Tensor, keys: Sequence[int], *, candidates: int | None = None) -> Tensor:
     """Draws one id from each row of probs (B, V), row i with the noise of keys[i]; returns (B,).
 
     Gumbel-max: the argmax of ln p + G, where every G is standard Gumbel noise -ln(-ln u), is i with probability p[i].
-    Written p / -ln u, which has the same argmax. Unlike a walk along the cumulated probabilities, a change of 1e-6 in p
-    can change the result only where two tokens are that close. candidates: how many tokens at most are not 0.
+    Written p / -ln u, which has the same argmax. Unlike in a walk along the cumulated probabilities, a change of 1e-6
+    in p can change the result only where two tokens are that close. candidates: how many of a row's p may not be 0.
     """
     device = probs.device
     if device.type == "mps":
         probs = probs.cpu()  # it has no float64
-    if candidates is None or 8 * candidates > probs.shape[-1]:
-        ids = torch.arange(probs.shape[-1], device=probs.device).expand_as(probs)
+    if few := candidates is not None and 8 * candidates < probs.shape[-1]:
+        probs, tokens = probs.topk(candidates)
     else:
-        probs, ids = probs.topk(candidates)
-    best = (probs / -uniform(keys, ids).log()).argmax(dim=-1, keepdim=True)
-    return ids.gather(-1, best)[:, 0].to(device)
+        tokens = torch.arange(probs.shape[-1], device=probs.device)
+    best = (probs / uniform(keys, tokens).log_()).argmin(dim=-1, keepdim=True)  # both minus signs left out
+    return (tokens.gather(-1, best) if few else best)[:, 0].to(device)
 
 
 def uniform(keys: Sequence[int], tokens: Tensor) -> Tensor:
-    """The noise of tokens (B, N): float64 numbers in (0, 1), each a pure function of (keys[row], token).
+    """The noise of tokens (B, N) or, for all rows alike, (N,): float64 numbers (B, N) in (0, 1).
 
-    Number `token` of the SplitMix64 sequence that starts at the key (Steele et al. 2014), so that no number depends
-    on which others are asked for, nor on the device. int64 products wrap around; & makes a shift a logical one.
+    Each is a pure function of (keys[row], token): number `token` of the SplitMix64 sequence that starts at the key
+    (Steele et al. 2014), so that it depends neither on which others are asked for nor on the device.
     """
-    golden, first, second = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # odd, as in the paper
-    state = tokens * golden + torch.tensor(keys, device=tokens.device)[:, None]
+    golden, first, second = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # as in the paper
+    state = tokens * golden + torch.tensor(keys, device=tokens.device)[:, None]  # int64 products wrap around
     for shift, factor in ((30, first), (27, second), (31, 1)):
-        state ^= state >> shift & (1 << 64 - shift) - 1
+        state ^= (state >> shift).bitwise_and_((1 << 64 - shift) - 1)  # and: a logical shift
         state *= factor
-    # The upper 52 bits and a half: an odd multiple of 2^-53, never 0 or 1.
-    return ((state >> 12 & (1 << 52) - 1).double() + 0.5) * 2.0**-52
+    # The upper 52 bits, from -2^51 to 2^51 - 1, and a half: an odd multiple of 2^-53, never 0 or 1.
+    return (state >> 12).double().add_(2.0**51 + 0.5).mul_(2.0**-52)

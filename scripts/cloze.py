@@ -29,7 +29,7 @@ class ClozeConfig:
 
     outputs: str = "out/cloze.jsonl"
     val_include: Any = None  # the plays to ask about; null: the held-out one of each kind
-    options: int = 4  # the true word and words of its frequency, length and ending
+    choices: int = 4  # options a question: the true word and words of its frequency, length and ending
     before: int = 40  # words of the speech to show before the gap, whole lines; fewer at a speech's beginning
     least: int = 12  # questions with fewer words before the gap say too little
     per_play: int = 200  # at most so many questions a play
@@ -37,7 +37,7 @@ class ClozeConfig:
     debug: bool = False
 
     def problems(self) -> list[str]:
-        found = [] if 2 <= self.options <= 10 else [f"options={self.options} must be between 2 and 10"]
+        found = [] if 2 <= self.choices <= 10 else [f"choices={self.choices} must be between 2 and 10"]
         return found + ([] if self.per_play >= 1 else [f"per_play={self.per_play} must be at least 1"])
 
 
@@ -77,26 +77,26 @@ def main(cfg: ClozeConfig, overrides: cli.Overrides) -> None:
     for name, found in questions.items():
         # An arbitrary but fixed order decides which questions stay where there are more than the limit.
         found.sort(key=lambda question: hashlib.sha256("".join(question).encode()).digest())
-        made = [question for gap in found if (question := ask(*gap, pool=pool, counts=counts, options=cfg.options))]
+        made = [question for gap in found if (question := ask(*gap, pool=pool, counts=counts, choices=cfg.choices))]
         lines += [json.dumps({**question, "group": name}, ensure_ascii=False) for question in made[: cfg.per_play]]
     path = Path(cfg.outputs).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    print(f"{path}: {len(lines)} questions from {len(questions)} plays, {cfg.options} options each")
+    print(f"{path}: {len(lines)} questions from {len(questions)} plays, {cfg.choices} options each")
 
 
 def ask(
-    prompt: str, word: str, *, pool: dict[str, list[tuple[int, str]]], counts: Counter[str], options: int
+    prompt: str, word: str, *, pool: dict[str, list[tuple[int, str]]], counts: Counter[str], choices: int
 ) -> dict[str, Any] | None:
     """One question; None where too few other words end alike, are as long within two letters and about as frequent."""
     count, alike = counts[word.strip()], pool[ending(word)]
     low, high = bisect.bisect_left(alike, (count / 2, "")), bisect.bisect_left(alike, (2 * count + 1, ""))
     near = [other for _, other in alike[low:high] if abs(len(other) - len(word)) <= 2]
     others = [other for other in near if other != word and other not in prompt]
-    if len(others) < options - 1:
+    if len(others) < choices - 1:
         return None
     draw = random.Random(prompt)  # the question's own, so that it does not depend on the others
-    chosen = [word, *draw.sample(others, options - 1)]
+    chosen = [word, *draw.sample(others, choices - 1)]
     draw.shuffle(chosen)
     return {"prompt": prompt, "options": chosen, "completion": word}
 

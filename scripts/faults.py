@@ -20,6 +20,7 @@ from pathlib import Path
 from conf import cli
 from model import InputError, checkpoint
 
+TRAIN = Path(__file__).parent.parent / "train.py"
 TINY = (  # so small that starting Python takes longer than to train a hundred steps
     "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "model.dropout=0.1", "tokenizer=char",
     "batch_size=4", "device=cpu", "dtype=float32", "log_every=1", "eval_every=15",
@@ -50,7 +51,7 @@ class FaultsConfig:
 def command(cfg: FaultsConfig, name: str, *more: str) -> list[str]:
     out = Path(cfg.out)
     own = (f"corpus={out / 'text.txt'}", f"datasets={out / 'datasets'}", f"run_dir={out / name}")
-    return [sys.executable, "train.py", *own, *TINY, f"save_every={cfg.save_every}", *more]
+    return [sys.executable, str(TRAIN), *own, *TINY, f"save_every={cfg.save_every}", *more]
 
 
 def in_background(number: int) -> bool:
@@ -95,7 +96,8 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
         if int(found) != expected:
             raise InputError(f"{log}: went on from step {found} instead of {expected}")
     now = checkpoint.newest(run_dir, say=print)
-    return last_step(run_dir), now.step if now else 0
+    intact = now.step if now else 0
+    return (last_step(run_dir) if "parameters," in said else intact), intact  # else the figures are an earlier one's
 
 
 def trains(log: Path, run_dir: Path, step: int) -> bool:
@@ -132,7 +134,7 @@ def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
         above = sum(steps > cfg.save_every for steps in some)
         mean = sum(some) / len(some)
         print(f"steps lost {what}: {mean:.1f} on average, {max(some)} at most, above {cfg.save_every} {above} times")
-    print(f"the final weights are {'' if equal else 'NOT '}the same, bit for bit, as those of an undisturbed run")
+    print(f"the final weights are {'' if equal else 'not '}the same, bit for bit, as those of an undisturbed run")
     if not equal:
         raise InputError(f"{files[0]} and {files[1]} differ")
 

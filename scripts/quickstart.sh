@@ -20,8 +20,12 @@ echo "== What it writes =="
 echo
 echo "== Which token comes next? =="
 .venv/bin/python sample.py checkpoint=$run/best mode=next_token top=12 plot=$run/next_token.png \
-    prompt="O Romeo, Romeo! wherefore art thou"
+    prompt="The Duke of"
 
 echo
-echo "Look at $run/loss.png and $run/next_token.png. Now your own text:"
+echo "== And which word? The order of these is proven =="
+.venv/bin/python sample.py checkpoint=$run/best mode=next_word top=12 plot=$run/next_word.png prompt="The Duke of"
+
+echo
+echo "Look at $run/loss.png, $run/next_token.png and $run/next_word.png. Now your own text:"
 echo "  .venv/bin/python train.py corpus=PATH_TO_YOUR_TEXT run_dir=out/mine"

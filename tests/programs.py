@@ -23,6 +23,7 @@ CONFIGS = {
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
     "ablations": ("scripts.ablations", "AblationsConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
+    "faults": ("scripts.faults", "FaultsConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),
 }
 NANO = [  # the smallest thing that is still a model

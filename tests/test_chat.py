@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -28,7 +29,8 @@ def talk(monkeypatch, capsys):
     def run(*lines, answer=(" yes", "."), **options):
         asked = []
 
-        def stream(text, settings):
+        def stream(text, settings, turn):
+            assert turn == len(asked) or answer != (" yes", ".")
             asked.append((text, settings))
             for piece in answer:
                 if isinstance(piece, BaseException):
@@ -111,6 +113,11 @@ def test_what_the_model_refuses_is_told_and_the_text_stays(talk):
     out, asked = talk("one", "two", answer=[InputError("the prompt is too long; shorten it")])
     assert out.splitlines().count("error: the prompt is too long; shorten it") == 2
     assert texts(asked) == ["one", "two"]
+    assert "(nothing is left)" in talk("one", "/undo", answer=[InputError("no")])[0]
+    session = chats.Session(lambda *_: iter([1 / 0]), SETTINGS, (), {}, True, True, len, 9)
+    with pytest.raises(ZeroDivisionError):
+        session.answer("one")
+    assert session.earlier == [] and session.text == ""  # there is nothing to undo
     with pytest.raises(ZeroDivisionError):  # a bug is no mistake of the user's
         talk("one", answer=[ZeroDivisionError()])
 
@@ -141,7 +148,7 @@ from conf.chat import chat
 @dataclass
 class Settings:
     x: int = 1
-def stream(text, settings):
+def stream(text, settings, turn):
     yield " answer"
     if "wait" in text:
         print(" waiting", end="", flush=True)
@@ -166,25 +173,32 @@ class Terminal:
             preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         )
         os.close(slave)
+        self.unread = ""
 
     def until(self, text: str) -> None:
-        """Reads until the text has been printed since the last call."""
-        found = ""
-        while text not in found:
+        """Reads on until the text has been printed."""
+        while text not in self.unread:
             ready, _, _ = select.select([self.master], [], [], 60)  # rather fail than hang
             try:
                 piece = os.read(self.master, 1000).decode() if ready else ""
             except OSError:  # the other side is closed
                 piece = ""
-            assert piece, f"{text!r} is not in {found!r}"
-            found += piece
+            assert piece, f"{text!r} is not in {self.unread!r}"
+            self.unread += piece
+        self.unread = self.unread.partition(text)[2]
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def end(self) -> int:
+    def end(self, last: str) -> int:
+        """Types the last key until the program has ended: a signal just before readline waits is noticed with the
+        next key only."""
         try:
-            return self.process.wait(timeout=60)
+            for _ in range(60):
+                with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+                    self.type(last)
+                    return self.process.wait(timeout=1)
+            return self.process.wait(timeout=1)
         finally:
             self.process.kill()
             os.close(self.master)
@@ -200,8 +214,7 @@ def test_on_a_terminal_control_c_stops_the_answer_then_the_program(tmp_path):
     terminal.type("/words\n")
     terminal.until("no command /words")
     terminal.until("> ")
-    terminal.type("\x03")
-    assert terminal.end() == 0
+    assert terminal.end("\x03") == 0
     assert "wait for it" in (tmp_path / "nextword" / "history").read_text()
 
     terminal = Terminal(XDG_STATE_HOME=str(tmp_path))  # the lines of the last session are there again
@@ -211,8 +224,7 @@ def test_on_a_terminal_control_c_stops_the_answer_then_the_program(tmp_path):
     terminal.until("waiting")
     terminal.type("\x03")
     terminal.until("> ")
-    terminal.type("\x04")
-    assert terminal.end() == 0
+    assert terminal.end("\x04") == 0
 
 
 def test_a_history_that_cannot_be_written_hinders_nothing(tmp_path):
@@ -222,8 +234,7 @@ def test_a_history_that_cannot_be_written_hinders_nothing(tmp_path):
     terminal.type("one\n")
     terminal.until("answer")
     terminal.until("> ")
-    terminal.type("/quit\n")
-    assert terminal.end() == 0
+    assert terminal.end("/quit\n") == 0
 
 
 def test_where_the_history_is_kept(monkeypatch):

@@ -10,7 +10,7 @@ from scripts import cloze
 
 from .programs import ok, one_line, run
 
-WORDS = ["night", "light", "sight", "fight", "knight", "king", "ring", "thing", "sting", "spring"]
+WORDS = ["night", "light", "sight", "fight", "knight", "king", "ring", "thing", "sting", "overflowing"]
 PLAY = "# A Play\n\n" + "\n\n".join(
     f"**SPEAKER**  \nWhen shall we three meet again in thunder  \nOr in the rain of this most dreadful {word},  \n"
     f"_Exit_\nThen let us number {number} go and seek the {WORDS[number % 7]}."
@@ -34,8 +34,8 @@ def test_a_gap_is_the_last_word_of_a_line_of_verse():
 def test_questions_from_held_out_plays_alone(tmp_path, monkeypatch):
     plays = [Document("tragedies/macbeth.md", PLAY), Document("comedies/other.md", PLAY.replace("dreadful", "happy"))]
     monkeypatch.setattr(cloze, "documents", lambda corpus, cache: iter(plays))
-    path = tmp_path / "new" / "cloze.jsonl"
-    arguments = [f"outputs={path}", "options=3", "per_play=9"]
+    path = tmp_path / "cloze.jsonl"
+    arguments = [f"outputs={path}", "choices=3", "per_play=9"]
     assert "9 questions from 1 plays, 3 options each" in ok("cloze", *arguments)
     made = read_choices(path)
     before = path.read_bytes()
@@ -58,4 +58,4 @@ def test_settings_that_ask_for_nothing_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(cloze, "documents", lambda corpus, cache: iter([Document("a.md", PLAY)]))
     monkeypatch.chdir(tmp_path)
     assert "no lines to ask about" in one_line(run("cloze"))
-    assert "options=1 must be between" in one_line(run("cloze", "options=1"))
+    assert "choices=1 must be between" in one_line(run("cloze", "choices=1"))

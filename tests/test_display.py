@@ -51,6 +51,16 @@ def test_progress_is_plain_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch)
     assert "no" not in file.getvalue()
 
 
+def test_progress_lines_may_be_few_and_count_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 12.0, 15.0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    file = io.StringIO()
+    with display.Progress(50, file=file, unit="prompt", every=5) as progress:
+        for done in (10, 20, 30):
+            progress.update(done)
+    assert file.getvalue().splitlines() == ["prompt 10/50  40s left", "prompt 30/50  10s left"]
+
+
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     file = io.StringIO()

@@ -204,6 +204,23 @@ def test_a_mistake_is_told_once_and_ends_every_rank(options, tmp_path):
     assert len(told) == 1 and "nowhere" in told[0]
 
 
+@pytest.mark.slow
+def test_damage_is_told_once_and_all_ranks_take_the_same_step(options, tmp_path):
+    run_dir = tmp_path / "run"
+    ok("train", *options, f"run_dir={run_dir}")
+    before = losses(run_dir)
+    resume = [*TORCHRUN, "train.py", f"run_dir={run_dir}", "resume=true", "parallel=fsdp"]
+    (checkpoint.steps(run_dir)[0] / "model.safetensors").write_bytes(b"")
+    ended = finish(start(*resume))
+    assert ended.status == 0 and ended.out.count("falling back to step_00000015") == 1, ended.err
+    assert max(abs(a - b) for a, b in zip(losses(run_dir), before, strict=True)) < 1e-5
+    for step in checkpoint.steps(run_dir):
+        (step / "model.safetensors").write_bytes(b"")
+    ended = finish(start(*resume))
+    told = [line for line in ended.err.splitlines() if line.startswith("error:")]
+    assert ended.status != 0 and len(told) == 1 and "has no intact step" in told[0]
+
+
 def workers(torchrun: int) -> list[int]:
     """The processes that torchrun has started, by rank."""
     found = {}

@@ -120,6 +120,13 @@ def test_a_file_without_prompts_is_refused(tmp_path, content):
         opened(tmp_path / "prompts.jsonl", content)
 
 
+def test_where_the_context_must_suffice_a_longer_prompt_is_wrong(tmp_path):
+    content = "\n".join(json.dumps({"prompt": "x" * length}) for length in (15, 16, 2))
+    opened(tmp_path / "prompts.jsonl", content)
+    with pytest.raises(InputError, match="jsonl:2: 16 tokens and max_new_tokens=5 exceed the context of 20"):
+        opened(tmp_path / "prompts.jsonl", refuse_beyond=True)
+
+
 def test_what_cannot_be_read_twice_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, part in (("missing", "No such file"), (".", "no file that"), ("pipe", "no file that")):

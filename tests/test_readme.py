@@ -14,8 +14,10 @@ from data.prepare import PrepareConfig
 from finetune import FinetuneConfig
 from sample import LanguageModel, SampleConfig
 from scripts.ablations import AblationsConfig
+from scripts.cloze import ClozeConfig
 from scripts.compress import CompressConfig
 from scripts.evaluate import EvaluateConfig
+from scripts.faults import FaultsConfig
 from scripts.speeches import SpeechesConfig
 from train import TrainConfig
 
@@ -30,7 +32,9 @@ PROGRAMS = {
     "scripts.evaluate": ("evaluate", EvaluateConfig),
     "scripts.ablations": ("ablations", AblationsConfig),
     "scripts.speeches": ("speeches", SpeechesConfig),
+    "scripts.cloze": ("cloze", ClozeConfig),
     "scripts.compress": ("compress", CompressConfig),
+    "scripts.faults": ("faults", FaultsConfig),
 }
 SET_UP = ("git clone", "source .venv/bin/activate")
 LINKED = ["scripts/quickstart.sh", "scripts/test.sh"]
@@ -67,7 +71,7 @@ def test_command_lines_compose(line, tmp_path, monkeypatch):
         assert words[1] in LINKED
     elif words[0] == "torchrun":
         monkeypatch.setenv("WORLD_SIZE", words[2].split("=")[1])
-        compose(words[3:])
+        compose(words[words.index("train.py") :])
     else:
         assert words[0] == "python"
         compose(words[2:] if words[1] == "-m" else words[1:])

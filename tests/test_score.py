@@ -81,8 +81,8 @@ def test_a_long_prompt_counts_by_its_end(lm):
 
 def test_decoding_then_scoring_gives_the_same_log_probabilities(lm):
     [made] = lm.complete([lm.encode("Listen")], max_new_tokens=20, seed=3)
-    [figures] = log_probabilities(lm.model, [(lm.encode("Listen"), made[0])], compute=CPU)
-    assert [row[0] for row in figures] == pytest.approx(made[1], abs=1e-4)
+    [figures] = log_probabilities(lm.model, [(lm.encode("Listen"), made.tokens)], compute=CPU)
+    assert [row[0] for row in figures] == pytest.approx(made.log_probabilities, abs=1e-4)
 
 
 def test_a_score_is_the_sum_of_its_tokens_and_they_join_to_the_text(lm):

@@ -36,14 +36,26 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_a_table_of_tokens_is_plain_and_complete_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": 37, "text": text, "probability": 0.3 / rank} for rank, text in enumerate(ODD[:6], start=1)]
     rows += [{"id": 9, "text": "long " * 40, "probability": 0.0}]
-    tables.token_table(rows, title="after [x]")
+    tables.token_tables([{"prompt": "[x]", "tokens": rows}])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "after [x]" and lines[1].split() == ["rank", "probability", "cumulative", "id", "text"]
+    assert lines[0] == "Next token after '[x]'" and lines[1].split() == [
+        "rank",
+        "probability",
+        "cumulative",
+        "id",
+        "text",
+    ]
     assert len(lines) == 2 + len(rows) and not any("\x1b" in line or line != line.rstrip() for line in lines)
     for line, row in zip(lines[2:], rows, strict=True):
         assert repr(row["text"]) in line and f"{row['probability']:.4%}" in line
     assert lines[3].split()[2] == "45.00%"
-    tables.token_table([], title="nothing")
+    tables.token_tables([{"prompt": "", "tokens": []}, {"prompt": "y", "tokens": tables.grouped(rows)}])
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines()[0] == "Next token after ''" and "variants" not in first + second
+    rows = tables.grouped([{"text": " you", "probability": 0.2}, {"text": "You", "probability": 0.1}])
+    tables.token_tables([{"prompt": "x", "tokens": rows}])
+    out = capsys.readouterr().out
+    assert "30.0000%" in out and out.splitlines()[-1].endswith("' you', 'You'")
 
 
 def test_a_table_of_words_shows_bounds_and_what_lies_outside(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,23 +165,28 @@ def test_accuracies_stand_beside_what_guessing_gets(capsys: pytest.CaptureFixtur
 
 def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     filters = [
-        {"name": "temperature", "probability": 0.2, "removed": 0.0},
-        {"name": "top_k", "probability": 0.25, "removed": 0.2},
+        {"name": "penalties", "before": 0.1, "after": 0.1, "removed": 0.0},
+        {"name": "temperature", "before": 0.1, "after": 0.2, "removed": 0.0},
+        {"name": "top_k", "before": 0.2, "after": 0.25, "removed": 0.2},
+        {"name": "top_p", "before": 0.25, "after": 0.5, "removed": 0.5},
     ]
     row = {"text": " gut", "rank": 3, "probability": 0.1, "filters": filters}
     others = [{"text": " heart", "probability": 0.5}]
-    tables.explain_table([{**row, "alternatives": others}, {**row, "filters": filters[:1]}], prompt="Listen to your")
+    tables.explain_table([{**row, "alternatives": others}, {**row, "filters": filters[:2]}], prompt="Listen to your")
     _, head, first, second, _ = capsys.readouterr().out.splitlines()
-    assert head.split() == ["token", "rank", "model", "temperature", "top_k", "removed", "instead"]
-    assert first.split() == ["'", "gut'", "3", "10.00%", "20.00%", "25.00%", "20.00%", "'", "heart'", "50.0%"]
-    assert second.split()[2:] == ["3", "10.00%", "20.00%", "0.00%"]
+    assert head.split() == ["token", "rank", "model", "temperature", "top_k", "top_p", "removed", "first", "choices"]
+    assert first.split()[2:7] == ["3", "10.00%", "20.00%", "(-0.0%)", "25.00%"]
+    assert first.split()[7:] == ["(-20.0%)", "50.00%", "(-50.0%)", "60.00%", "'", "heart'", "50.0%"]
+    assert second.split()[2:] == ["3", "10.00%", "20.00%", "(-0.0%)", "0.00%"]
+    tables.explain_table([row])
+    assert len(capsys.readouterr().out.splitlines()) == 3  # no title; a caption once
     tables.explain_table([])
 
 
 def test_everything_survives_an_ascii_pipe() -> None:
     code = (
         "from conf import tables as t; from tests.test_tables import SCORE, words\n"
-        "t.token_table([{'text': 'é', 'probability': 1}], title='café'); t.surprisal(SCORE)\n"
+        "t.token_tables([{'prompt': 'café', 'tokens': [{'text': 'é', 'probability': 1}]}]); t.surprisal(SCORE)\n"
         "t.word_tables([words('é'), words('x')]); t.continuation_tree([{'text': 'é', 'probability': 0.5}], prompt='é')"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"}

@@ -164,10 +164,13 @@ def test_evaluation_does_not_depend_on_the_batch_and_leaves_the_model_as_it_was(
     assert abs(scores[0].bits_per_byte - scores[0].loss * 140 / 0.6931471805599453 / 50) < 1e-9
 
 
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_three_and_three_steps_equal_six_bit_for_bit(base, tmp_path, monkeypatch, dtype, optimizer):
+def test_three_and_three_steps_equal_six_bit_for_bit(base, tmp_path, monkeypatch, dtype, optimizer, compile):
+    torch._dynamo.reset()
     options = [*base, f"dtype={dtype}", f"optimizer={optimizer}", "model.dropout=0.1", "steps=6", "eval_every=6"]
+    options += [f"compile={str(compile).lower()}", "spike_deviations=9"]
     ok("train", *options, f"run_dir={tmp_path / 'straight'}")
     with monkeypatch.context() as patch:
         calls = iter(range(1, 99))

@@ -1,0 +1,32 @@
+"""Runs a benchmark by its name: a small table against its targets, and one line of JSON last."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from conf import cli
+
+BENCHMARKS = {
+    "decode": "tokens per second of one text, against transformers' and nanoGPT's generate with the same weights",
+    "next_word": "how fast the order of the next words is certified, and whether random samples agree",
+    "bulk": "many prompts in batches, against one after the other",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """`NAME key=value ...`; each benchmark is a module of scripts.benchmarks with a `main` and its `Config`."""
+    name = arguments[0] if arguments else "--help"
+    if name in BENCHMARKS:
+        module = importlib.import_module(f"scripts.benchmarks.{name}")
+        cli.run(module.main, module.Config, name=f"bench_{name}", argv=arguments[1:])
+    print("usage: python -m scripts.bench NAME [KEY=VALUE ...] [--help]\n")
+    for known, what in BENCHMARKS.items():
+        print(f"  {known:<10} {what}")
+    if name not in ("-h", "--help"):
+        print(f"error: there is no benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,113 @@
+"""Bulk sampling: tokens per second in batches, beside one prompt at a time with the same model and number format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf import cli
+from model.bulk import Request, continue_batch
+from model.config import ModelConfig
+from model.device import DTYPES, Compute, keep_freed_memory
+from model.gpt import GPT
+from model.language_model import LanguageModel
+from model.sampling import SamplingConfig
+from sample import load
+
+from .measure import Target, print_json, take_turns
+
+WANTED = 12.0  # times the speed of single prompts, for models of at most 11M parameters
+SINGLE = "one at a time"
+
+
+@dataclass
+class Config:
+    """The keys of `python -m scripts.bench bulk`."""
+
+    checkpoint: str | None = None  # null: random weights, 6 layers, 384 wide, 10.7M parameters
+    dtype: str = "float32"
+    batch_sizes: list[int] = field(default_factory=lambda: [16, 64, 128])
+    prompt_tokens: int = 20
+    max_new_tokens: int = 100
+    singles: int = 3  # prompts continued one after the other in each repeat
+    temperature: float = 1.0
+    top_p: float | None = None
+    repeats: int = 5
+    threads: int = 0  # 0: as many as there are CPUs
+    debug: bool = False
+
+    def problems(self) -> list[str]:
+        found = [] if self.dtype in DTYPES else [f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}"]
+        for name in ("prompt_tokens", "max_new_tokens", "singles", "repeats"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            found.append(f"batch_sizes={self.batch_sizes} must be numbers of at least 1")
+        return found
+
+
+class Numbers:
+    """Stands in for a tokenizer where the weights are random and the text means nothing."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size, self.special_tokens = vocab_size, {"<|endoftext|>": vocab_size}
+        self.end_id = vocab_size  # beyond what the model knows: no text ends early
+
+    def encode(self, text: str) -> list[int]:
+        return [int(number) for number in text.split()]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(f" {number}" for number in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        return f" {token}".encode()
+
+
+def random_model(dtype: str) -> LanguageModel:
+    """The modern preset in the size of nanoGPT's recipe for characters: speed does not ask what weights say."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(vocab_size=128, n_layer=6, n_head=6, d_model=384, context=256)).eval()
+    return LanguageModel(model, Numbers(128), Compute.resolve("cpu", dtype=dtype), Path())
+
+
+def contender(lm: LanguageModel, prompts: list[list[int]], request: Request, rows: int) -> Callable[[], int]:
+    """Continues all prompts in batches of `rows`, and counts the new tokens."""
+
+    def run() -> int:
+        made = 0
+        for start in range(0, len(prompts), rows):
+            batch = prompts[start : start + rows]
+            indices = range(start, start + len(batch))
+            results = continue_batch(lm, batch, [request] * len(batch), indices=indices, rows=rows)
+            made += sum(len(result.tokens) for result in results)
+        return made
+
+    return run
+
+
+def main(cfg: Config, overrides: cli.Overrides) -> None:
+    keep_freed_memory()
+    torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
+    lm = random_model(cfg.dtype) if cfg.checkpoint is None else load(cfg.checkpoint, device="cpu", dtype=cfg.dtype)
+    request = Request(SamplingConfig(temperature=cfg.temperature, top_p=cfg.top_p), cfg.max_new_tokens)
+    drawn = torch.Generator().manual_seed(1)
+    shape = (max(*cfg.batch_sizes, cfg.singles), cfg.prompt_tokens)
+    prompts = torch.randint(1, lm.model.config.vocab_size, shape, generator=drawn).tolist()
+    contenders = {SINGLE: contender(lm, prompts[: cfg.singles], request, 1)}
+    contenders |= {f"batch of {size}": contender(lm, prompts[:size], request, size) for size in cfg.batch_sizes}
+    tokens = {name: run() for name, run in contenders.items()}  # warms up; each repeat makes the same
+    times = take_turns(contenders, repeats=cfg.repeats)
+    rows: dict[str, Any] = {name: times[name].row(tokens[name]) for name in contenders}
+    parameters = sum(weight.numel() for weight in lm.model.parameters())
+    print(f"{parameters / 1e6:.1f}M parameters, {cfg.dtype}, {torch.get_num_threads()} threads, new tokens a second:")
+    for name, row in rows.items():
+        print(f"{name:<16} {row['per_second']:>8,.0f}  ({row['lowest']:,.0f} to {row['highest']:,.0f})")
+    ratios = {name: rows[name]["per_second"] / rows[SINGLE]["per_second"] for name in rows if name != SINGLE}
+    best = max(ratios, key=lambda name: ratios[name])
+    print(Target(f"{best} against {SINGLE}", ratios[best], WANTED))
+    print_json({"benchmark": "bulk", "parameters": parameters, "dtype": cfg.dtype, "speeds": rows, "ratios": ratios})
