@@ -76,7 +76,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     )
     val_data = ExampleEvaluation(val_examples, tokenizer, context=context, one_width=one_width)
     with contextlib.ExitStack() as held:
-        if world.is_main:
+        if world.is_main and not cfg.dry_run:
             held.enter_context(checkpoint.lock(Path(cfg.run_dir or "")))
         held.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
@@ -93,7 +93,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
         goes_on = start.directory.parent == Path(cfg.run_dir or "")  # then the file is there, and may say otherwise now
-        if world.is_main and cfg.val_examples is None and not goes_on:
+        if world.is_main and cfg.val_examples is None and not goes_on and not cfg.dry_run:
             held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
             write_examples(val_examples, held_out)
             print(f"the held-out examples are in {held_out}")

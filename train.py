@@ -8,98 +8,40 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from conf import cli, display
+from conf import cli, display, forecast
 from conf.journal import Journal, draw
-from conf.resume import JOB, follow_checkpoint, job, resume_config
+from conf.resume import JOB, fill_in, follow_checkpoint, job, resume_config
+from conf.stopwatch import Stopwatch
 from data.batches import WindowBatches, WindowEvaluation
 from data.prepare import PrepareConfig, open_split, prepare
+from data.references import reference_losses
 from data.tokenizer import Tokenizer
 from data.tokenizer import load as load_tokenizer
-from model import InputError, checkpoint, parallel, saving
-from model.attention import choose_kernel
+from model import InputError, checkpoint, memory, parallel, plan, saving
+from model.average import Average
 from model.background import Saver
+from model.budget import Costs, Deadline
 from model.config import ModelConfig
-from model.device import DTYPES, Compute, cpu_has_bfloat16, keep_freed_memory
-from model.evaluate import EvaluationData, Score, evaluate, summed_loss, to_device
+from model.depth import settings_for
+from model.device import DTYPES, Compute, deterministic, keep_freed_memory
+from model.evaluate import EvaluationData, Score, TrainingData, evaluate, summed_loss, to_device
 from model.gpt import GPT
 from model.guard import LossScale, SkipGuard
-from model.optim import Optimizer, OptimizerConfig, rate_at, warmup
+from model.measure import measure, outlook, saved_bytes
+from model.microbatch import MicroBatches, recompute_activations
+from model.optim import Optimizer, warmup
+from model.preview import sample_text
 from model.run_state import RunState, newest_on_all, publish, restore
 from model.seeds import hash_seed
-
-
-@dataclass
-class WandbConfig:
-    mode: str = "disabled"  # disabled | offline | online
-    project: str = "nextword"  # where wandb files the run
-
-
-@dataclass
-class LoopConfig:
-    """What fit() reads, whatever the data."""
-
-    run_dir: str | None = None  # where the run lives
-    steps: int = 1000  # optimizer updates
-    batch_size: int = 16  # sequences per update, over all ranks
-    micro_batch: int | None = None  # sequences per forward on one rank; null: all of its share
-    seed: int = 1  # of the weights, the order of the data and dropout
-    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
-    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
-    compile: Any = "auto"  # auto | true | false
-    parallel: str = "none"  # none | ddp | fsdp
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    log_every: int = 10  # steps between two lines of figures
-    eval_every: int | None = None  # null: ten times a run, at least 25 steps apart
-    save_every: int | None = None  # null: whenever it evaluates; a better evaluation always saves
-    keep_last: int = 2  # newest saved steps to keep, beside the best
-    save_in_background: bool = True  # write a checkpoint while training goes on, from a copy; false: wait for it
-    save_sharded: Any = "auto"  # auto | true | false: each rank writes a part; auto: fsdp, from 2 billion parameters
-    resume: Any = False  # false | true | auto
-    nonfinite_limit: int = 10  # skipped updates in a row that end the run
-    spike_deviations: float = 0.0  # skip updates whose gradient norm or loss lies so far above the usual; 0: none
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    debug: bool = False  # tracebacks for every error
-
-    def problems(self) -> list[str]:
-        """All that is wrong beyond single types."""
-        world = parallel.World.from_environment()
-        found = [] if self.run_dir else ["run_dir is required: where to keep the run, such as run_dir=out/first"]
-        counts = ("steps", "batch_size", "micro_batch", "log_every", "eval_every", "save_every", "keep_last")
-        for name in (*counts, "nonfinite_limit"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                found.append(f"{name}={value} must be at least 1")
-        if self.resume not in (False, True, "auto"):
-            found.append(f"resume={self.resume!r} is not one of false, true, auto")
-        if self.parallel not in parallel.STRATEGIES:
-            found.append(f"parallel={self.parallel!r} is not one of {', '.join(parallel.STRATEGIES)}")
-        elif world.size > 1 and self.parallel == "none":
-            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp or fsdp")
-        if world.size > 1 and ":" in self.device:
-            found.append(f"device={self.device} would give all {world.size} processes one device; use device=cuda")
-        if not 0 <= self.spike_deviations < math.inf:
-            found.append(f"spike_deviations={self.spike_deviations} must be 0 (off) or above")
-        if self.save_sharded not in (False, True, "auto"):
-            found.append(f"save_sharded={self.save_sharded!r} is not one of auto, true, false")
-        if self.wandb.mode not in ("disabled", "offline", "online"):
-            found.append(f"wandb.mode={self.wandb.mode!r} is not one of disabled, offline, online")
-        if self.batch_size % world.size:
-            found.append(f"batch_size={self.batch_size} is not divisible by the {world.size} processes")
-        elif self.micro_batch and self.batch_size // world.size % self.micro_batch:
-            share = self.batch_size // world.size
-            found.append(f"micro_batch={self.micro_batch} does not divide the {share} sequences of each process")
-        if self.steps >= 1 and (self.optimizer.warmup_steps or 0) > self.steps:
-            found.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than steps={self.steps}")
-        if not -(2**63) <= self.seed < 2**63:
-            found.append(f"seed={self.seed} has more than 64 bits")
-        return found
+from model.settings import LoopConfig, settle, what_was_resolved
 
 
 @dataclass
@@ -107,31 +49,19 @@ class TrainConfig(LoopConfig, PrepareConfig):
     """The keys of `python train.py`: those of the loop, those of preparing a corpus, and the model's shape."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    depth: int | None = None  # one dial for a size: layers, width, heads, batch, learning rates (model/depth.py)
     checkpoint: str | None = None  # start from these weights, this model and this tokenizer
+    gpu: str | None = None  # dry_run: how many of this kind a large model needs (H100, H200, A100...), on paper
 
     def problems(self) -> list[str]:
         found = LoopConfig.problems(self) + PrepareConfig.problems(self)
         if self.model.vocab_size:
             found.append(f"model.vocab_size={self.model.vocab_size} follows the tokenizer; set tokenizer.vocab_size")
+        if self.depth is not None and self.depth < 1:
+            found.append(f"depth={self.depth} must be at least 1")
+        if self.gpu and not self.dry_run:
+            found.append(f"gpu={self.gpu} is for dry_run=true: what would be needed; say device= for where to train")
         return found
-
-
-Settings = TypeVar("Settings", bound=LoopConfig)
-
-
-class TrainingData(Protocol):
-    """Batches as a pure function of (seed, step): a resumed run, or one on more ranks, sees the same."""
-
-    batch_size: int
-    context: int
-
-    def batch(self, step: int, rows: slice) -> Any: ...  # (inputs, targets), this rank's rows of the global batch
-
-    def supervised_tokens(self, step: int) -> int: ...  # targets that carry loss, in the whole global batch
-
-    def epochs(self, step: int) -> float: ...  # how often the data were seen after so many steps
-
-    def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
 
 
 def fit(
@@ -144,68 +74,127 @@ def fit(
     world: parallel.World,
     compute: Compute,
     facts: dict[str, Any],
+    references: dict[str, float] | None = None,
 ) -> Score | None:
     """Trains `model` in place for cfg.steps updates, or from where run_dir's newest step left off; the last evaluation.
 
     `facts` (fingerprints of data and tokenizer) go into each manifest; a run resumes only where they are the same.
+    `references` are losses to compare with.
     """
-    cfg = settle(cfg, compute)
+    watch, device = Stopwatch(), compute.device
     run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
-    resolved = compute.describe() | {
-        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
-        "newton_schulz": cfg.optimizer.newton_schulz,
-        "ranks": world.size,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    share = world.share(cfg.batch_size)
+    memory.reset_peak(device)
+    model.train()
+    if cfg.checkpoint_activations:
+        recompute_activations(model)
+    cfg = settle(cfg, model, compute, world)
 
     # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
     # final parameters; restore last.
-    model.train()
     loss_of: Callable[[Tensor, Tensor], Tensor] = summed_loss
     if compute.compile:
         model.compile(dynamic=False)
         loss_of = torch.compile(summed_loss, dynamic=False)
     wrapped = parallel.wrap(model, cfg.parallel, compute)
-    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz])
-    scale = LossScale(compute.dtype, compute.device)
-    guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
-    learned = (optimizer, scale, guard)  # what is saved beside the weights
-    state = RunState(resolved=resolved)
-    if cfg.resume and (found := newest_on_all(run_dir, world, compute.device, say=say)):
+    rows = cfg.micro_batch or cfg.batch_size // world.size
+    micro = MicroBatches(wrapped, rows, loss=loss_of, compute=compute, world=world)
+    average = Average(model, cfg.average, decay=cfg.average_decay, fraction=cfg.average_fraction)
+    optimizer, scale, guard = start_optimizer(cfg, model, compute)
+    resolved = what_was_resolved(cfg, model, compute, world)
+    state = RunState(budget=cfg.budget, resolved=resolved)
+    if cfg.resume and (found := newest_on_all(run_dir, world, device, say=say)):
+        learned = (average, optimizer, scale, guard)  # in this order: the average puts back the weights behind it
         state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
             saving.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
-    if state.step > cfg.steps:
+
+    def update(step: int, rate: float) -> tuple[Tensor, Tensor, int]:
+        """One update; this rank's summed loss, the norm of the gradient, how many tokens were read."""
+        # Forward and backward. Each loss is a sum, divided by the number of targets in the whole step: so no split
+        # into micro-batches or ranks changes the gradient. DDP divides by world.size, hence that factor.
+        with watch("loading"):
+            inputs, targets = to_device(train_data.batch(step, share), device)
+        targets_in_step = train_data.supervised_tokens(step)
+        weight = world.size / targets_in_step * scale.scale
+        seed = hash_seed(cfg.seed, step, world.rank)  # dropout's: a resumed run drops the same
+        loss_sum = micro.backward(inputs, targets, weight=weight, seed=seed)
+
+        # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
+        norm = optimizer.gradient_norm() / scale.scale
+        loss_mean = mean_over_ranks(loss_sum, targets_in_step) if cfg.spike_deviations else None
+        skip = guard.check(norm, step, scale, loss=loss_mean)
+        clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
+        optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
+        optimizer.zero_grad()
+        scale.update(skip)
+        return loss_sum, norm, inputs.numel() * world.size
+
+    def score(data: EvaluationData) -> Score:
+        return evaluate(model, data, compute=compute, rows=micro.rows, world=world, loss=loss_of)
+
+    deadline = Deadline(
+        cfg.optimizer,
+        steps=cfg.steps,
+        budget=cfg.budget_seconds(),
+        eval_every=cfg.eval_every,
+        save_every=cfg.save_every,
+        agree=lambda number: parallel.least_over_ranks(number, device),
+    )
+    costs = Costs()
+    if cfg.dry_run or (cfg.budget and not state.step):
+        with deterministic(compute.compile or device.type == "cuda"):
+            measured = measure(
+                lambda step: update(step, 0.0)[1].item(),  # at a rate of 0 no weight moves; item() waits for the device
+                score,
+                val_data,
+                rows=micro.rows * world.size,
+                device=device,
+                save_bytes=saved_bytes(cfg, model),
+                folder=run_dir,
+            )
+        optimizer, scale, guard = start_optimizer(cfg, model, compute)  # their moments did move
+        costs = measured.costs
+        deadline.begin(costs, elapsed=watch.total)
+        cfg = replace(cfg, optimizer=deadline.config)
+        if cfg.dry_run:
+            numbers = outlook(cfg, measured, model, train_data, deadline, world=world, compute=compute)
+            say(forecast.describe(**numbers, losses=forecast.losses(references or {}, run_dir, facts)))
+            return None
+    elif cfg.budget:
+        changed = cfg.budget != state.budget
+        deadline.reopen(state.steps, state.bend, done=state.step, elapsed=state.elapsed_seconds, changed=changed)
+    state.budget = cfg.budget
+    if state.step > deadline.steps:
         raise InputError(
-            f"steps={cfg.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
+            f"steps={deadline.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
         )
-    if state.step == cfg.steps:
+    if state.step == deadline.steps:
         if world.is_main and not (run_dir / "loss.png").exists():  # a kill came before it
             draw(run_dir)
-        say(f"{run_dir} is finished: {state.step} of {cfg.steps} steps")
+        say(f"{run_dir} is finished: {state.step} of {deadline.steps} steps")
         return None
 
     say("  ".join(f"{name} {value}" for name, value in resolved.items()))
-    say(describe_run(cfg, model, train_data))
+    say(describe_run(cfg, model, train_data, deadline.steps))
+    if cfg.budget:
+        cfg = replace(cfg, eval_every=deadline.eval_every, save_every=deadline.save_every)
     if world.is_main:
         cli.write_config(cfg, run_dir / "config.yaml")
         (run_dir / JOB).write_text(job(), encoding="utf-8")
-    share = world.share(cfg.batch_size)
-    micro = cfg.micro_batch or cfg.batch_size // world.size
-    eval_every = cfg.eval_every or max(25, -(-cfg.steps // 10))
-    save_every = cfg.save_every or eval_every
     last_score = None
     with (
         parallel.StopSignal() as stop,
-        deterministic(compute.compile or compute.device.type == "cuda"),
+        deterministic(compute.compile or device.type == "cuda"),
         Journal(
             run_dir,
-            steps=cfg.steps,
+            steps=deadline.steps,
             start=state.step,
-            elapsed_seconds=state.elapsed_seconds,
+            elapsed_seconds=state.elapsed_seconds + watch.total,
             settings=asdict(cfg),
             enabled=world.is_main,
+            watch=watch,
+            references=references,
         ) as journal,
         Saver(
             run_dir,
@@ -215,105 +204,94 @@ def fit(
             peers=saving.Peers(world.rank, writers=world.size if save_by_all(cfg, model) else 1),
         ) as saver,
     ):
-        for step in range(state.step, cfg.steps):
-            # Forward and backward. Each loss is a sum, divided by the number of targets in the whole step: so no split
-            # into micro-batches or ranks changes the gradient.
-            torch.manual_seed(hash_seed(cfg.seed, step, world.rank))  # dropout's: a resumed run drops the same
-            targets_in_step = train_data.supervised_tokens(step)
-            inputs, targets = to_device(train_data.batch(step, share), compute.device)
-            loss_sum = torch.zeros((), device=compute.device)
-            for rows in (slice(start, start + micro) for start in range(0, len(inputs), micro)):
-                with parallel.no_sync(wrapped, skip=rows.stop < len(inputs)):
-                    with compute.autocast():
-                        loss = loss_of(wrapped(inputs[rows]), targets[rows])
-                    # DDP divides by world.size when it averages over the ranks, hence the factor.
-                    (loss * (world.size / targets_in_step) * scale.scale).backward()
-                loss_sum += loss.detach()
-
-            # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
-            rate = rate_at(step, cfg.steps, cfg.optimizer)
-            norm = optimizer.gradient_norm() / scale.scale
-            loss_mean = mean_over_ranks(loss_sum, targets_in_step) if cfg.spike_deviations else None
-            skip = guard.check(norm, step, scale, loss=loss_mean)
-            clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
-            optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
-            optimizer.zero_grad()
-            scale.update(skip)
-            state.step, state.tokens = step + 1, state.tokens + inputs.numel() * world.size
-            done, tokens, last = state.step, state.tokens, state.step == cfg.steps
+        learned = (average, optimizer, scale, guard)
+        while state.step < deadline.steps:
+            step, steps = state.step, deadline.steps
+            rate = deadline.rate(step)
+            loss_sum, norm, tokens_read = update(step, rate)
+            average.update(step + 1, steps)
+            state.step, state.tokens = step + 1, state.tokens + tokens_read
+            done, tokens, last = state.step, state.tokens, state.step == steps
             stopping = stop.agreed() and not last  # every rank asks in every step
+            if micro.rows != rows:
+                rows = micro.rows
+                journal.say(f"out of memory: from step {done} on {rows} sequences a forward; the gradient is the same")
+                cfg = replace(cfg, micro_batch=rows)
+                cli.write_config(cfg, run_dir / "config.yaml")
 
-            # Log: the only read that waits for the device.
+            # Log: the only read that waits for the device. A time budget is compared with the time that is left.
             if done % cfg.log_every == 0 or done == 1 or last:
-                figures = torch.stack([mean_over_ranks(loss_sum, targets_in_step), norm, *guard.counts]).tolist()
+                loss_mean = mean_over_ranks(loss_sum, train_data.supervised_tokens(step))
+                figures = torch.stack([loss_mean, norm, *guard.counts]).tolist()
                 learning_rate = rate * cfg.optimizer.learning_rate
                 journal.trained(done, tokens, loss=figures[0], learning_rate=learning_rate, grad_norm=figures[1])
                 warnings = guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe)
                 for warning in (*warnings, *saver.news()):
                     journal.say(warning)
+                costs = costs.known(
+                    step=journal.seconds_per_step, evaluation=watch.mean("evaluating"), saving=watch.mean("saving")
+                )
+                deadline.decide(done, elapsed=journal.elapsed_seconds, costs=costs)
+                journal.planned(deadline.steps)
 
-            # Evaluate and save. A better evaluation always saves.
-            with journal.aside():
-                score, better = None, False
-                if val_data is not None and (done % eval_every == 0 or last):
-                    score = evaluate(model, val_data, compute=compute, rows=micro, world=world, loss=loss_of)
-                    last_score = score
-                    state.best_val_loss = saver.best_on_disk()
-                    better = score.loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
-                    state.best_val_loss = score.loss if better else state.best_val_loss
-                    journal.evaluated(done, tokens, loss=score.loss, bits_per_byte=score.bits_per_byte, best=better)
-                if better or stopping or last or done % save_every == 0:
-                    state.elapsed_seconds = journal.elapsed_seconds
-                    publish(
-                        state, saver, model, learned, score, better=better, save_tokenizer=tokenizer.save,
-                        facts={"seed": cfg.seed, **facts},
-                    )  # fmt: skip
+            # Evaluate, save and show what the averaged weights can do. A better evaluation always saves.
+            score_now, better = None, False
+            evaluating = val_data is not None and (done % deadline.eval_every == 0 or last)
+            save_now = stopping or last or done % deadline.save_every == 0
+            sampling = cfg.sample_every is not None and (done % cfg.sample_every == 0 or last)
+            if evaluating or save_now or sampling:
+                with journal.aside(), average.applied():
+                    if val_data is not None and evaluating:
+                        with watch("evaluating"):
+                            last_score = score_now = score(val_data)
+                        state.best_val_loss = saver.best_on_disk()
+                        better = score_now.loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
+                        state.best_val_loss = score_now.loss if better else state.best_val_loss
+                        bits = score_now.bits_per_byte
+                        journal.evaluated(done, tokens, loss=score_now.loss, bits_per_byte=bits, best=better)
+                    if better or save_now:
+                        state.elapsed_seconds = journal.elapsed_seconds
+                        state.steps, state.bend = deadline.steps, deadline.bend
+                        with watch("saving"):
+                            publish(
+                                state, saver, model, learned, score_now, better=better, save_tokenizer=tokenizer.save,
+                                facts={"seed": cfg.seed, **facts},
+                            )  # fmt: skip
+                    if sampling:
+                        with watch("sampling"):
+                            text = sample_text(model, tokenizer, cfg.sample_prompt, compute=compute)
+                        journal.sampled(done, tokens, prompt=cfg.sample_prompt, text=text)
             if stopping:
                 break
-    if state.step < cfg.steps:
+    if state.step < deadline.steps:
         python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
         launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else [python]
         again = shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
-        say(f"stopped after step {state.step} of {cfg.steps}, saved; go on with:  {again}")
-    else:
-        best = f", the best step in {run_dir / 'best'}" if val_data is not None else ""
-        say(f"finished: saved in {run_dir}{best}, the curves in {run_dir / 'loss.png'}")
+        say(f"stopped after step {state.step} of {deadline.steps}, saved; go on with:  {again}")
+        return last_score
+    peak = plan.peak_flops(device, compute.dtype)
+    report = journal.report(
+        flops_per_token=plan.flops_per_token(model),
+        peak_flops=peak and peak * world.size,
+        peak_memory=memory.peak(device),
+        best_val_loss=state.best_val_loss,
+    )
+    say("\n".join(report))
     return last_score
 
 
-def settle(cfg: Settings, compute: Compute) -> Settings:
-    """The settings with `auto` replaced by what it came to, so that a resumed run need not decide anew.
-
-    Device and compile stay as they were asked for: a run may go on elsewhere. Newton-Schulz, Muon's iteration,
-    tolerates bfloat16 and takes it where that is fast, whatever the model's own format.
-    """
-    fast = compute.device.type == "cuda" or (compute.device.type == "cpu" and cpu_has_bfloat16())
-    optimizer = cfg.optimizer
-    if optimizer.newton_schulz == "auto":
-        optimizer = replace(optimizer, newton_schulz="bfloat16" if fast else "float32")
-    return replace(cfg, dtype=str(compute.dtype).removeprefix("torch."), optimizer=optimizer)
+def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Optimizer, LossScale, SkipGuard]:
+    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz])
+    guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
+    return optimizer, LossScale(compute.dtype, compute.device), guard
 
 
-@contextlib.contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Without it two equal runs differ where they are compiled or on a GPU (atomic adds in gradients)."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData) -> str:
+def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     return (
-        f"{display.count(parameters)} parameters, {cfg.steps} steps of {cfg.batch_size} x {data.context} tokens "
-        f"({data.epochs(cfg.steps):.1f} epochs), "
-        f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, cfg.steps)}, schedule {cfg.optimizer.schedule}"
+        f"{display.count(parameters)} parameters, {steps} steps of {cfg.batch_size} x {data.context} tokens "
+        f"({data.epochs(steps):.1f} epochs), "
+        f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, steps)}, schedule {cfg.optimizer.schedule}"
     )
 
 
@@ -329,7 +307,14 @@ def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
 
 
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
+    if cfg.depth:
+        cfg = fill_in(cfg, settings_for(cfg.depth, cfg.optimizer), overrides)
     cfg = resume_config(cfg, overrides)
+    if cfg.gpu:
+        print(
+            forecast.describe_sizing(**plan.on_paper(cfg, cfg.model, gpu=cfg.gpu, vocab_size=cfg.tokenizer.vocab_size))
+        )
+        return
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
     keep_freed_memory()
@@ -340,22 +325,25 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         cfg = follow_checkpoint(cfg, overrides, start.config, start.directory / "tokenizer")
     run_dir = Path(cfg.run_dir or "")
     with contextlib.ExitStack() as held:
-        if world.is_main:
+        if world.is_main and not cfg.dry_run:
             held.enter_context(checkpoint.lock(run_dir))
         prepared = held.enter_context(parallel.process_group(world, compute.device, lambda: str(prepare(cfg))))
         tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
         shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)
         train_split = open_split(Path(prepared), "train")
         train_data = WindowBatches(train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed)
-        val_data = None
-        if cfg.val_fraction or cfg.val_include:
-            val_data = WindowEvaluation(open_split(Path(prepared), "val"), context=shape.context)
+        val_split = open_split(Path(prepared), "val") if cfg.val_fraction or cfg.val_include else None
+        val_data = None if val_split is None else WindowEvaluation(val_split, context=shape.context)
+        references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
         model = GPT(shape)
         if start is not None:
             start.load_into(model)
         facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
-        fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
+        fit(
+            cfg, model, tokenizer, train_data, val_data,
+            world=world, compute=compute, facts=facts, references=references,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

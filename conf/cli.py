@@ -28,7 +28,8 @@ CONF = Path(__file__).resolve().parent
 # reads 1e3 as a number and expands ${x}; so it never sees these (except under --multirun, where its sweeps are wanted).
 TEXTS = {
     *("prompt", "beside", "text", "options", "neutral", "stop", "banned", "forced"),
-    *("text_field", "tokenizer.pattern", "wandb.project"),
+    *("text_field", "tokenizer.pattern", "wandb.project", "sample_prompt"),
+    *("common", "name", "a", "b"),  # of scripts.ablations
 }
 PATTERNS = {"include", "exclude", "val_include"}  # the word null means None
 PATHS = {  # the word null means None, ~ is the home directory
@@ -45,7 +46,7 @@ PATHS = {  # the word null means None, ~ is the home directory
         "outputs",
         "against",
     ),
-    *("json", "plot", "tokenizer.path", "tokenizer.encoding"),
+    *("json", "plot", "tokenizer.path", "tokenizer.encoding", "pairs", "out"),
 }
 # Files to write, perhaps only after hours: where they are to go is checked before.
 OUTPUTS = {"json", "plot", "outputs"}

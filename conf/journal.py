@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 
 from . import display, plots
 from .cli import InputError
+from .display import count, duration
+from .forecast import size
+from .stopwatch import Pace, Stopwatch
+
+REFERENCES = "references.json"  # in a run_dir: losses to compare with
 
 
 class Journal:
@@ -26,16 +32,24 @@ class Journal:
         elapsed_seconds: float,
         settings: dict[str, Any],
         enabled: bool,
+        watch: Stopwatch | None = None,
+        references: dict[str, float] | None = None,
     ) -> None:
+        """`references` are losses to compare with, drawn as lines; `watch` learns what showing and writing take."""
         self.run_dir, self.enabled, self.wandb = run_dir, enabled, None
+        self.watch = watch or Stopwatch()
         self.progress = display.Progress(steps, start=start, enabled=enabled)
         self.began = time.perf_counter() - elapsed_seconds  # as if a resumed run had never paused
-        self.since, self.tokens = time.perf_counter(), 0  # of the line before
+        self.since, self.tokens, self.step = time.perf_counter(), 0, start  # of the line before
+        self.timed_tokens, self.timed_seconds = 0, 0.0
+        self.pace = Pace()
         if not enabled:
             return
         path, cut = run_dir / "metrics.jsonl", run_dir / ".tmp-metrics.jsonl"
         cut.write_text("".join(line + "\n" for line in lines_up_to(path, start)), encoding="utf-8")
         cut.replace(path)
+        if references:
+            (run_dir / REFERENCES).write_text(json.dumps(references) + "\n", encoding="utf-8")
         self.file = path.open("a", encoding="utf-8")
         if settings["wandb"]["mode"] != "disabled":
             import wandb
@@ -59,7 +73,10 @@ class Journal:
             with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
                 if self.enabled:
                     self.file.close()
-                    draw(self.run_dir)
+                    with self.watch("plotting"):
+                        draw(self.run_dir)
+                    if self.wandb is not None:
+                        self._log_samples()
         finally:
             if self.wandb is not None:
                 self.wandb.finish(exit_code=int(failed))
@@ -78,31 +95,93 @@ class Journal:
 
     def trained(self, step: int, tokens: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
         """One line of training; `tokens` is the run's total so far."""
-        now = time.perf_counter()
-        speed = (tokens - self.tokens) / (now - self.since) if self.tokens else None
-        self.since, self.tokens = now, tokens
-        self._write(
-            step, tokens, train_loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens_per_second=speed
-        )
-        self.progress.update(step, loss=loss, learning_rate=learning_rate, tokens_per_second=speed)
+        now, speed = time.perf_counter(), None
+        if self.tokens:  # else it is this process's first line, whose steps hold the compilation
+            speed = (tokens - self.tokens) / (now - self.since)
+            self.timed_tokens += tokens - self.tokens
+            self.timed_seconds += now - self.since
+            self.pace.add(step - self.step, now - self.since)
+        self.since, self.tokens, self.step = now, tokens, step
+        with self.watch("display"):
+            self._write(
+                step, tokens, train_loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens_per_second=speed
+            )
+            self.progress.update(step, loss=loss, learning_rate=learning_rate, tokens_per_second=speed)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Of late, in this process, evaluating and saving left out; None before the second line."""
+        return self.pace.seconds_per_step
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.timed_tokens / self.timed_seconds if self.timed_tokens else None
 
     def evaluated(self, step: int, tokens: int, *, loss: float, bits_per_byte: float, best: bool) -> None:
         self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte)
         mark = "  (best so far)" if best else ""
         self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits_per_byte:.4f} bits/byte{mark}")
 
+    def sampled(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
+        """A text that the model made at this step."""
+        self._write(step, tokens, prompt=prompt, sample=text)
+        self.progress.say(f"step {step}: {prompt}{text}")
+
+    def planned(self, steps: int) -> None:
+        """The run will have so many steps after all."""
+        self.progress.total = steps
+
+    def report(
+        self,
+        *,
+        flops_per_token: float,
+        peak_flops: float | None,
+        peak_memory: float | None,
+        best_val_loss: float | None,
+    ) -> list[str]:
+        """What the run took and came to, in lines. peak_flops: what all devices together could do in a second."""
+        speed, facts = self.tokens_per_second, []
+        if speed is not None:
+            facts.append(f"{count(speed)} tok/s")
+            if peak_flops:
+                facts.append(f"{speed * flops_per_token / peak_flops:.1%} of the device's matrix products (MFU)")
+        if peak_memory is not None:
+            facts.append(f"peak memory {size(peak_memory)}")
+        taken = f"finished in {duration(self.elapsed_seconds)}: {count(self.tokens)} tokens"
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.watch.shares().items())
+        best = "" if best_val_loss is None else f"; {self.run_dir / 'best'}: validation loss {best_val_loss:.4f}"
+        return [
+            ", ".join([taken, *facts]),
+            f"share of the time: training {1 - sum(self.watch.shares().values()):.1%}, {shares}",
+            f"saved in {self.run_dir}{best}; the curves: {self.run_dir / 'loss.png'}",
+            f'what it says:  python sample.py checkpoint={shlex.quote(str(self.run_dir))} prompt="..."',
+        ]
+
     def say(self, line: str) -> None:
         self.progress.say(line)
 
-    def _write(self, step: int, tokens: int, **figures: float | None) -> None:
-        known = {name: figure for name, figure in figures.items() if figure is not None and math.isfinite(figure)}
+    def _write(self, step: int, tokens: int, **figures: float | str | None) -> None:
+        known = {name: figure for name, figure in figures.items() if isinstance(figure, str) or is_finite(figure)}
         if self.enabled:
             line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
             with contextlib.suppress(OSError):  # a full disk: lines wait in the buffer; the checkpoints tell of it
-                self.file.write(json.dumps(line) + "\n")
+                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 self.file.flush()
-        if self.wandb is not None:
+        if self.wandb is not None and "sample" not in known:  # these become a table at the end
             self.wandb.log({"tokens": tokens, **known}, step=step)
+
+    def _log_samples(self) -> None:
+        """The texts made so far, by earlier processes of the run too, as a table for wandb."""
+        import wandb
+
+        lines = map(json.loads, lines_up_to(self.run_dir / "metrics.jsonl", self.step))
+        rows = [[line["step"], line["prompt"], line["sample"]] for line in lines if "sample" in line]
+        if rows and self.wandb is not None:
+            self.wandb.log({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)})
+
+
+def is_finite(figure: float | None) -> bool:
+    return figure is not None and math.isfinite(figure)
 
 
 def draw(run_dir: Path) -> None:

@@ -42,15 +42,19 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
 
     lines = _read_metrics(metrics_path)
     train, validation = _series(lines, "train_loss"), _series(lines, "val_loss")
-    rates, bits = _series(lines, "learning_rate"), dict(zip(*_series(lines, "val_bits_per_byte"), strict=True))
+    bits = dict(zip(*_series(lines, "val_bits_per_byte"), strict=True))
     if not train[0] and not validation[0]:
         return
+    small = [
+        (name, _series(lines, key))
+        for name, key in (("learning\nrate", "learning_rate"), ("gradient\nnorm", "grad_norm"))
+    ]
+    small = [(name, series) for name, series in small if series[0]]
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
+        figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
         axes: Any
-        axes, below = (
-            figure.subplots(2, 1, sharex=True, height_ratios=[5, 1]) if rates[0] else (figure.subplots(), None)
-        )
+        panels = figure.subplots(1 + len(small), 1, sharex=True, height_ratios=[6] + [1] * len(small), squeeze=False)
+        axes, *below = panels[:, 0]
         if train[0]:
             axes.plot(*train, color=BLUE, linewidth=0.8, alpha=0.3)
             axes.plot(train[0], _smoothed(train[1]), color=BLUE, linewidth=1.8, label="training")
@@ -76,17 +80,45 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
         margin = 0.08 * (max(late) - min(late)) or 0.1
         axes.set(ylabel="loss (nats per token)", title=title, ylim=(min(late) - margin, max(late) + 2 * margin))
         axes.legend(loc="upper right")
-        if below is not None:
-            below.plot(*rates, color=GREY, linewidth=1.5)
-            below.fill_between(*rates, color=GREY, alpha=0.2, linewidth=0)
-            below.set(ylabel="learning rate", ylim=(0, None))
-            figure.align_ylabels([axes, below])
-        bottom = axes if below is None else below
+        _draw_references(axes, Path(metrics_path).with_name("references.json"))
+        for panel, (name, series) in zip(below, small, strict=True):
+            panel.plot(*series, color=GREY, linewidth=1.2)
+            panel.fill_between(*series, color=GREY, alpha=0.2, linewidth=0)
+            panel.set(ylabel=name, ylim=(0, None))
+        figure.align_ylabels([axes, *below])
+        bottom = [axes, *below][-1]
         bottom.set_xlabel("step")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
         bottom.margins(x=0.02)
         _save(figure, png_path)
+
+
+def _draw_references(axes: Any, path: Path) -> None:
+    """Lines at the losses of models that only count (data/references.py), where the run has written them down.
+
+    The lowest is brought into view; those that stay above it are named at the top.
+    """
+    try:
+        references = json.loads(path.read_text(encoding="utf-8"))
+        lowest, (bottom, top) = min(references.values()), axes.get_ylim()
+    except (OSError, ValueError, AttributeError):
+        return
+    top = max(top, lowest + 0.08 * (lowest - bottom))
+    axes.set_ylim(bottom, top)
+    above = [f"{name} {loss:.2f}" for name, loss in references.items() if loss > top]
+    for name, loss in references.items():
+        if bottom <= loss <= top:
+            axes.axhline(loss, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            axes.annotate(
+                f"{name} {loss:.2f}", (0.01, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
+                textcoords="offset points", va="bottom", color="#6b7280", fontsize=8,
+            )  # fmt: skip
+    if above:
+        axes.text(
+            0.5, 0.985, "above: " + ", ".join(above), transform=axes.transAxes, ha="center", va="top", color="#6b7280",
+            fontsize=8,
+        )  # fmt: skip
 
 
 def plot_next(results: Sequence[Mapping[str, Any]], png_path: str | Path) -> None:

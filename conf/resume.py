@@ -14,7 +14,8 @@ Config = TypeVar("Config")
 
 CHANGEABLE = {  # on resume; everything else would make it another run
     *("steps", "eval_every", "save_every", "log_every", "keep_last", "device", "compile", "parallel", "micro_batch"),
-    *("save_in_background", "save_sharded", "debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
+    *("budget", "sample_every", "sample_prompt", "checkpoint_activations", "save_in_background", "save_sharded"),
+    *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
 }
 ITS_OWN = ("model.", "tokenizer.")  # what comes from a checkpoint that training starts from
 
@@ -31,6 +32,9 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
     A restart by torchrun implies auto. Raises InputError, naming both values of each difference.
     """
     values: Any = cfg
+    if values.dry_run:  # which looks at no run and leaves none
+        check_config(cfg)
+        return cfg
     if not values.run_dir or values.resume not in (False, True, "auto"):
         check_config(cfg)  # which says so
     run_dir, resume = Path(values.run_dir), values.resume
@@ -61,6 +65,8 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
         raise InputError(*(f"{difference}; a resumed run keeps it" for difference in differences))
     for key in CHANGEABLE & overrides.keys():
         saved = put(saved, key, overrides[key])
+    if "steps" in overrides and "budget" not in overrides:  # a number of steps instead of a time
+        saved = put(saved, "budget", None)
     saved = replace(saved, resume=resume)  # type: ignore[type-var]
     check_config(saved)
     return saved
@@ -106,6 +112,20 @@ def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: 
     dropout = values.model.dropout if "model.dropout" in overrides else shape.dropout
     model = replace(shape, dropout=dropout, vocab_size=0)  # the tokenizer says which
     return replace(values, model=model, tokenizer=type(values.tokenizer)(path=str(tokenizer)))
+
+
+def fill_in(cfg: Config, values: dict[str, Any], overrides: Overrides) -> Config:
+    """`cfg` with what depth= comes to, where the command line does not say otherwise.
+
+    Raises InputError where the command line sets the shape as well.
+    """
+    if both := [key for key in ("model.n_layer", "model.d_model") if key in overrides]:
+        raise InputError(
+            f"depth= sets {both[0]}, and so does the command line (or its model= or experiment=): drop one"
+        )
+    for key in values.keys() - overrides.keys():
+        cfg = put(cfg, key, values[key])
+    return cfg
 
 
 def get(config: Any, key: str) -> Any:

@@ -27,6 +27,21 @@ class EvaluationData(Protocol):
     def batch(self, start: int, stop: int) -> Any: ...  # (inputs, targets), each (stop - start, T)
 
 
+class TrainingData(Protocol):
+    """Batches as a pure function of (seed, step): a resumed run, or one on more ranks, sees the same."""
+
+    batch_size: int
+    context: int
+
+    def batch(self, step: int, rows: slice) -> Any: ...  # (inputs, targets), this rank's rows of the global batch
+
+    def supervised_tokens(self, step: int) -> int: ...  # targets that carry loss, in the whole global batch
+
+    def epochs(self, step: int) -> float: ...  # how often the data were seen after so many steps
+
+    def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
+
+
 @dataclass(frozen=True)
 class Score:
     loss: float  # nats per token

@@ -20,6 +20,7 @@ class OptimizerConfig:
     learning_rate: float = 0.02  # the highest of the schedule
     adamw_learning_rate: float = 0.003  # muon: that of embeddings, head and 1-D parameters
     weight_decay: float = 0.1  # decoupled; never on 1-D parameters
+    cautious: bool = False  # decay a weight only where the update moves it towards zero too (Chen et al. 2025)
     beta1: float = 0.9  # AdamW: memory of the mean gradient
     beta2: float = 0.95  # AdamW: memory of the mean squared gradient
     epsilon: float = 1e-8  # AdamW: smallest divisor
@@ -59,6 +60,16 @@ def warmup(config: OptimizerConfig, steps: int) -> int:
     return min(100, steps // 10) if config.warmup_steps is None else config.warmup_steps
 
 
+def decay_start(steps: int, config: OptimizerConfig) -> int:
+    """The first of `steps` steps whose learning rate may be below the highest after the warm-up; no earlier one's
+    depends on `steps` where the warm-up does not.
+    """
+    if config.schedule == "constant":
+        return steps
+    rise = warmup(config, steps)
+    return rise if config.schedule == "cosine" else max(rise, steps - round(config.decay_fraction * steps))
+
+
 def rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
     """The learning rate of update number `step` (from 0) of `steps`, as a share of the highest: in (0, 1]."""
     rise = warmup(config, steps)
@@ -66,7 +77,7 @@ def rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
         return (step + 1) / (rise + 1)
     if config.schedule == "constant":
         return 1.0
-    start = rise if config.schedule == "cosine" else max(rise, steps - round(config.decay_fraction * steps))
+    start = decay_start(steps, config)
     if step < start:
         return 1.0
     progress = (step - start) / max(1, steps - start)  # never reaches 1: even the last update moves
@@ -98,9 +109,10 @@ class Optimizer:
         # Elsewhere (MPS) the fused kernel ignores grad_scale and found_inf, so the host must ask and divide.
         self.on_device = next(iter(self.parameters.values())).device.type in ("cpu", "cuda")
         rate = config.learning_rate if config.kind == "adamw" else config.adamw_learning_rate
+        self.decayed = [p for p in self.parts.values() if p.dim() >= 2]  # by AdamW
         self.adamw = torch.optim.AdamW(
             [
-                {"params": [p for p in self.parts.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
+                {"params": self.decayed, "weight_decay": 0.0 if config.cautious else config.weight_decay},
                 {"params": [p for p in self.parts.values() if p.dim() < 2], "weight_decay": 0.0},
             ],
             lr=rate,
@@ -141,12 +153,22 @@ class Optimizer:
             grad = self.parameters[name].grad
             p.grad = None if grad is None else sharded.part(grad)
         self.adamw.step()
+        if self.config.cautious:
+            self._decay_cautiously(rate, skip)
         if self.muon is not None:
             if self.owners is not None:
                 self.owners.fetch_gradients()
             self.muon.step(rate, divisor=divisor, skip=skip)
             if self.owners is not None:
                 self.owners.spread_weights()
+
+    @torch.no_grad()
+    def _decay_cautiously(self, rate: float, skip: Tensor) -> None:
+        """Weight decay after AdamW's update, whose sign is that of the mean gradient: see cautious_decay."""
+        for p in self.decayed:
+            if "exp_avg" in self.adamw.state[p]:
+                amount = rate * self.adamw_rate * self.config.weight_decay * (1 - skip.float())
+                cautious_decay(p, self.adamw.state[p]["exp_avg"], amount)
 
     def zero_grad(self) -> None:
         owned = self.owners.mine if self.owners else {}
@@ -246,7 +268,12 @@ class Muon:
             rows, cols = update.shape[1:]
             update *= -rate * max(1.0, rows / cols) ** 0.5 * keep
             weights = [p.data[start:stop] for _, p, start, stop in group]
-            torch._foreach_mul_(weights, 1 - rate * self.config.weight_decay * keep)
+            decay = rate * self.config.weight_decay * keep
+            if self.config.cautious:
+                for weight, change in zip(weights, update.unbind(), strict=True):
+                    cautious_decay(weight, -change, decay)
+            else:
+                torch._foreach_mul_(weights, 1 - decay)
             torch._foreach_add_(weights, list(update.unbind()))
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
@@ -254,6 +281,15 @@ class Muon:
         for group, momentum in self.stacks:
             for (name, *_), piece in zip(group, momentum, strict=True):
                 yield name, piece
+
+
+def cautious_decay(weight: Tensor, descent: Tensor, amount: Tensor) -> None:
+    """weight *= 1 - amount () where subtracting `descent` moves the weight towards zero, in place; elsewhere nothing.
+
+    Decay then never works against the loss, and the stationary points stay the loss's own (Chen et al. 2025,
+    "Cautious Weight Decay", arXiv 2510.12402).
+    """
+    weight.mul_(1 - amount * (weight * descent > 0))
 
 
 def gradient_of(p: Tensor) -> Tensor:

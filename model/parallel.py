@@ -129,6 +129,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def least_over_ranks(value: int, device: torch.device) -> int:
+    """The smallest of the ranks' values; waits for all of them."""
+    if not dist.is_initialized():
+        return value
+    least = torch.tensor(value, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
 class StopSignal:
     """SIGTERM or Ctrl-C asks the loop to finish its step and save; a second one ends the process at once.
 

@@ -27,6 +27,9 @@ class RunState:
     tokens: int = 0  # read in training over all ranks, padding of labelled rows included
     elapsed_seconds: float = 0.0
     best_val_loss: float | None = None
+    steps: int = 0  # of the whole run; with a budget as many as were decided of late
+    bend: tuple[int, float] | None = None  # budget: step and rate from which the fall was decided anew
+    budget: str | None = None  # for which it was decided
     resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
 
 

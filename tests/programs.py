@@ -21,6 +21,7 @@ CONFIGS = {
     "sample": ("sample", "SampleConfig"),
     "prepare": ("scripts.prepare", "PrepareConfig"),
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
+    "ablations": ("scripts.ablations", "AblationsConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),

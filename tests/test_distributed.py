@@ -252,3 +252,22 @@ def test_a_killed_rank_is_started_again_and_the_job_ends_as_undisturbed(options,
     assert f"resuming {run_dir}" in ended.out
     files = [checkpoint.find(tmp_path / name).directory / "model.safetensors" for name in ("whole", "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_averages_and_recomputing_are_the_same_on_two_ranks(options, tmp_path, strategy):
+    more = ["average=tail", "average_fraction=0.5", "checkpoint_activations=true", "steps=8", "eval_every=4"]
+    ended = finish(start(*TORCHRUN, "train.py", *options, *more, f"parallel={strategy}", f"run_dir={tmp_path / 'two'}"))
+    assert ended.status == 0, ended.err
+    ok("train", *options, *more, f"run_dir={tmp_path / 'one'}")
+    one, two = (checkpoint.find(tmp_path / name) for name in ("one", "two"))
+    for mine, theirs in ((one.weights(), two.weights()), (one.train_state()[0], two.train_state()[0])):
+        assert mine.keys() == theirs.keys() and any(not name.startswith("adamw.") for name in mine)
+        for name, value in mine.items():
+            torch.testing.assert_close(theirs[name], value, atol=2e-4, rtol=1e-3, msg=name)
+    # The two ranks go on with one, from the weights behind the average.
+    ok("train", f"run_dir={tmp_path / 'two'}", "resume=true", "steps=10", "parallel=none")
+    ok("train", f"run_dir={tmp_path / 'one'}", "resume=true", "steps=10")
+    ends = [losses(tmp_path / name)[-1] for name in ("one", "two")]
+    assert abs(ends[0] - ends[1]) < 1e-4

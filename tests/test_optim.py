@@ -222,3 +222,34 @@ def test_a_guard_put_back_decides_the_same():
             one.check(torch.tensor(level), 0, LossScale(torch.float32, torch.device("cpu")), loss=torch.tensor(level))
         assert all(torch.equal(guard.state()[name], value) for name, value in other.state().items())
         assert torch.equal(guard.counts[4] - 1, other.counts[4])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_cautious_decay_shrinks_only_what_the_update_moves_towards_zero(kind):
+    results = {}
+    for name, settings in {"none": {"weight_decay": 0.0}, "plain": {}, "cautious": {"cautious": True}}.items():
+        model = with_gradients()
+        before = {key: p.detach().clone() for key, p in model.named_parameters()}
+        config = OptimizerConfig(kind=kind, learning_rate=0.01, adamw_learning_rate=0.01, **settings)
+        Optimizer(model, config).step(1.0, divisor=ONE, skip=NO)
+        results[name] = {key: p.detach() for key, p in model.named_parameters()}
+    for key, start in before.items():
+        none, plain, cautious = (results[name][key] for name in ("none", "plain", "cautious"))
+        if start.dim() < 2:
+            assert torch.equal(none, cautious)
+            continue
+        towards_zero = start * (none - start) < 0
+        clear = (none - start).abs() > 1e-5  # rounding may turn the sign of the rest
+        assert 0.1 < towards_zero.float().mean() < 0.9
+        assert torch.equal(cautious[clear & ~towards_zero], none[clear & ~towards_zero])
+        torch.testing.assert_close(
+            cautious[clear & towards_zero], plain[clear & towards_zero], atol=3e-5, rtol=0, msg=key
+        )
+        assert (cautious[clear & towards_zero] != none[clear & towards_zero]).float().mean() > 0.8
+
+
+def test_cautious_decay_leaves_a_skipped_update_alone():
+    model = with_gradients()
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    Optimizer(model, OptimizerConfig(cautious=True)).step(1.0, divisor=ONE, skip=YES)
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())

@@ -13,6 +13,7 @@ from conf import cli
 from data.prepare import PrepareConfig
 from finetune import FinetuneConfig
 from sample import LanguageModel, SampleConfig
+from scripts.ablations import AblationsConfig
 from scripts.cloze import ClozeConfig
 from scripts.compress import CompressConfig
 from scripts.evaluate import EvaluateConfig
@@ -29,6 +30,7 @@ PROGRAMS = {
     "finetune.py": ("finetune", FinetuneConfig),
     "scripts.prepare": ("prepare", PrepareConfig),
     "scripts.evaluate": ("evaluate", EvaluateConfig),
+    "scripts.ablations": ("ablations", AblationsConfig),
     "scripts.speeches": ("speeches", SpeechesConfig),
     "scripts.cloze": ("cloze", ClozeConfig),
     "scripts.compress": ("compress", CompressConfig),

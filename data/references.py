@@ -1,0 +1,53 @@
+"""Reference losses: what simple models that only count would reach on a corpus, to hold a network's loss against."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .shards import Split
+
+MOST = 4_000_000  # tokens to count; of a larger split as many pieces as there are in PIECES, spread over it evenly
+PIECES = 64
+
+
+def reference_losses(train: Split, val: Split | None, *, vocab_size: int) -> dict[str, float]:
+    """Losses in nats/token of three models counted on `train` and scored on `val` (None: on `train` itself).
+
+    uniform: every token alike, ln V. unigram: each token's share of the text, one added to each count. bigram: given
+    the token before, mixed with the unigram as far as that token's followers vary (Witten and Bell 1991).
+    """
+    pieces = sample(train)
+    counts = np.bincount(np.concatenate(pieces), minlength=vocab_size) + 1
+    unigram = counts / counts.sum()
+    pairs, seen = np.unique(np.concatenate([pair_ids(piece, vocab_size) for piece in pieces]), return_counts=True)
+    before = pairs // vocab_size
+    followed = np.bincount(before, weights=seen, minlength=vocab_size)  # how often each token has a follower
+    kinds = np.bincount(before, minlength=vocab_size)  # and how many different ones
+
+    targets = pieces if val is None else sample(val)
+    asked = np.concatenate([pair_ids(piece, vocab_size) for piece in targets])
+    place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
+    times = np.where(pairs[place] == asked, seen[place], 0)
+    first, second = asked // vocab_size, asked % vocab_size
+    total = followed[first] + kinds[first]
+    bigram = np.where(total > 0, (times + kinds[first] * unigram[second]) / np.maximum(total, 1), unigram[second])
+    return {
+        "uniform": math.log(vocab_size),
+        "unigram": float(-np.log(unigram[second]).mean()),
+        "bigram": float(-np.log(bigram).mean()),
+    }
+
+
+def sample(split: Split) -> list[np.ndarray]:
+    """The tokens of a split in pieces; of a large one an even part."""
+    if split.n_tokens <= MOST:
+        return [split.tokens[:].astype(np.int64)]
+    starts = np.linspace(0, split.n_tokens - MOST // PIECES, PIECES).astype(int).tolist()
+    return [split.tokens[start : start + MOST // PIECES].astype(np.int64) for start in starts]
+
+
+def pair_ids(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Each pair of neighbours as one number."""
+    return ids[:-1] * vocab_size + ids[1:]

@@ -1,0 +1,184 @@
+"""What a model costs, by arithmetic: parameters by part, FLOPs a token, memory, how many GPUs of a kind it needs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from . import InputError
+from .config import ModelConfig
+from .gpt import GPT
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class GPU:
+    memory: float  # GiB that a program gets
+    flops: float  # dense 16-bit matrix products a second with float32 sums, by the maker's data sheet
+
+
+GPUS = {
+    "T4": GPU(14.6, 65e12),
+    "V100": GPU(31.7, 125e12),
+    "A10": GPU(22.0, 125e12),
+    "L4": GPU(22.0, 121e12),
+    "L40S": GPU(44.5, 362e12),
+    "RTX3090": GPU(23.6, 71e12),
+    "RTX4090": GPU(23.6, 165e12),
+    "A100-40": GPU(39.4, 312e12),
+    "A100": GPU(79.1, 312e12),
+    "H100PCIE": GPU(79.1, 756e12),
+    "H100NVL": GPU(93.1, 835e12),
+    "H100": GPU(79.1, 989e12),
+    "H200": GPU(139.8, 989e12),
+    "GH200": GPU(94.5, 989e12),
+    "B200": GPU(178.0, 2250e12),
+    "MI300X": GPU(191.5, 1307e12),
+}
+ASSUMED_MFU = 0.4  # what well-tuned sharded training of large models reaches; only sizing() assumes anything
+
+
+def find_gpu(name: str) -> GPU | None:
+    """The GPU that a name means: H100, or what the driver calls it, such as `NVIDIA H100 80GB HBM3`."""
+    plain = name.upper().replace(" ", "").replace("GEFORCE", "")
+    known = [key for key in GPUS if key.replace("-", "") in plain.replace("-", "")]
+    return GPUS[max(known, key=len)] if known else None
+
+
+def on_meta(config: ModelConfig) -> GPT:
+    """The network without any memory behind it: names and shapes alone."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def parameters_by_part(model: GPT) -> dict[str, int]:
+    """embedding, positions, attention, mlp, norms, head; the padding of the vocabulary counts, a tied head does not."""
+    parts = dict.fromkeys(("embedding", "positions", "attention", "mlp", "norms", "head"), 0)
+    prefixes = {"embed": "embedding", "position_embed": "positions", "unembed": "head", "norm": "norms"}
+    for name, p in model.named_parameters():
+        place = name.split(".")
+        inner = place[2] if place[0] == "blocks" else place[0]
+        parts[prefixes.get(inner, "norms" if inner.endswith("norm") else inner)] += p.numel()
+    return {part: count for part, count in parts.items() if count}
+
+
+def flops_per_token(model: GPT) -> int:
+    """FLOPs of training on one token, forward and backward: what MFU counts (Chowdhery et al. 2022, appendix B).
+
+    Six for each weight in a matrix product, the head too and the embedding not (it is looked up, not multiplied), and
+    12 * layers * heads * head width * context for the products of attention, as if nothing were masked.
+    """
+    config = model.config
+    blocks = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    weights = blocks + config.padded_vocab * config.d_model
+    return 6 * weights + 12 * config.n_layer * config.n_head * config.head_dim * config.context
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Matrix products a second that the device could do in `dtype`: a GPU's from its data sheet, a CPU's measured now.
+
+    None where unknown.
+    """
+    if device.type == "cuda" and dtype != torch.float32:
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+        return gpu.flops if gpu else None
+    if device.type != "cpu":
+        return None
+    size, seconds = 1024, []
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def state_bytes(model: GPT, *, muon: bool) -> int:
+    """Weights, gradients and the optimizer's state, float32: AdamW keeps two moments, Muon one of hidden matrices."""
+    hidden = sum(p.numel() for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2)
+    return 16 * sum(p.numel() for p in model.parameters()) - (4 * hidden if muon else 0)
+
+
+def checkpoint_bytes(model: GPT, *, muon: bool, averaged: bool) -> int:
+    """One saved step: weights and the optimizer's state, and the raw weights beside an average."""
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    return state_bytes(model, muon=muon) - (0 if averaged else weights)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The memory of each of `gpus` GPUs, in bytes, for one sequence at a time."""
+
+    gpus: int
+    state: int  # its shard of weights, gradients and optimizer state
+    working: int  # two layers and the embeddings gathered in bfloat16, with their gradients
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.working + self.activations
+
+
+def sizing(model: GPT, gpu: str, *, muon: bool, spare: float = 0.9) -> Sizing:
+    """How many GPUs of a kind train the model under parallel=fsdp with checkpoint_activations=true.
+
+    An estimate, by counting tensors: `spare` of the memory is planned with. Of a layer its input is kept (float32), of
+    one layer everything (bfloat16: norms, queries, keys, values, what the MLP widens to), and the logits and their
+    gradient (float32 and bfloat16) of one sequence. Raises InputError for an unknown kind.
+    """
+    kind = find_gpu(gpu)
+    if kind is None:
+        raise InputError(f"gpu={gpu!r} is not one of {', '.join(GPUS)}")
+    config = model.config
+    layer = sum(p.numel() for p in model.blocks[0].parameters())
+    outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
+    working = 2 * (2 * layer + layer) + 4 * outside
+    widened = config.ff_width * (4 if config.activation == "swiglu" else 3)
+    heads = config.head_dim * (2 * config.n_head + 2 * config.kv_heads)
+    one_layer = config.context * (2 * 4 * config.d_model + 2 * (2 * config.d_model + heads + widened))
+    kept = 4 * config.context * config.d_model * config.n_layer
+    logits = config.context * config.padded_vocab * (2 + 4 + 4 + (8 if config.softcap else 0))
+    activations = kept + max(2 * one_layer, logits)
+    total = state_bytes(model, muon=muon)
+    room = int(spare * kind.memory * GIB) - working - activations
+    if room <= 0:
+        raise InputError(
+            f"one sequence of {config.context} tokens and one layer take {(working + activations) / GIB:.0f} GiB, more "
+            f"than one {gpu} has; choose a larger kind, or a smaller model.context"
+        )
+    least = -(-total // room)
+    gpus = least if least <= 8 else -(-least // 8) * 8  # whole machines of eight
+    return Sizing(gpus, total // gpus, working, activations)
+
+
+def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict[str, Any]:
+    """What training `shape` takes on GPUs of a kind, in numbers: the arguments of conf/forecast.py's describe_sizing().
+
+    cfg: the LoopConfig. Nothing is allocated, whatever the size.
+    """
+    model = on_meta(replace(shape, vocab_size=vocab_size))
+    kind, flops = find_gpu(gpu), flops_per_token(model)
+    found = sizing(model, gpu, muon=cfg.optimizer.kind == "muon")
+    assert kind is not None  # sizing() has asked
+    tokens = cfg.steps * cfg.batch_size * shape.context
+    return {
+        "parts": parameters_by_part(model),
+        "vocab_size": vocab_size,
+        "flops_per_token": flops,
+        "tokens": tokens,
+        "gpu": gpu,
+        "gpus": found.gpus,
+        "memory": {
+            "weights, gradients, optimizer": found.state,
+            "working": found.working,
+            "activations": found.activations,
+        },
+        "memory_of_one": kind.memory * GIB,
+        "seconds": tokens * flops / (found.gpus * kind.flops * ASSUMED_MFU),
+        "assumed_mfu": ASSUMED_MFU,
+        "checkpoint_bytes": checkpoint_bytes(model, muon=cfg.optimizer.kind == "muon", averaged=cfg.average != "none"),
+    }

@@ -1,0 +1,30 @@
+"""A text from a model in training: shows how far it is, and changes nothing that training reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from .device import Compute
+from .gpt import GPT
+from .language_model import LanguageModel, Tokenizer
+from .sampling import SamplingConfig
+
+
+def sample_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, compute: Compute, max_new_tokens: int = 64, seed: int = 1
+) -> str:
+    """What the model continues `prompt` with at temperature 0.8; the same seed, so that texts of a run compare.
+
+    Eager, though training is compiled: a cache and lengths that grow would be compiled anew.
+    """
+    was_training, compiled = model.training, model._compiled_call_impl
+    model.eval()
+    model._compiled_call_impl = None
+    try:
+        lm = LanguageModel(model, tokenizer, replace(compute, compile=False), Path())
+        sampling = SamplingConfig(temperature=0.8)
+        return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
+    finally:
+        model._compiled_call_impl = compiled
+        model.train(was_training)

@@ -1,0 +1,151 @@
+"""LoopConfig: what a run of training is asked to do, whatever the data; fit() in train.py reads it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+
+from . import InputError, parallel
+from .attention import choose_kernel
+from .average import KINDS
+from .budget import seconds_of
+from .device import Compute, cpu_has_bfloat16
+from .evaluate import summed_loss
+from .gpt import GPT
+from .microbatch import best_rows
+from .optim import OptimizerConfig
+
+
+@dataclass
+class WandbConfig:
+    mode: str = "disabled"  # disabled | offline | online
+    project: str = "nextword"  # where wandb files the run
+
+
+@dataclass
+class LoopConfig:
+    """What fit() reads, whatever the data."""
+
+    run_dir: str | None = None  # where the run lives
+    steps: int = 1000  # optimizer updates
+    budget: str | None = None  # time instead of steps: 90s, 10m, 1h30m; as many steps as fit, the decay included
+    dry_run: bool = False  # measure three steps, say what the run would take, stop
+    batch_size: int = 16  # sequences per update, over all ranks
+    micro_batch: Any = None  # sequences per forward on one rank; null: all of its share; auto: the best that fits
+    checkpoint_activations: bool = False  # keep a layer's input only, compute the rest again in backward: less memory
+    seed: int = 1  # of the weights, the order of the data and dropout
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
+    compile: Any = "auto"  # auto | true | false
+    parallel: str = "none"  # none | ddp | fsdp
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    average: str = "none"  # which mean of the weights is evaluated, saved and used: none | ema | tail (the last steps)
+    average_decay: float = 0.99  # ema: what is left of a step's weight after the next
+    average_fraction: float = 0.1  # tail: the share of the steps that counts
+    log_every: int = 10  # steps between two lines of figures
+    eval_every: int | None = None  # null: ten times a run, at least 25 steps apart
+    save_every: int | None = None  # null: whenever it evaluates; a better evaluation always saves
+    sample_every: int | None = None  # steps between two texts that show how far it is; null: none
+    sample_prompt: str = ""  # what these texts continue; empty: the start of a document
+    keep_last: int = 2  # newest saved steps to keep, beside the best
+    save_in_background: bool = True  # write a checkpoint while training goes on, from a copy; false: wait for it
+    save_sharded: Any = "auto"  # auto | true | false: each rank writes a part; auto: fsdp, from 2 billion parameters
+    resume: Any = False  # false | true | auto
+    nonfinite_limit: int = 10  # skipped updates in a row that end the run
+    spike_deviations: float = 0.0  # skip updates whose gradient norm or loss lies so far above the usual; 0: none
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    debug: bool = False  # tracebacks for every error
+
+    def problems(self) -> list[str]:
+        """All that is wrong beyond single types."""
+        world = parallel.World.from_environment()
+        found = [] if self.run_dir else ["run_dir is required: where to keep the run, such as run_dir=out/first"]
+        if self.dry_run and not self.resume:
+            found = []
+        elif self.dry_run:
+            found.append("dry_run=true describes a new run; leave out resume=")
+        if self.micro_batch is not None and self.micro_batch != "auto" and not isinstance(self.micro_batch, int):
+            found.append(f"micro_batch={self.micro_batch!r} is not a number, null or auto")
+        micro_batch = self.micro_batch if isinstance(self.micro_batch, int) else None
+        counts = ("steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last")
+        for name in (*counts, "nonfinite_limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                found.append(f"{name}={value} must be at least 1")
+        if micro_batch is not None and micro_batch < 1:
+            found.append(f"micro_batch={micro_batch} must be at least 1")
+        if self.resume not in (False, True, "auto"):
+            found.append(f"resume={self.resume!r} is not one of false, true, auto")
+        if self.parallel not in parallel.STRATEGIES:
+            found.append(f"parallel={self.parallel!r} is not one of {', '.join(parallel.STRATEGIES)}")
+        elif world.size > 1 and self.parallel == "none":
+            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp or fsdp")
+        if world.size > 1 and ":" in self.device:
+            found.append(f"device={self.device} would give all {world.size} processes one device; use device=cuda")
+        if world.size > 1 and self.parallel == "fsdp" and self.micro_batch == "auto":
+            found.append("micro_batch=auto does not work with parallel=fsdp; set a number")
+        if not 0 <= self.spike_deviations < math.inf:
+            found.append(f"spike_deviations={self.spike_deviations} must be 0 (off) or above")
+        if self.save_sharded not in (False, True, "auto"):
+            found.append(f"save_sharded={self.save_sharded!r} is not one of auto, true, false")
+        if self.average not in KINDS:
+            found.append(f"average={self.average!r} is not one of {', '.join(KINDS)}")
+        if not 0 <= self.average_decay < 1:
+            found.append(f"average_decay={self.average_decay} must be in [0, 1)")
+        if not 0 < self.average_fraction <= 1:
+            found.append(f"average_fraction={self.average_fraction} must be in (0, 1]")
+        if self.wandb.mode not in ("disabled", "offline", "online"):
+            found.append(f"wandb.mode={self.wandb.mode!r} is not one of disabled, offline, online")
+        if self.batch_size % world.size:
+            found.append(f"batch_size={self.batch_size} is not divisible by the {world.size} processes")
+        elif micro_batch is not None and micro_batch > 0 and self.batch_size // world.size % micro_batch:
+            share = self.batch_size // world.size
+            found.append(f"micro_batch={micro_batch} does not divide the {share} sequences of each process")
+        if self.steps >= 1 and not self.budget and (self.optimizer.warmup_steps or 0) > self.steps:
+            found.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than steps={self.steps}")
+        if not -(2**63) <= self.seed < 2**63:
+            found.append(f"seed={self.seed} has more than 64 bits")
+        try:
+            self.budget_seconds()
+        except InputError as error:
+            found.append(str(error))
+        return found
+
+    def budget_seconds(self) -> float | None:
+        return None if self.budget is None else seconds_of(self.budget)
+
+
+Settings = TypeVar("Settings", bound=LoopConfig)
+
+
+def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World) -> Settings:
+    """The settings with `auto` replaced by what it came to, so that a resumed run need not decide anew.
+
+    Device and compile stay as they were asked for: a run may go on elsewhere. Newton-Schulz, Muon's iteration,
+    tolerates bfloat16 and takes it where that is fast, whatever the model's own format.
+    """
+    fast = compute.device.type == "cuda" or (compute.device.type == "cpu" and cpu_has_bfloat16())
+    optimizer = cfg.optimizer
+    if optimizer.newton_schulz == "auto":
+        optimizer = replace(optimizer, newton_schulz="bfloat16" if fast else "float32")
+    share = cfg.batch_size // world.size
+    rows = cfg.micro_batch
+    if rows == "auto":
+        model.to(compute.device)
+        found = best_rows(model, share, loss=summed_loss, compute=compute)
+        rows = parallel.least_over_ranks(found, compute.device)
+    return replace(cfg, dtype=str(compute.dtype).removeprefix("torch."), optimizer=optimizer, micro_batch=rows)
+
+
+def what_was_resolved(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> dict[str, Any]:
+    """What a run prints at its start and keeps: where one of these changes, so may the last bits of what follows."""
+    return compute.describe() | {
+        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
+        "newton_schulz": cfg.optimizer.newton_schulz,
+        "micro_batch": cfg.micro_batch or cfg.batch_size // world.size,
+        "ranks": world.size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,165 @@
+"""A/B pairs of training runs at equal tokens over several seeds: a table of the final losses and their spread."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conf import cli
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+# Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass
+class AblationsConfig:
+    """The keys of `python -m scripts.ablations`."""
+
+    pairs: str = "scripts/ablations.txt"  # a line a pair: NAME | settings of A | settings of B
+    common: str = ""  # settings of every run, as on train.py's command line
+    name: str | None = None  # with a and b: this pair alone, without the file
+    a: str = ""  # settings of A: what is there already
+    b: str = ""  # settings of B: what is on trial
+    seeds: int = 3  # runs of A and of B, with the seeds 1, 2...
+    out: str = "out/ablations"  # where the runs and the tables go; a run that is finished there is not done again
+    debug: bool = False  # show the traceback of a user's mistake
+
+    def problems(self) -> list[str]:
+        found = [] if self.seeds >= 2 else [f"seeds={self.seeds}: a spread takes at least 2"]
+        if self.name is None and (self.a or self.b):
+            found.append("name is required with a= and b=: what the pair is called")
+        return found
+
+
+@dataclass
+class Result:
+    """What a pair of settings came to, each list by seed."""
+
+    name: str
+    a: str
+    b: str
+    a_losses: list[float] = field(default_factory=list)  # nats per token, whole validation split, after the last step
+    b_losses: list[float] = field(default_factory=list)
+    tokens: int = 0  # each run's
+    a_seconds: float = 0.0  # mean, of whole runs
+    b_seconds: float = 0.0
+
+    @property
+    def difference(self) -> float:
+        """Mean of B - A over the seeds; below 0, B is better."""
+        return mean(self.differences)
+
+    @property
+    def differences(self) -> list[float]:
+        return [b - a for a, b in zip(self.a_losses, self.b_losses, strict=True)]
+
+    @property
+    def margin(self) -> float:
+        """Half the 95 % interval of the difference (paired t): seeds share the order of the data."""
+        n = len(self.differences)
+        return (T95[n - 2] if n - 2 < len(T95) else 1.96) * deviation(self.differences) / math.sqrt(n)
+
+    @property
+    def verdict(self) -> str:
+        if abs(self.difference) <= self.margin:
+            return "no difference shown"
+        return "B is better" if self.difference < 0 else "A is better"
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def deviation(values: list[float]) -> float:
+    """The sample's standard deviation."""
+    return math.sqrt(sum((value - mean(values)) ** 2 for value in values) / (len(values) - 1))
+
+
+def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
+    """(name, settings of A, settings of B) of each pair. InputError names the line that is none."""
+    if cfg.name is not None:
+        return [(cfg.name, cfg.a, cfg.b)]
+    pairs = []
+    for number, line in enumerate(Path(cfg.pairs).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) != 3 or not parts[0]:
+            raise cli.InputError(f"{cfg.pairs}:{number}: write NAME | settings of A | settings of B")
+        pairs.append((parts[0], parts[1], parts[2]))
+    return pairs
+
+
+def train(run_dir: Path, settings: list[str]) -> dict[str, Any]:
+    """The last evaluation's line of a run, made now unless it is there. InputError where training fails."""
+    command = [sys.executable, str(TRAIN), *settings, f"run_dir={run_dir}", "resume=auto"]
+    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise cli.InputError(f"{shlex.join(command[1:])} ended with {ended.returncode}: {last}")
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    evaluated = [line for line in lines if "val_loss" in line]
+    if not evaluated:
+        raise cli.InputError(f"{run_dir} evaluated nothing; it needs a validation split")
+    return evaluated[-1]
+
+
+def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
+    result = Result(name, a, b)
+    for seed in range(1, cfg.seeds + 1):
+        ends = {}
+        for side, settings in (("a", a), ("b", b)):  # in turn, so that a machine's moods strike both
+            words = [*shlex.split(cfg.common), *shlex.split(settings), f"seed={seed}"]
+            ends[side] = train(Path(cfg.out) / "runs" / f"{name.replace(' ', '-')}-{side}-{seed}", words)
+            print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
+        if ends["a"]["tokens"] != ends["b"]["tokens"]:
+            raise cli.InputError(
+                f"{name}: A read {ends['a']['tokens']} tokens, B {ends['b']['tokens']}; make steps * batch_size equal"
+            )
+        result.tokens = ends["a"]["tokens"]
+        result.a_losses.append(ends["a"]["val_loss"])
+        result.b_losses.append(ends["b"]["val_loss"])
+        result.a_seconds += ends["a"]["elapsed_seconds"] / cfg.seeds
+        result.b_seconds += ends["b"]["elapsed_seconds"] / cfg.seeds
+    return result
+
+
+def markdown(results: list[Result], cfg: AblationsConfig) -> str:
+    """The table that a person reads."""
+    lines = [
+        f"Final validation losses (nats per token), mean and standard deviation over {cfg.seeds} seeds; every run with "
+        f"`{cfg.common or 'the defaults'}`. B - A is paired by seed, with its 95 % interval (t); below 0, B is better.",
+        "",
+        "| what | A | B | loss A | loss B | B - A | | tokens | time B / A |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in results:
+        sides = [f"{mean(losses):.4f} ± {deviation(losses):.4f}" for losses in (r.a_losses, r.b_losses)]
+        shown = [f"`{settings}`" if settings else "as it is" for settings in (r.a, r.b)]
+        lines.append(
+            f"| {r.name} | {' | '.join(shown)} | {' | '.join(sides)} | {r.difference:+.4f} ± {r.margin:.4f} "
+            f"| {r.verdict} | {r.tokens:,} | {r.b_seconds / r.a_seconds:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(cfg: AblationsConfig, overrides: cli.Overrides) -> None:
+    results = []
+    out = Path(cfg.out)
+    for pair in read_pairs(cfg):
+        results.append(compare(cfg, *pair))
+        figures = [asdict(r) | {"difference": r.difference, "margin": r.margin, "verdict": r.verdict} for r in results]
+        (out / "ablations.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        (out / "ablations.md").write_text(markdown(results, cfg), encoding="utf-8")
+    print(markdown(results, cfg), end="")
+
+
+if __name__ == "__main__":
+    cli.run(main, AblationsConfig, name="ablations")
