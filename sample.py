@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from conf import bulk, chat, cli, plots, tables
 from data.choices import accuracies, baseline, read_choices
 from data.outputs import Outputs
@@ -21,14 +19,30 @@ from model import InputError, checkpoint
 from model.bulk import Request, continue_prompts, reader
 from model.device import DTYPES, Compute, keep_freed_memory
 from model.language_model import LanguageModel
-from model.quantize import narrow, quality_loss
+from model.quantize import narrow
 from model.sampling import SamplingConfig
 from model.score import METHODS, score_options
 from model.words import RULES, WordRule
 
 MODES = ("text", "next_word", "next_token", "continue", "score", "chat")
 BULK = ("text", "next_word", "next_token")  # modes that answer a file of prompts
-BESIDE = ("next_word", "next_token", "continue", "score")  # modes that show several prompts
+NOT_IN_BULK = {"prompt", "prompt_file", "beside", "json", "plot", "group", "speculative", "explain", "alternatives"}
+FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+RULES_OF_TEXT = [field.name for field in fields(SamplingConfig) if field.name not in FILTERS]
+HEEDED = {  # keys that only some modes heed: a wish that has no effect is refused
+    **dict.fromkeys(("num_samples", "beyond", "speculative", "explain", "alternatives"), ("text",)),
+    **dict.fromkeys(("max_new_tokens", *RULES_OF_TEXT), ("text", "chat")),
+    **dict.fromkeys(FILTERS, ("text", "chat", "next_word", "next_token")),
+    **dict.fromkeys(("top", "group"), ("next_word", "next_token", "chat")),
+    **dict.fromkeys(("tolerance", "max_tokens", "border"), ("next_word", "chat")),
+    **dict.fromkeys(("branches", "depth"), ("continue",)),
+    **dict.fromkeys(("text", "options", "examples", "method", "neutral"), ("score",)),
+    "word_rule": ("next_word", "continue", "chat"),
+    "history": ("chat",),
+    "plot": ("next_word", "next_token"),
+    "beside": ("next_word", "next_token", "continue", "score"),
+    "json": tuple(mode for mode in MODES if mode != "chat"),
+}
 
 
 @dataclass
@@ -104,10 +118,16 @@ class SampleConfig:
             found.append("prompts=FILE and outputs=FILE are given together or not at all")
         if self.prompts is not None and self.mode not in BULK:
             found.append(f"mode={self.mode} does not take prompts=FILE; only {', '.join(BULK)} do")
-        if self.beside is not None and self.mode not in BESIDE:
-            found.append(f"beside= shows tables beside one another; add mode= one of {', '.join(BESIDE)}")
-        if self.plot is not None and self.mode not in ("next_word", "next_token"):
-            found.append(f"plot={self.plot} draws a table; add mode=next_word or mode=next_token")
+        plain = {field.name: field.default for field in fields(self)}
+        for name in (name for name in plain if getattr(self, name) != plain[name] and name != "max_new_tokens"):
+            if self.prompts is not None and name in NOT_IN_BULK:
+                found.append(f"{name}= has no effect with prompts=FILE; leave it out")
+            elif self.mode in MODES and self.mode not in HEEDED.get(name, MODES):
+                found.append(f"{name}= has no effect in mode={self.mode}; it is for mode={' or '.join(HEEDED[name])}")
+        if self.mode == "text" and self.max_new_tokens < self.min_new_tokens:
+            found.append(f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}")
+        if self.options is not None and len(set(as_list(self.options))) < max(2, len(as_list(self.options))):
+            found.append(f'options={self.options} must be at least two texts, no two alike: \'options=[" a", " b"]\'')
         if self.mode == "score" and (self.text, self.options, self.examples).count(None) != 2:
             found.append('mode=score takes one of text=TEXT, options=\'["a", "b"]\' and examples=FILE')
         return found + self.sampling().problems()
@@ -174,7 +194,7 @@ def next_tokens(
 def next_words(
     cfg: SampleConfig, lm: LanguageModel, prompt: str, sampling: SamplingConfig | None = None
 ) -> dict[str, Any]:
-    """The next words as `json=` writes them; `note` says when the distribution is a filtered one."""
+    """The next words as `json=` writes them."""
     found = lm.next_words(
         prompt,
         top=cfg.top,
@@ -187,17 +207,10 @@ def next_words(
     return {"prompt": prompt, **asdict(found)}
 
 
-def filters(sampling: SamplingConfig) -> str:
-    """The filters that are on, as on the command line."""
-    names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-    plain = SamplingConfig()
-    return " ".join(f"{n}={getattr(sampling, n)}" for n in names if getattr(sampling, n) != getattr(plain, n))
-
-
 def show_next_words(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
     results = [next_words(cfg, lm, prompt) for prompt in prompts]
     write_result(cfg.json, results)
-    note = filters(cfg.sampling())
+    note = cfg.sampling().filters
     for result in results:
         if note:
             result["note"] = f"of the distribution filtered by {note}"
@@ -262,8 +275,9 @@ def show_text(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
     how: dict[str, Any] = {name: getattr(cfg, name) for name in ("max_new_tokens", "seed", "beyond", "speculative")}
     how["sampling"] = cfg.sampling()
     if cfg.num_samples == 1 and cfg.json is None and not cfg.explain:
-        print(prompt, end="", flush=True)
-        for piece in lm.stream(prompt, **how):
+        pieces = lm.stream(prompt, **how)
+        print(prompt + next(pieces, ""), end="", flush=True)  # after the first piece: nothing can be refused any more
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
@@ -276,24 +290,9 @@ def show_text(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
         print(prompt + sample.text)
         result = asdict(sample)
         if cfg.explain:
-            tables.explain_table(explained(lm, result))
+            tables.explain_table(lm.explained(sample))
         results.append({name: value for name, value in result.items() if name not in ("explanation", "drafted")})
     write_result(cfg.json, results)
-
-
-def explained(lm: LanguageModel, sample: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a token for the table of how each was chosen."""
-    alternatives = sample["alternatives"] or [[]] * len(sample["tokens"])
-    return [
-        {
-            "text": lm.named(new["id"], 0.0).text,
-            "rank": new["rank"],
-            "probability": math.exp(new["model_log_probability"]),
-            "filters": new["filters"],
-            "alternatives": others,
-        }
-        for new, others in zip(sample["explanation"], alternatives, strict=True)
-    ]
 
 
 RESULT = (
@@ -320,6 +319,7 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
         context=lm.model.config.context,
         batch_size=cfg.batch_size,
         reserved=RESULT,
+        refuse_beyond=cfg.beyond == "refuse",
     )
     if prompts.unknown is not None:
         print(f"note: the tokenizer does not know all of {cfg.prompts}:{prompts.unknown}", file=sys.stderr)
@@ -327,7 +327,7 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     names = ("mode", "batch_size", "max_new_tokens", "seed", "num_samples", "top", "tolerance", "max_tokens", "border")
     about = {
         **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights[:16]}"},
-        **{name: getattr(cfg, name) for name in (*names, "word_rule")},
+        **{name: getattr(cfg, name) for name in (*names, "word_rule", "beyond")},
         **asdict(cfg.sampling()),
         **lm.compute.describe(),
     }
@@ -335,7 +335,7 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
         requests = [read(prompt.fields) for prompt in batch]
         if cfg.mode == "text":
-            results = continue_prompts(lm, batch, requests, rows=rows)
+            results = continue_prompts(lm, batch, requests, rows=rows, beyond=cfg.beyond)
         else:
             table = next_words if cfg.mode == "next_word" else next_tokens
             results = [table(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
@@ -369,14 +369,22 @@ def run_chat(cfg: SampleConfig, lm: LanguageModel) -> int:
     )
 
 
+def note_what_is_read(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
+    """Says where the model does not see what was typed."""
+    for text in [*prompts, *as_list(cfg.text), *as_list(cfg.options)]:
+        ids = lm.tokenizer.encode(text)
+        if (read := lm.tokenizer.decode(ids)) != text:
+            print(f"note: the tokenizer does not know all of {text!r}; the model reads {read!r}", file=sys.stderr)
+        if cfg.mode in ("next_word", "next_token", "continue") and len(ids) > lm.model.config.context - 32:
+            print(f"note: of {len(ids)} tokens of prompt only the last are read", file=sys.stderr)
+        if cfg.mode == "text" and text.endswith(" ") and lm.tokenizer.encode(text + "a")[: len(ids)] != ids:
+            print("note: the prompt ends in a space, which tokens of words begin with: try without it", file=sys.stderr)
+
+
 def note_quality(cfg: SampleConfig, lm: LanguageModel, prompt: str) -> None:
-    """Says what narrower numbers cost: both models read the same text, the prompt and what follows it."""
+    """Says what narrower numbers cost."""
     exact = load(cfg.checkpoint or "", device=cfg.device)
-    ids = lm.encode(prompt)
-    [made] = lm.complete([ids], max_new_tokens=64, sampling=SamplingConfig(temperature=0))
-    text = torch.tensor([[*ids, *made.tokens][-lm.model.config.context :]], device=lm.compute.device)
-    loss = quality_loss(exact.model, lm.model, text, compute=lm.compute)
-    print(f"note: {cfg.dtype} against float32: {loss}", file=sys.stderr)
+    print(f"note: {cfg.dtype} against float32: {lm.quality_loss(exact, prompt)}", file=sys.stderr)
 
 
 SHOW: dict[str, Callable[[SampleConfig, LanguageModel, list[str]], None]] = {
@@ -399,9 +407,7 @@ def main(cfg: SampleConfig, overrides: cli.Overrides) -> int | None:
     if cfg.mode == "chat":
         return run_chat(cfg, lm)
     prompts = read_prompts(cfg)
-    for prompt in prompts:
-        if (read := lm.tokenizer.decode(lm.tokenizer.encode(prompt))) != prompt:
-            print(f"note: the tokenizer does not know all of the prompt; the model reads {read!r}", file=sys.stderr)
+    note_what_is_read(cfg, lm, prompts)
     SHOW[cfg.mode](cfg, lm, prompts)
     if cfg.dtype == "int8":
         note_quality(cfg, lm, prompts[0])

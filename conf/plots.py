@@ -190,12 +190,19 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], *, rows: int, scale: float) -> No
 def _explanation(result: Mapping[str, Any], bars: Sequence[Bar]) -> str:
     """What stands below the bars: what they are, and for words the mass that is outside them."""
     words = "words" in result
+    longest = max((upper for _, _, upper, _ in bars), default=0)
     notes = [f"probability of the next {'word' if words else 'token'}"]
-    notes += ["solid: at least, pale: at most"] if any(upper - lower > 0.0005 for _, lower, upper, _ in bars) else []
+    notes += (
+        ["solid: at least, pale: at most"]
+        if any(upper - lower > 0.002 * longest for _, lower, upper, _ in bars)
+        else []
+    )
     notes += ["␣ is a space"] if any(" " in text for text, *_ in bars) else []
     if not words:
         return "; ".join(notes)
     beyond = [f"{result['unexplored']:.1%} unexplored", f"{result['continues']:.1%} continues the prompt's last word"]
+    if result.get("stopped", "certified") != "certified" and "unseen" in result:
+        beyond.append(f"stopped early: a word not shown may have {result['unseen']:.1%}")
     return "; ".join(notes) + "\n" + "; ".join(beyond)
 
 

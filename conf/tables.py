@@ -11,11 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-STOPPED = {
-    "certified": "the order of these rows is certain",
-    "tolerance": "as little as was asked for is unexplored",
-    "max_tokens": "max_tokens evaluated; the order is certain only where the bounds do not overlap",
-}
 HEAT = ("#9ecae1", "#deebf7", "#fee8c8", "#fdbb84", "#fc8d59", "#e34a33")  # colours of a token's bits, from expected
 LEVELS = (1, 3, 6, 9, 12)  # to surprising: the first is below 1 bit, the last from 12 on
 
@@ -156,12 +151,25 @@ def _word_table(page: Page, result: Row) -> Any:
 def word_summary(result: Row) -> str:
     """What stands beneath the words: the mass outside the table, and why the search stopped."""
     parts = [
-        f"{result['continues']:.2%} continues the prompt's last word",
+        *(
+            [f"{result['continues']:.2%} continues the prompt's last word, the rows are given that it does not"]
+            if result["continues"]
+            else []
+        ),
         f"{result['unexplored']:.2%} unexplored",
-        STOPPED.get(result["stopped"], result["stopped"]),
+        certainty(result),
         *([result["note"]] if result.get("note") else []),
     ]
     return "; ".join(parts)
+
+
+def certainty(result: Row) -> str:
+    """How far the order of the rows can be trusted, in words."""
+    if result["stopped"] == "certified":
+        return "the order of these rows is certain"
+    why = {"tolerance": "tolerance is reached", "max_tokens": "max_tokens or the context ran out"}
+    unseen = f"{result['unseen']:.2%}" if "unseen" in result else "as much as is unexplored"
+    return f"{why.get(result['stopped'], result['stopped'])}: a word that is not shown may have up to {unseen}"
 
 
 def grouped(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -313,14 +321,19 @@ def explain_table(rows: Iterable[Row], *, prompt: str = "") -> None:
     names = list(dict.fromkeys(step["name"] for step in steps))
     others = any(row.get("alternatives") for row in rows)
     columns = ["*token", "rank", "model", *names, "removed", *(["~first choices"] if others else [])]
-    caption = "the token's probability in the model, then after each filter (and the share of all others that it took)"
+    caption = "the token's probability in the model, then after each filter (and what it took from all)"
     table = page.table(f"After {page.quoted(_tail(prompt, 60))}" if prompt else "", columns, caption)
     for row in rows:
-        after = {step["name"]: f"{step['after']:.2%} (-{step['removed']:.1%})" for step in row["filters"]}
+        after = {
+            step["name"]: f"{step['after']:.2%}" + (f" (-{step['removed']:.1%})" if step["removed"] >= 0.0005 else "")
+            for step in row["filters"]
+        }
         kept = math.prod(1 - step["removed"] for step in row["filters"])  # each takes from what those before it left
         cells = [f"{row['rank']:,}", f"{row['probability']:.2%}", *(after.get(name, "") for name in names)]
         first = ", ".join(f"{page.quoted(o['text'])} {o['probability']:.1%}" for o in row.get("alternatives", ()))
-        table.add_row(Text(page.quoted(row["text"])), *cells, f"{1 - kept:.2%}", *([Text(first)] if others else []))
+        table.add_row(
+            Text(page.quoted(row["text"])), *cells, f"{max(0.0, 1 - kept):.2%}", *([Text(first)] if others else [])
+        )
     page.print(table)
 
 

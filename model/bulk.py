@@ -49,6 +49,7 @@ class Request:
         for name, least in (("max_new_tokens", max(1, self.sampling.min_new_tokens)), ("num_samples", 1)):
             if (value := getattr(self, name)) < least:
                 found.append(f"{name}={value} must be at least {least}{' (min_new_tokens)' if least > 1 else ''}")
+        found += [f"num_samples={self.num_samples} must be at most a million"] if self.num_samples > 10**6 else []
         return found + self.sampling.problems()
 
     def changed(self, fields: Mapping[str, Any]) -> Request:
@@ -150,14 +151,15 @@ def continue_batch(
 
 
 def continue_prompts(
-    lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int
+    lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int, beyond: str = "slide"
 ) -> list[dict[str, Any]]:
     """What a file of outputs says about each prompt of a batch, which is padded to `rows`."""
     indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
-    made = continue_batch(lm, [lm.encode(prompt.text) for prompt in batch], requests, indices=indices, rows=rows)
+    ids = [lm.encode(prompt.text) for prompt in batch]
+    made = continue_batch(lm, ids, requests, indices=indices, rows=rows, beyond=beyond)
     results = []
     for prompt, request, answer in zip(batch, requests, made, strict=True):
-        logs = [round(value, 6) for value in answer.log_probabilities]  # float32 knows no more
+        logs = [round(value, 6) + 0.0 for value in answer.log_probabilities]  # float32 knows no more; -0.0 is 0.0
         result = {"text": answer.text, "tokens": answer.tokens, "log_probabilities": logs, "ended": answer.ended}
         results.append({"sample": prompt.sample, **result} if request.num_samples > 1 else result)
     return results

@@ -139,7 +139,8 @@ class Rules:
             if missing:
                 still_needed = self.needed[missing & ~(found // FORCED), following]
                 mask &= (found & STOP == 0) & (still_needed < min(left, NEVER))
-            mask[self.end_id] = may_end
+            if self.end_id >= 0:  # a vocabulary may have none
+                mask[self.end_id] = may_end
             if not mask.any():
                 raise InputError(f"banned={list(self.sampling.banned)} leaves no token to choose from")
             self.masks[key] = mask

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +16,7 @@ from .device import Compute
 from .generate import NewToken, generate, overflow, per_row
 from .gpt import GPT
 from .next_word import NextWords, next_word_distribution
+from .quantize import QualityLoss, quality_loss
 from .sampling import SamplingConfig, checked, probabilities
 from .score import OptionScore, Score, score_options, score_texts
 from .vocabulary import Vocabulary
@@ -69,12 +71,12 @@ class Continuation:
 
     text: str
     kind: str
-    probability: float  # at least; so is `cumulative`
-    cumulative: float
+    probability: float  # at least
+    cumulative: float  # the product along the path: each word taken with the space, or without it, as it mostly comes
     children: list[Continuation]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LanguageModel:
     """A model with its tokenizer in one hand; what sample.load returns."""
 
@@ -82,6 +84,10 @@ class LanguageModel:
     tokenizer: Tokenizer
     compute: Compute
     directory: Path  # the step directory it was read from
+
+    def __repr__(self) -> str:
+        size = sum(weight.numel() for weight in self.model.parameters())
+        return f"<LanguageModel {self.directory}: {size:,} parameters, {self.tokenizer.vocab_size:,} tokens>"
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -103,6 +109,8 @@ class LanguageModel:
         self, prompt: str, *, top: int = 20, sampling: SamplingConfig | None = None
     ) -> list[TokenProbability]:
         """The most probable next tokens after `prompt` (its last `context` tokens), best first."""
+        if top < 1:
+            raise InputError(f"top={top} must be at least 1")
         ids = torch.tensor([self.encode(prompt)[-self.model.config.context :]], device=self.compute.device)
         with self.compute.autocast():
             logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
@@ -132,10 +140,12 @@ class LanguageModel:
         at most `tolerance`, or after `max_tokens` tokens. Spaces at the prompt's end change nothing, unless
         border="bytes". `rule` says what a word is.
         """
-        tables = self._tables.setdefault(rule or WordRule(), Tables(self.vocabulary, rule))
+        rule = rule or WordRule()
+        if rule not in self._tables:
+            self._tables[rule] = Tables(self.vocabulary, rule)
         return next_word_distribution(
             self.model,
-            tables,
+            self._tables[rule],
             prompt,
             encode=self.tokenizer.encode,
             top=top,
@@ -152,18 +162,18 @@ class LanguageModel:
         """A tree of the most probable next words and of what follows each, `depth` words deep."""
         if branches < 1 or depth < 1:
             raise InputError(f"branches={branches} and depth={depth} must be at least 1")
-        return self._continuations(prompt.rstrip(" "), 1.0, branches, depth, rule)
+        return self._continuations(prompt, "words", 1.0, branches, depth, rule)
 
     def _continuations(
-        self, text: str, before: float, branches: int, depth: int, rule: WordRule | None
+        self, text: str, border: str, before: float, branches: int, depth: int, rule: WordRule | None
     ) -> list[Continuation]:
-        found = []
-        border = "words" if before == 1.0 else "bytes"  # a space that is a node of the tree is not taken back
+        text, found = text.rstrip(" ") if border == "words" else text, []
         for outcome in self.next_words(text, top=branches, border=border, rule=rule).words:
             piece = " " * (outcome.spaced > 0.5) + outcome.word
             cumulative = before * outcome.lower
             ends = depth == 1 or outcome.kind in ("special", "byte")
-            children = [] if ends else self._continuations(text + piece, cumulative, branches, depth - 1, rule)
+            # Exact bytes from here on: a space that is a node of the tree is not taken back.
+            children = [] if ends else self._continuations(text + piece, "bytes", cumulative, branches, depth - 1, rule)
             found.append(Continuation(piece, outcome.kind, outcome.lower, cumulative, children))
         return found
 
@@ -189,6 +199,8 @@ class LanguageModel:
         context, slide (the oldest half is forgotten) or refuse. alternatives: how many to list at each place.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not prompts:
+            return []
         completions = self.complete(
             [self.encode(prompt) for prompt in prompts],
             max_new_tokens=max_new_tokens,
@@ -301,4 +313,27 @@ class LanguageModel:
         names (raw, normalised, pmi), is the model's choice. Options usually begin with a space. For many questions
         at once see model.score.score_options.
         """
+        if isinstance(options, str) or len(set(options)) < len(options):
+            raise InputError(f"options={options!r} must be a list of texts, no two alike")
         return score_options(self, [(prompt, options)], method=method, neutral=neutral)[0]
+
+    def explained(self, sample: Completion) -> list[dict[str, Any]]:
+        """How each token of a completion made with explain=True was chosen: its rank, what every filter did, others."""
+        others = sample.alternatives or [[]] * len(sample.explanation)
+        return [
+            {
+                "text": self.named(new.id, 0.0).text,
+                "rank": new.rank,
+                "probability": math.exp(new.model_log_probability),
+                "filters": [asdict(step) for step in new.filters],
+                "alternatives": [asdict(other) for other in alternatives],
+            }
+            for new, alternatives in zip(sample.explanation, others, strict=True)
+        ]
+
+    def quality_loss(self, exact: LanguageModel, prompt: str) -> QualityLoss:
+        """How far this model's numbers are from exact ones: both read the prompt and 64 greedy tokens behind it."""
+        ids = self.encode(prompt)
+        [made] = self.complete([ids], max_new_tokens=64, sampling=SamplingConfig(temperature=0))
+        text = torch.tensor([[*ids, *made.tokens][-self.model.config.context :]], device=self.compute.device)
+        return quality_loss(exact.model, self.model, text, compute=self.compute)

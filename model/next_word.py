@@ -83,13 +83,11 @@ def next_word_distribution(
     problems += [] if 0 <= tolerance < 1 else [f"tolerance={tolerance} must be 0 or above and below 1"]
     if problems:
         raise InputError(*problems)
-    compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
-    ids, repeat, start = question(prompt, tables, encode=encode, border=border)
-    room = min(32, model.config.context // 2)  # tokens that a word may take
-    predictor = TreePredictor(model, ids[room - model.config.context :], compute=compute)
-    search = Search(predictor, tables, start=start, border=repeat, sampling=checked(sampling) if sampling else None)
+    search = search_behind(model, tables, prompt, encode=encode, border=border, sampling=sampling, compute=compute)
     batch = 32 if top <= 32 else 128  # small batches are aimed better, large ones cost less a token
     stopped, evaluated = run(search, top=top, tolerance=tolerance, max_tokens=max_tokens, batch=batch)
+    if search.total <= 1e-12 * search.continued:  # nothing new begins: all that is left continues the prompt's word
+        return NextWords([], continues=1.0, unexplored=0.0, unseen=0.0, stopped="certified", evaluated=evaluated)
     return NextWords(
         words=outcomes(search, top),
         continues=search.continued / (search.continued + search.total),
@@ -98,6 +96,24 @@ def next_word_distribution(
         stopped=stopped,
         evaluated=evaluated,
     )
+
+
+def search_behind(
+    model: GPT,
+    tables: Tables,
+    prompt: str,
+    *,
+    encode: Callable[[str], list[int]],
+    border: str = "words",
+    sampling: SamplingConfig | None = None,
+    compute: Compute | None = None,
+) -> Search:
+    """The search behind a prompt, before its first step. Room is left in the context for the tokens of a word."""
+    compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
+    ids, repeat, start = question(prompt, tables, encode=encode, border=border)
+    room = min(32, model.config.context // 2)
+    predictor = TreePredictor(model, ids[room - model.config.context :], compute=compute)
+    return Search(predictor, tables, start=start, border=repeat, sampling=checked(sampling))
 
 
 def question(

@@ -42,8 +42,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (O,); a row of zeros, as of padding, stays zeros
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))  # (O, I)
-        self.register_buffer("scale", scale.to(torch.bfloat16))  # as the kernel wants it, which is slow in float32
+        scale = scale.to(torch.bfloat16)  # as the kernel wants it, which is slow in float32; divide by just that
+        self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ class SamplingConfig:
             ("top_p", self.top_p is None or 0 <= self.top_p <= 1, "between 0 and 1 (null: no limit)"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1 (null: no limit)"),
             ("typical_p", self.typical_p is None or 0 <= self.typical_p <= 1, "between 0 and 1 (null: no limit)"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1: none)"),
-            ("presence_penalty", abs(self.presence_penalty) < math.inf, "a number (0: none)"),
-            ("frequency_penalty", abs(self.frequency_penalty) < math.inf, "a number (0: none)"),
+            ("repetition_penalty", 1e-9 <= self.repetition_penalty <= 1e9, "between 1e-9 and 1e9 (1: none)"),
+            ("presence_penalty", abs(self.presence_penalty) <= 1e9, "between -1e9 and 1e9 (0: none)"),
+            ("frequency_penalty", abs(self.frequency_penalty) <= 1e9, "between -1e9 and 1e9 (0: none)"),
             ("min_new_tokens", self.min_new_tokens >= 0, "0 or above"),
         ):
             if not valid:
@@ -58,6 +58,12 @@ class SamplingConfig:
             elif not all(isinstance(text, str) and text and not SURROGATE.search(text) for text in getattr(self, name)):
                 found.append(f"{name}={list(getattr(self, name))} holds what is no text of at least one character")
         return found
+
+    @property
+    def filters(self) -> str:
+        """The temperature and filters that are on, as on a command line; empty: the model's own distribution."""
+        off = {"temperature": 1.0} | dict.fromkeys(FILTERS)
+        return " ".join(f"{name}={getattr(self, name)}" for name in off if getattr(self, name) != off[name])
 
     @property
     def penalizes(self) -> bool:

@@ -30,7 +30,8 @@ class Predictor(Protocol):
 class TreeCache(KVCache):
     """One row that holds a prompt and, behind it, all nodes of a tree; a node sees the prompt, its ancestors, itself.
 
-    So a batch of nodes is one forward with one mask, and nothing is copied or computed twice.
+    So a batch of nodes is one forward with one mask, and nothing is copied or computed twice. What a KVCache counts in
+    `length` follows here from the mask.
     """
 
     def place(self, positions: Tensor, mask: Tensor) -> None:
@@ -78,7 +79,7 @@ class TreePredictor:
     def root(self) -> Tensor:
         size = len(self.prompt)
         where = torch.arange(size, device=self.compute.device)
-        return self._forward(self.prompt, where, where <= where[:, None])[-1]
+        return self._forward(self.prompt, where, where <= where[:, None], last=1)[0]
 
     @torch.no_grad()
     def expand(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
@@ -90,11 +91,12 @@ class TreePredictor:
         rows = [row for row, path in enumerate(paths) for _ in path]
         mask[rows, [slot for path in paths for slot in path]] = True
         positions = torch.tensor([size + len(path) - 1 for path in paths])
-        return self._forward(tokens, positions.to(self.compute.device), mask.to(self.compute.device))
+        return self._forward(tokens, positions.to(self.compute.device), mask.to(self.compute.device), last=n)
 
-    def _forward(self, tokens: Sequence[int], positions: Tensor, mask: Tensor) -> Tensor:
+    def _forward(self, tokens: Sequence[int], positions: Tensor, mask: Tensor, *, last: int) -> Tensor:
+        """Reads tokens; the logits behind the last ones, in float32."""
         ids = torch.tensor([list(tokens)], device=self.compute.device)
         self.cache.place(positions, mask)
         with self.compute.autocast():
             h = self.model.hidden(ids, self.cache)[0]
-            return self.model.head(h if len(self.paths) > 1 else h[-1:]).float()
+            return self.model.head(h[-last:]).float()

@@ -185,13 +185,14 @@ class Search:
 
     def _shares(self, logits: Tensor, nodes: list[Node]) -> Tensor:
         """Logits (n, V) behind nodes of one state -> the mass of each child, (n, V) in float64."""
-        if self.sampling is None or nodes[0].table.state.phase == "border":  # no filter on what the prompt says
-            log_probs = torch.log_softmax(logits.double(), dim=-1)
+        filtered = self.sampling is not None and self.sampling.filters
+        if not filtered or nodes[0].table.state.phase == "border":  # nothing filters what the prompt says
+            log_probs = torch.log_softmax(logits.cpu().double(), dim=-1)  # not all devices have float64
         else:
-            kept = probabilities(logits, self.sampling).double()
+            kept = probabilities(logits, self.sampling or SamplingConfig()).cpu().double()
             log_probs = (kept / kept.sum(dim=-1, keepdim=True)).log()
         masses = torch.tensor([node.mass for node in nodes], dtype=torch.float64)
-        return (log_probs.cpu() + masses.log()[:, None]).exp()
+        return (log_probs + masses.log()[:, None]).exp()
 
     def _keep(self, node: Node, number: int, chain: Tensor) -> None:
         if node.key in self.chains:

@@ -107,9 +107,14 @@ class Table:
 def _steps(state: State, vocabulary: Vocabulary, rule: WordRule, start: State) -> list[tuple[int, Step]]:
     """(token, what it does) for all possible tokens. Behind a border the machine begins in the state `start`."""
     found = []
+    settled: dict[bytes, Step] = {}  # what closes the outcome by its first byte alone: then the rest does not matter
+    if state.phase != "border":
+        steps = {bytes([byte]): rule.read(state, bytes([byte])) for byte in range(256)}
+        settled = {first: step for first, step in steps.items() if step.kind is not None}
     for token, text in enumerate(vocabulary.tokens):
         if state.phase != "border":
-            found.append((token, rule.read(state, text) if text else rule.end(state)))
+            step = settled.get(text[:1]) or (rule.read(state, text) if text else rule.end(state))
+            found.append((token, step))
         elif text and text.startswith(state.pending):
             found.append((token, rule.read(start, text[len(state.pending) :])))
         elif text and state.pending.startswith(text):

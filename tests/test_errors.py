@@ -76,8 +76,16 @@ def test_a_bad_setting_is_refused_before_anything_is_made(refused, base, argumen
         (["json=no/folder/x.json"], ("json=no/folder/x.json", "no/folder", "make it")),
         (["json=source"], ("json=source", "is a folder")),
         (["mode=next_token", "plot=no/x.png"], ("plot=no/x.png", "make it")),
-        (["plot=x.png"], ("plot=x.png", "mode=next_token")),
+        (["plot=x.png"], ("plot=", "mode=text", "mode=next_word or next_token")),
         (["checkpoint=null"], ("checkpoint is required", "checkpoint=out/first")),
+        (["mode=next_word", "alternatives=3"], ("alternatives=", "no effect in mode=next_word", "mode=text")),
+        (["mode=score", "options=one"], ("options=one", "at least two texts")),
+        (["mode=score"], ("mode=score takes one of", "text=TEXT")),
+        (["mode=next_word", "border=bits"], ("border='bits'", "words, bytes")),
+        (["prompts=poem.txt", "outputs=out.jsonl"], ("prompt= has no effect with prompts=FILE",)),
+        (["prompts=poem.txt"], ("prompts=FILE and outputs=FILE",)),
+        (["min_new_tokens=9"], ("min_new_tokens=9", "max_new_tokens=3")),
+        (["beyond=refuse", "max_new_tokens=5000"], ("max_new_tokens=5000", "beyond=slide")),
     ],
 )
 def test_a_bad_setting_of_sampling(refused, copy, starts, arguments, parts):

@@ -65,7 +65,8 @@ def test_a_table_of_words_shows_bounds_and_what_lies_outside(capsys: pytest.Capt
     assert lines[0] == "Next word after 'Listen to your'"
     assert lines[2].split() == ["1", "40.000%", "50.000%", "3", "heart", "█" * 16 + "░" * 4]
     assert lines[4].split()[4:] == ["space", r"'\n'", "██"]
-    assert lines[5] == "25.00% continues the prompt's last word; 12.50% unexplored; the order of these rows is certain"
+    summary = "25.00% continues the prompt's last word, the rows are given that it does not; 12.50% unexplored; "
+    assert lines[5] == summary + "the order of these rows is certain"
     assert second.splitlines()[0] == "Next word after ''"
 
 
@@ -175,9 +176,9 @@ def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str])
     tables.explain_table([{**row, "alternatives": others}, {**row, "filters": filters[:2]}], prompt="Listen to your")
     _, head, first, second, _ = capsys.readouterr().out.splitlines()
     assert head.split() == ["token", "rank", "model", "temperature", "top_k", "top_p", "removed", "first", "choices"]
-    assert first.split()[2:7] == ["3", "10.00%", "20.00%", "(-0.0%)", "25.00%"]
-    assert first.split()[7:] == ["(-20.0%)", "50.00%", "(-50.0%)", "60.00%", "'", "heart'", "50.0%"]
-    assert second.split()[2:] == ["3", "10.00%", "20.00%", "(-0.0%)", "0.00%"]
+    assert first.split()[2:6] == ["3", "10.00%", "20.00%", "25.00%"]
+    assert first.split()[6:] == ["(-20.0%)", "50.00%", "(-50.0%)", "60.00%", "'", "heart'", "50.0%"]
+    assert second.split()[2:] == ["3", "10.00%", "20.00%", "0.00%"]
     tables.explain_table([row])
     assert len(capsys.readouterr().out.splitlines()) == 3  # no title; a caption once
     tables.explain_table([])
