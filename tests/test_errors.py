@@ -83,7 +83,6 @@ def test_a_bad_setting_is_refused_before_anything_is_made(refused, base, argumen
         (["mode=score"], ("mode=score takes one of", "text=TEXT")),
         (["mode=next_word", "border=bits"], ("border='bits'", "words, bytes")),
         (["prompts=poem.txt", "outputs=out.jsonl"], ("prompt= has no effect with prompts=FILE",)),
-        (["prompts=poem.txt"], ("prompts=FILE and outputs=FILE",)),
         (["min_new_tokens=9"], ("min_new_tokens=9", "max_new_tokens=3")),
         (["beyond=refuse", "max_new_tokens=5000"], ("max_new_tokens=5000", "beyond=slide")),
     ],
