@@ -55,7 +55,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "poem.txt").write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
     options = [f"corpus={folder / 'poem.txt'}", f"datasets={folder / 'datasets'}", *NANO]
-    ok("train", *options, "steps=1", f"run_dir={folder / 'run'}")
+    out = ok("train", *options, "steps=1", f"run_dir={folder / 'run'}")
+    assert "stopped after step" not in out, "a signal reached the run"
     return folder / "run"
 
 

@@ -56,7 +56,6 @@ def ok(name: str, *arguments: str) -> str:
     """What a run that must succeed printed."""
     ended = run(name, *arguments)
     assert ended.status == 0, ended.err
-    assert "stopped after step" not in ended.out, "a signal reached the run"
     return ended.out
 
 

@@ -40,10 +40,11 @@ def test_a_folder_of_mixed_files_is_one_command_and_is_prepared_anew_only_when_i
 def trained(poem, tmp_path):
     """A run that has learned the poem by heart, its corpus deleted."""
     run_dir = tmp_path / "run"
-    ok(
+    out = ok(
         "train", f"corpus={poem}", f"datasets={tmp_path / 'datasets'}", *NANO, "model.d_model=64", "model.n_layer=2",
         "steps=150", "batch_size=8", "eval_every=75", f"run_dir={run_dir}",
     )  # fmt: skip
+    assert "stopped after step" not in out, "a signal reached the run"
     shutil.rmtree(tmp_path / "datasets")
     poem.unlink()
     return run_dir

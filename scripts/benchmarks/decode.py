@@ -29,6 +29,7 @@ from .measure import Target, Times, memory_rate, print_json, take_turns
 # recipe for Shakespeare's characters, 124M those of GPT-2 small.
 SHAPES: dict[str, dict[str, Any]] = {
     "10m": {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context": 512},
+    "5m": {"vocab_size": 4096, "n_layer": 4, "n_head": 4, "d_model": 256, "context": 512},  # the quickstart's size
     "124m": {"vocab_size": 50257, "n_layer": 12, "n_head": 12, "d_model": 768, "context": 1024},
     "toy": {"vocab_size": 96, "n_layer": 2, "n_head": 2, "d_model": 64, "context": 128},  # to try the benchmark itself
 }
@@ -37,6 +38,9 @@ WANTED = {  # (shape, ours, theirs): how many times as fast ours is to be
     ("10m", "float32", "transformers float32"): 3.7,
     ("10m", "bfloat16", "transformers bfloat16"): 4.5,
     ("10m", "int8", "transformers bfloat16"): 8.0,
+    ("5m", "float32", "transformers float32"): 3.7,
+    ("5m", "bfloat16", "transformers bfloat16"): 4.5,
+    ("5m", "int8", "transformers bfloat16"): 8.0,
     ("124m", "float32", "transformers float32"): 2.3,
     ("124m", "bfloat16", "transformers bfloat16"): 2.0,
     ("124m", "int8", "transformers bfloat16"): 2.8,
@@ -48,7 +52,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 class Config:
     """The keys of `python -m scripts.bench decode`."""
 
-    shape: str = "10m"  # 10m | 124m | toy
+    shape: str = "10m"  # 5m | 10m | 124m | toy
     tokens: int = 500  # new ones, greedily chosen
     against: str | None = None  # the folder of a nanoGPT checkout: its model.py joins in
     transformers: bool = True
