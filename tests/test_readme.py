@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -54,7 +55,11 @@ def command_lines() -> list[str]:
 def compose(words: list[str]) -> None:
     """Composes one program's settings as it does itself; raises for what it would refuse."""
     program, *arguments = words
-    if "--help" not in arguments:
+    if program == "scripts.bench":
+        name, *arguments = arguments
+        benchmark = importlib.import_module(f"scripts.benchmarks.{name}")
+        cli.compose(benchmark.Config, name=f"bench_{name}", arguments=arguments)
+    elif "--help" not in arguments:
         name, schema = PROGRAMS[program]
         cli.compose(schema, name=name, arguments=arguments)
 
