@@ -15,9 +15,7 @@ from conf import cli
 from data import InputError
 from data.corpora import documents, matches
 from data.plays import HELD_OUT
-from model.next_word import outcomes, question
-from model.tree import TreePredictor
-from model.word_search import Search
+from model.next_word import outcomes, question, ranking, search_behind
 from model.word_table import Tables
 from model.words import WordRule
 from sample import LanguageModel, load
@@ -32,7 +30,7 @@ class Config:
     checkpoint: str = "out/quickstart/best"
     corpus: Any = "shakespeare"  # prompts are taken from it
     val_include: Any = None  # from these documents; null: the plays that the quickstart holds out
-    prompts: int = 50
+    n_prompts: int = 50
     repeats: int = 3
     sampled_prompts: int = 3  # on so many prompts, the shortest, the bounds are held against random samples
     samples: int = 100_000
@@ -43,7 +41,7 @@ class Config:
     debug: bool = False
 
     def problems(self) -> list[str]:
-        names = ("prompts", "repeats", "samples")
+        names = ("n_prompts", "repeats", "samples")
         return [f"{name}={getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
 
 
@@ -57,7 +55,7 @@ def draw_prompts(cfg: Config) -> list[str]:
         raise InputError(f"val_include={cfg.val_include}: no document of corpus={cfg.corpus} has such a name")
     generator = random.Random(cfg.seed)
     prompts: list[str] = []
-    while len(prompts) < cfg.prompts:
+    while len(prompts) < cfg.n_prompts:
         text = generator.choice(texts)
         words = text[generator.randrange(max(1, len(text) - 400)) :][:400].split(" ")[1:-1]
         prompt = " ".join(words[: generator.randint(5, 40)])
@@ -86,16 +84,10 @@ def time_search(lm: LanguageModel, prompts: list[str], repeats: int, **options: 
     }
 
 
-def new_search(lm: LanguageModel, prompt: str, tables: Tables) -> Search:
-    ids, repeat, start = question(prompt, tables, encode=lm.tokenizer.encode)
-    predictor = TreePredictor(lm.model, ids[32 - lm.model.config.context :], compute=lm.compute)
-    return Search(predictor, tables, start=start, border=repeat)
-
-
 def open_after(lm: LanguageModel, prompt: str, tables: Tables, seconds: float) -> tuple[float, int]:
     """The unexplored mass after some time of expanding what is most probable, and the tokens evaluated by then."""
     start = time.perf_counter()
-    search = new_search(lm, prompt, tables)
+    search = search_behind(lm.model, tables, prompt, encode=lm.tokenizer.encode, compute=lm.compute)
     while time.perf_counter() - start < seconds and (children := search.best(128, set())):
         search.expand(children)
     return search.open / search.total, len(search.nodes) - 1
@@ -154,15 +146,11 @@ def sample_outcomes(
 def compare(lm: LanguageModel, prompt: str, tables: Tables, n: int, seed: int) -> list[float]:
     """For each outcome of which 10 samples are to be expected: by how many standard errors it misses its bounds."""
     sampled, effective = sample_outcomes(lm, prompt, tables, n, seed)
-    search = new_search(lm, prompt, tables)
+    search = search_behind(lm.model, tables, prompt, encode=lm.tokenizer.encode, compute=lm.compute)
     while search.open > 0.002 * search.total and len(search.nodes) < 8192:
         search.expand(search.best(128, set()))
     misses = []
-    for (name, _), row in zip(
-        sorted(search.closed.items(), key=lambda item: (-item[1][0], str(item[0][1]))),
-        outcomes(search, 10**9),
-        strict=True,
-    ):
+    for name, row in zip(ranking(search), outcomes(search, 10**9), strict=True):
         if row.lower * effective < 10:
             continue
         share = sampled.get(name, 0.0)
