@@ -12,6 +12,7 @@ from torch import Tensor
 from .cache import KVCache
 from .device import Compute
 from .gpt import GPT
+from .memory import in_huge_pages, move_to_huge_pages
 
 BLOCK = 64  # a compiled step on a CPU looks at a multiple of so many slots
 Step = Callable[[GPT, KVCache, Tensor, Compute], Tensor]
@@ -105,7 +106,10 @@ def step(model: GPT, cache: KVCache, ids: Tensor, compute: Compute) -> Tensor:
 def make_cache(model: GPT, rows: int, capacity: int, compute: Compute) -> KVCache:
     """Keys and values in compute's dtype, but for a CPU's own attention kernel, which is far faster in float32."""
     dtype = torch.float32 if compute.device.type == "cpu" and not compute.compile else compute.dtype
-    return KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=dtype)
+    cache = KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=dtype)
+    if compute.device.type == "cpu" and compute.compile:
+        cache.keys, cache.values = in_huge_pages(cache.keys), in_huge_pages(cache.values)
+    return cache
 
 
 def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Step:
@@ -119,7 +123,9 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
     known = _compiled.setdefault(model, {})
     if key not in known:
         options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
-        if compute.device.type == "cuda":
+        if compute.device.type == "cpu":
+            move_to_huge_pages(model)
+        else:
             options["triton.cudagraphs"] = True
         own = FunctionType(step.__code__.replace(), step.__globals__)
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)

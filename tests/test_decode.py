@@ -8,8 +8,11 @@ import dataclasses
 import pytest
 import torch
 
+from model.config import ModelConfig
 from model.decode import Decoder
 from model.device import Compute
+from model.gpt import GPT
+from model.memory import in_huge_pages, move_to_huge_pages
 from model.quantize import narrow
 
 from .families import FAMILIES, make
@@ -133,3 +136,17 @@ def test_each_model_and_each_size_has_a_compiled_step_of_its_own():
             torch.testing.assert_close(
                 decoder.step(torch.tensor([4]))[0], last_logits(model, [1, 2, 3, 4]), atol=1e-4, rtol=0
             )
+
+
+def test_what_moves_to_huge_pages_keeps_its_values():
+    torch.manual_seed(0)
+    odd = [torch.randn(3, 5), torch.arange(7, dtype=torch.int8), torch.randn(300, 300).bfloat16().T]
+    for tensor, moved in zip(odd, in_huge_pages(odd), strict=True):
+        assert moved.dtype == tensor.dtype and torch.equal(moved, tensor)
+        assert moved.data_ptr() % 64 == 0 and moved.data_ptr() != tensor.data_ptr()
+    model = GPT(ModelConfig(vocab_size=11, n_layer=1, n_head=2, d_model=16, context=8, tied=True))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    move_to_huge_pages(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    move_to_huge_pages(model)  # again, from there: the first mapping lives until its last tensor is copied
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
