@@ -7,7 +7,7 @@ import json
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -99,12 +99,34 @@ class Tokens:
         return np.concatenate(pieces) if pieces else self.shards[0][:0]
 
 
-class Split:
-    """One split: `tokens` (END, document, END, document, END...), and the bytes of the documents' text."""
+class Part(NamedTuple):
+    """What one source of a corpus gave to a split: tokens start..stop, documents and the END behind each."""
 
-    def __init__(self, directory: Path, name: str, tokens: Tokens, *, n_bytes: int, fingerprint: str) -> None:
+    name: str
+    start: int
+    stop: int
+
+
+class Split:
+    """One split: `tokens` (END, document, END, document, END...), and the bytes of the documents' text.
+
+    parts: of each source of the corpus its tokens, side by side; where they are not known, all is one part.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        tokens: Tokens,
+        *,
+        n_bytes: int,
+        fingerprint: str,
+        parts: list[Part] | None = None,
+    ) -> None:
         self.directory, self.name, self.fingerprint = directory, name, fingerprint
         self.tokens, self.n_tokens, self.n_bytes = tokens, len(tokens), n_bytes
+        self.whole = Part("the corpus", 0, self.n_tokens)
+        self.parts = parts or [self.whole]
 
     @cached_property
     def _documents(self) -> tuple[list[int], list[int], list[str]]:
@@ -156,7 +178,15 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
         names = directory / f"{split}_documents.jsonl"
         if verify and sha256_of(names) != figures["names_sha256"]:
             raise InputError(f"{names}: its content is not what its index says; {again}")
-        opened = Split(directory, split, Tokens(shards), n_bytes=figures["bytes"], fingerprint=index["fingerprint"])
+        parts = [Part(part["name"], part["start"], part["stop"]) for part in figures.get("parts", [])]
+        opened = Split(
+            directory,
+            split,
+            Tokens(shards),
+            n_bytes=figures["bytes"],
+            fingerprint=index["fingerprint"],
+            parts=parts,
+        )
         if opened.n_tokens != figures["tokens"]:
             raise InputError(f"{directory}: {opened.n_tokens} tokens, not {figures['tokens']} as indexed; {again}")
         return opened
