@@ -308,7 +308,7 @@ def test_auto_finds_a_divisor_that_fits_and_leaves_the_model_alone(monkeypatch):
     monkeypatch.setattr("model.microbatch.speed_of", lambda part, ids, starts: 10.0 - abs(len(ids) - 4))
     assert best_rows(model, 16, loss=summed_loss, compute=CPU) == 4
 
-    def scarce(part, ids):
+    def scarce(part, ids, starts):
         if len(ids) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return float(len(ids))
