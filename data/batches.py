@@ -12,7 +12,7 @@ import numpy as np
 from . import InputError, mixture
 from .order import epoch_order, keys
 from .packing import DocumentWindows
-from .shards import Split
+from .shards import Part, Split
 from .windows import Piece, StreamWindows, Windows
 
 IGNORE = -100  # a target from which nothing is to be learned
@@ -67,7 +67,7 @@ class WindowBatches:
             )
         self.split, self.context, self.batch_size, self.confined = split, context, batch_size, confined
         self.weights = [1] if weights is None else mixture.whole_numbers(weights)
-        parts = [(split.whole, seed)]
+        parts = [(Part("the corpus", 0, split.n_tokens), seed)]
         if weights is not None:
             parts = [(part, int(keys(1, seed, number)[0])) for number, part in enumerate(split.parts)]
         self.parts = [KINDS[mode](split, part, context=context, seed=own_seed) for part, own_seed in parts]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -99,8 +101,9 @@ class Tokens:
         return np.concatenate(pieces) if pieces else self.shards[0][:0]
 
 
-class Part(NamedTuple):
-    """What one source of a corpus gave to a split: tokens start..stop, documents and the END behind each."""
+@dataclass(frozen=True)
+class Part:
+    """What one source of a corpus gave to a split: the tokens from start to before stop; the parts fill the split."""
 
     name: str
     start: int
@@ -108,9 +111,8 @@ class Part(NamedTuple):
 
 
 class Split:
-    """One split: `tokens` (END, document, END, document, END...), and the bytes of the documents' text.
-
-    parts: of each source of the corpus its tokens, side by side; where they are not known, all is one part.
+    """One split: `tokens` (END, document, END, document, END...), `parts` of them by source, and the bytes of the
+    documents' text.
     """
 
     def __init__(
@@ -121,12 +123,11 @@ class Split:
         *,
         n_bytes: int,
         fingerprint: str,
-        parts: list[Part] | None = None,
+        parts: Sequence[Part] = (),
     ) -> None:
         self.directory, self.name, self.fingerprint = directory, name, fingerprint
         self.tokens, self.n_tokens, self.n_bytes = tokens, len(tokens), n_bytes
-        self.whole = Part("the corpus", 0, self.n_tokens)
-        self.parts = parts or [self.whole]
+        self.parts = list(parts) or [Part("", 0, self.n_tokens)]
 
     @cached_property
     def _documents(self) -> tuple[list[int], list[int], list[str]]:
@@ -178,14 +179,13 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
         names = directory / f"{split}_documents.jsonl"
         if verify and sha256_of(names) != figures["names_sha256"]:
             raise InputError(f"{names}: its content is not what its index says; {again}")
-        parts = [Part(part["name"], part["start"], part["stop"]) for part in figures.get("parts", [])]
         opened = Split(
             directory,
             split,
             Tokens(shards),
             n_bytes=figures["bytes"],
             fingerprint=index["fingerprint"],
-            parts=parts,
+            parts=[Part(**part) for part in figures.get("parts", [])],
         )
         if opened.n_tokens != figures["tokens"]:
             raise InputError(f"{directory}: {opened.n_tokens} tokens, not {figures['tokens']} as indexed; {again}")

@@ -21,9 +21,7 @@ class Windows(Protocol):
 
     def __len__(self) -> int: ...  # an epoch's
 
-    def pieces(
-        self, epochs: np.ndarray, windows: np.ndarray
-    ) -> list[list[Piece]]: ...  # of windows (n,) in epochs (n,)
+    def pieces(self, epochs: np.ndarray, windows: np.ndarray) -> list[list[Piece]]: ...  # each (n,)
 
     def describe(self) -> str: ...  # a line for the user
 
@@ -41,9 +39,8 @@ class StreamWindows:
         targets = part.stop - self.first - 1
         if targets < context:
             raise InputError(
-                f"{split.directory}: the {split.name} split{'' if part == split.whole else f' of {part.name}'} has "
-                f"{targets + 1} tokens, fewer than model.context + 1 = {context + 1}: set model.context={targets} or "
-                "smaller, or add text"
+                f"{split.directory}: the {split.name} split of {part.name} has {targets + 1} tokens, fewer than "
+                f"model.context + 1 = {context + 1}: set model.context={targets} or smaller, or add text"
             )
         self.count = max(1, targets // context - 1)  # an epoch's
         self.slack = targets - self.count * context

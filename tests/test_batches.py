@@ -12,7 +12,7 @@ from data import InputError
 from data.batches import IGNORE, WindowBatches, WindowEvaluation
 from data.order import permute
 from data.prepare import PrepareConfig, open_split, prepare
-from data.shards import Part, Tokens
+from data.shards import Tokens
 from data.tokenizer import TokenizerConfig
 
 
@@ -24,7 +24,6 @@ def split_of(n_tokens: int):
         directory="here",
         tokens=tokens,
         n_tokens=n_tokens,
-        whole=Part("the corpus", 0, n_tokens),
         n_bytes=3 * n_tokens,
         document_at=lambda position: f"document {position // 100}",
     )

@@ -11,7 +11,7 @@ import pytest
 from data import InputError
 from data.batches import IGNORE
 from data.mixture import interleave, problems, shares, whole_numbers
-from data.shards import Part
+from data.shards import Part, open_split
 
 from .programs import NANO, ok, run
 from .test_packing import batches_of, lengths_of, split_of
@@ -124,10 +124,10 @@ def test_a_run_on_a_mixture_says_how_often_each_part_is_seen(tmp_path, monkeypat
     ok("prepare", *(option for option in base if option.split("=")[0] in ("corpus", "datasets", "tokenizer")))
     (index,) = tmp_path.glob("datasets/*/index.json")
     content = json.loads(index.read_text())
-    for split in content["splits"].values():  # where preparation does not say it yet
-        names = [json.loads(line)[0] for line in (index.parent / "train_documents.jsonl").open()]
-        halves = [("a.txt", 0, names[1]), ("b.txt", names[1], split["tokens"])]
-        split.setdefault("parts", [dict(zip(("name", "start", "stop"), half, strict=True)) for half in halves])
+    for name, figures in content["splits"].items():  # where preparation does not say it yet
+        middle = int(open_split(index.parent, name).document_offsets[1])
+        parts = [("a.txt", 0, middle), ("b.txt", middle, figures["tokens"])]
+        figures.setdefault("parts", [dict(zip(("name", "start", "stop"), part, strict=True)) for part in parts])
     index.write_text(json.dumps(content))
     for mode in ("stream", "documents"):
         planned = ok("train", *base, "weights=[3,1]", "dry_run=true", f"batches={mode}")

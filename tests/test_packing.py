@@ -32,7 +32,6 @@ def split_of(lengths, *, parts=None, ids=None):
     if ids is not None:
         tokens[:] = ids(len(tokens))
         tokens[offsets - 1] = END
-    whole = Part("the corpus", 0, len(tokens))
     return SimpleNamespace(
         name="train",
         directory="here",
@@ -40,8 +39,7 @@ def split_of(lengths, *, parts=None, ids=None):
         n_tokens=len(tokens),
         document_offsets=offsets[:-1].tolist(),
         document_at=lambda position: f"document {np.searchsorted(offsets, position, side='right') - 1}",
-        whole=whole,
-        parts=parts or [whole],
+        parts=parts or [Part("", 0, len(tokens))],
     )
 
 
