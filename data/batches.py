@@ -103,7 +103,6 @@ class WindowBatches:
                 inputs[row, at : at + length], targets[row, at : at + length] = ids[:-1], ids[1:]
                 begins[row, at] = True
                 at += length
-            begins[row, at : at + 1] = True  # padding is a document by itself
         if not self.confined:
             return Batch(inputs, targets)
         begins |= inputs == self.split.tokens[:1]  # the END before each document
