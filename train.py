@@ -20,7 +20,7 @@ from conf import cli, display, forecast
 from conf.journal import Journal, draw
 from conf.resume import JOB, fill_in, follow_checkpoint, job, resume_config
 from conf.stopwatch import Stopwatch
-from data.batches import WindowBatches, WindowEvaluation
+from data.batches import BatchConfig, WindowBatches, WindowEvaluation
 from data.prepare import PrepareConfig, open_split, prepare
 from data.references import reference_losses
 from data.tokenizer import Tokenizer
@@ -45,8 +45,8 @@ from model.settings import LoopConfig, settle, what_was_resolved
 
 
 @dataclass
-class TrainConfig(LoopConfig, PrepareConfig):
-    """The keys of `python train.py`: those of the loop, those of preparing a corpus, and the model's shape."""
+class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
+    """The keys of `python train.py`: the loop's, those of preparing a corpus and its batches, and the model's shape."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     depth: int | None = None  # one dial for a size: layers, width, heads, batch, learning rates (model/depth.py)
@@ -54,7 +54,7 @@ class TrainConfig(LoopConfig, PrepareConfig):
     gpu: str | None = None  # dry_run: how many of this kind a large model needs (H100, H200, A100...), on paper
 
     def problems(self) -> list[str]:
-        found = LoopConfig.problems(self) + PrepareConfig.problems(self)
+        found = LoopConfig.problems(self) + PrepareConfig.problems(self) + self.batch_problems(self.corpus)
         if self.model.vocab_size:
             found.append(f"model.vocab_size={self.model.vocab_size} follows the tokenizer; set tokenizer.vocab_size")
         if self.depth is not None and self.depth < 1:
@@ -88,7 +88,7 @@ def fit(
     model.train()
     if cfg.checkpoint_activations:
         recompute_activations(model)
-    cfg = settle(cfg, model, compute, world)
+    cfg = settle(cfg, model, compute, world, confined=train_data.confined)
 
     # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
     # final parameters; restore last.
@@ -114,11 +114,11 @@ def fit(
         # Forward and backward. Each loss is a sum, divided by the number of targets in the whole step: so no split
         # into micro-batches or ranks changes the gradient. DDP divides by world.size, hence that factor.
         with watch("loading"):
-            inputs, targets = to_device(train_data.batch(step, share), device)
+            inputs, targets, starts = to_device(train_data.batch(step, share), device)
         targets_in_step = train_data.supervised_tokens(step)
         weight = world.size / targets_in_step * scale.scale
         seed = hash_seed(cfg.seed, step, world.rank)  # dropout's: a resumed run drops the same
-        loss_sum = micro.backward(inputs, targets, weight=weight, seed=seed)
+        loss_sum = micro.backward(inputs, targets, weight=weight, seed=seed, starts=starts)
 
         # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
         norm = optimizer.gradient_norm() / scale.scale
@@ -288,9 +288,10 @@ def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Opti
 
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) -> str:
     parameters = sum(p.numel() for p in model.parameters())
+    epochs = ", ".join(f"{number:.1f} epochs over {name}" for name, number in data.epochs(steps).items())
     return (
         f"{display.count(parameters)} parameters, {steps} steps of {cfg.batch_size} x {data.context} tokens "
-        f"({data.epochs(steps):.1f} epochs), "
+        f"({epochs}), "
         f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, steps)}, schedule {cfg.optimizer.schedule}"
     )
 
@@ -331,7 +332,12 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
         shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)
         train_split = open_split(Path(prepared), "train")
-        train_data = WindowBatches(train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed)
+        train_data = WindowBatches(
+            train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed,
+            mode=cfg.batches, confined=cfg.confined, weights=cfg.weights,
+        )  # fmt: skip
+        for line in train_data.report() if world.is_main else ():
+            print(line)
         val_split = open_split(Path(prepared), "val") if cfg.val_fraction or cfg.val_include else None
         val_data = None if val_split is None else WindowEvaluation(val_split, context=shape.context)
         references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}

@@ -15,7 +15,7 @@ def describe(
     flops_per_token: float,
     steps: int,
     tokens_per_step: int,
-    epochs: float,
+    epochs: Mapping[str, float],
     seconds_per_step: float,
     timed_steps: int,
     mfu: float | None,
@@ -28,12 +28,12 @@ def describe(
 ) -> str:
     """A table of what a run would take. `aside_seconds` are spent evaluating and saving; `kept` steps stay on disk."""
     used = "" if mfu is None else f"; {mfu:.0%} of the device's matrix products (MFU)"
-    often = "; every text is seen that often: watch the validation loss" if epochs > 4 else ""
+    often = "; every text is seen that often: watch the validation loss" if max(epochs.values()) > 4 else ""
     rows = [
         ("parameters", parameters(parts)),
         ("FLOPs", f"{count(flops_per_token)} a token, {flops_per_token * tokens_per_step * steps:.2e} in all"),
         ("tokens", f"{count(tokens_per_step)} a step, {count(tokens_per_step * steps)} in {steps} steps"),
-        ("epochs", f"{epochs:.2g} over the corpus{often}"),
+        ("epochs", ", ".join(f"{number:.2g} over {name}" for name, number in epochs.items()) + often),
         ("speed", f"{count(tokens_per_step / seconds_per_step)} tok/s, measured over {timed_steps} steps{used}"),
         ("time", f"{duration(total_seconds)}, {duration(aside_seconds)} of it to evaluate, save and draw"),
         ("peak memory", size(peak_memory)),

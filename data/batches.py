@@ -1,109 +1,130 @@
-"""Batches: windows of a token stream, each batch a pure function of (seed, step)."""
+"""Batches: rows of tokens with the token after each, every batch a pure function of (seed, step)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import InputError
-from .shards import Split
+from . import InputError, mixture
+from .order import epoch_order, keys
+from .packing import DocumentWindows
+from .shards import Part, Split
+from .windows import Piece, StreamWindows, Windows
 
 IGNORE = -100  # a target from which nothing is to be learned
+KINDS: dict[str, Callable[..., Windows]] = {"stream": StreamWindows, "documents": DocumentWindows}
 
 
 class Batch(NamedTuple):
     inputs: np.ndarray  # (B, T) int64
     targets: np.ndarray  # (B, T) int64: the token after each input, or IGNORE
+    starts: np.ndarray | None = None  # (B, T) int64: where in the row each token's document begins, if it matters
 
 
-def mix(values: np.ndarray) -> np.ndarray:
-    """uint64 -> well-scattered uint64, one to one: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+@dataclass
+class BatchConfig:
+    """How a prepared corpus becomes training batches."""
 
+    batches: str = "stream"  # stream: windows of the running text | documents: each begins a window, rests are packed
+    confined: bool = False  # attention does not reach from one document into another
+    weights: Any = None  # of corpus=[a, b]: shares of the rows of the batches, such as [3, 1]; null: as one text
 
-def keys(count: int, *numbers: int) -> np.ndarray:
-    """`count` uint64 keys, a pure function of the numbers: a random generator without a state."""
-    state = np.zeros(1, np.uint64)
-    for number in numbers:
-        state = mix(state + np.array([number % 2**64], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-    return mix(state + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-
-
-def permute(positions: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a random permutation of range(size) sends each position; nothing of length `size` is ever stored.
-
-    A Feistel network permutes the next power of four; values that it sends outside range(size) go through it again
-    until they fall inside (cycle walking: Black and Rogaway 2002), which keeps it one to one.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    shift, mask = np.uint64(half), np.uint64(2**half - 1)
-    round_keys = keys(6, seed, epoch)
-    values = positions.astype(np.uint64)
-    outside = np.ones(values.shape, bool)
-    while outside.any():
-        walking = values[outside]
-        left, right = walking >> shift, walking & mask
-        for key in round_keys:
-            left, right = right, left ^ (mix(right + key) & mask)
-        values[outside] = (left << shift) | right
-        outside = values >= size
-    return values.astype(np.int64)
-
-
-def epoch_order(step: int, *, batch_size: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(epoch, item) of each row of a global batch: every item exactly once an epoch, batches may span epochs."""
-    epochs, positions = np.divmod(step * batch_size + np.arange(batch_size), size)
-    items = np.empty_like(positions)
-    for epoch in np.unique(epochs).tolist():
-        rows = epochs == epoch
-        items[rows] = permute(positions[rows], size=size, seed=seed, epoch=epoch)
-    return epochs, items
+    def batch_problems(self, corpus: Any) -> list[str]:
+        """Everything that is wrong with the settings for this corpus, one line each."""
+        found = mixture.problems(self.weights, corpus)
+        if self.batches not in KINDS:
+            found.append(f"batches={self.batches!r} is not one of {', '.join(KINDS)}")
+        return found
 
 
 class WindowBatches:
     """Training batches of a split: windows of `context` tokens, each exactly once an epoch.
 
-    An epoch's windows lie side by side; where the first begins changes from epoch to epoch, within what does not fill
-    a window and one window more, so that a token is not always seen behind the same ones.
+    mode: what a window is, a key of KINDS. confined: the batches say where documents begin, so that attention can stay
+    within them. weights: each part of the split gets its share of all rows, with epochs and an order of its own;
+    None: the split is one. Raises InputError where the parts are others, or too short.
     """
 
-    def __init__(self, split: Split, *, context: int, batch_size: int, seed: int) -> None:
-        _check_length(split, context)
-        self.split, self.context, self.batch_size, self.seed = split, context, batch_size, seed
-        self.windows = max(1, (split.n_tokens - 1) // context - 1)  # an epoch's
-        self.tokens_per_epoch = self.windows * context
+    def __init__(
+        self,
+        split: Split,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        mode: str = "stream",
+        confined: bool = False,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        if weights is not None and len(weights) != len(split.parts):
+            raise InputError(
+                f"weights={list(weights)} has {len(weights)} numbers, but {split.directory} knows {len(split.parts)} "
+                "parts; if it was prepared by an older version, delete it"
+            )
+        self.split, self.context, self.batch_size, self.confined = split, context, batch_size, confined
+        self.weights = [1] if weights is None else mixture.whole_numbers(weights)
+        parts = [(Part("the corpus", 0, split.n_tokens), seed)]
+        if weights is not None:
+            parts = [(part, int(keys(1, seed, number)[0])) for number, part in enumerate(split.parts)]
+        self.parts = [KINDS[mode](split, part, context=context, seed=own_seed) for part, own_seed in parts]
+        self.pieces = functools.lru_cache(maxsize=4)(self._pieces)  # of a step: it is asked for more than once
 
-    def epochs(self, step: int) -> float:
-        """Epochs seen after `step` steps."""
-        return step * self.batch_size / self.windows
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each part has been seen after `step` steps, by name."""
+        rows = mixture.shares(step * self.batch_size, self.weights)
+        return {part.name: count / len(part) for part, count in zip(self.parts, rows, strict=True)}
 
-    def starts(self, step: int) -> np.ndarray:
-        """Position of the first input of each row of the global batch."""
-        slack = self.split.n_tokens - 1 - self.tokens_per_epoch
-        epochs, windows = epoch_order(step, batch_size=self.batch_size, size=self.windows, seed=self.seed)
-        offsets = {epoch: int(keys(7, self.seed, epoch)[-1]) % (slack + 1) for epoch in set(epochs.tolist())}
-        return np.array([offsets[epoch] for epoch in epochs.tolist()]) + windows * self.context
+    def _pieces(self, step: int) -> list[list[Piece]]:
+        """What each row of the global batch of a step is made of."""
+        rows = range(step * self.batch_size, (step + 1) * self.batch_size)
+        numbers, places = np.array([mixture.interleave(row, self.weights) for row in rows]).T
+        found: list[list[Piece]] = [[]] * self.batch_size
+        for number, part in enumerate(self.parts):
+            here = np.flatnonzero(numbers == number)
+            epochs, windows = epoch_order(places[here], size=len(part), seed=part.seed)
+            for row, pieces in zip(here.tolist(), part.pieces(epochs, windows), strict=True):
+                found[row] = pieces
+        return found
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The rows of the global batch of a step (counted from 0): a function of (seed, step), whatever the ranks."""
-        starts = self.starts(step)[rows]
-        ids = np.empty((len(starts), self.context + 1), np.int64)
-        for row, start in enumerate(starts.tolist()):
-            ids[row] = self.split.tokens[start : start + self.context + 1]
-        return Batch(ids[:, :-1].copy(), ids[:, 1:].copy())
+        chosen = self.pieces(step)[rows]
+        inputs = np.zeros((len(chosen), self.context), np.int64)
+        targets = np.full_like(inputs, IGNORE)
+        begins = np.zeros(inputs.shape, bool)
+        for row, pieces in enumerate(chosen):
+            at = 0
+            for start, length in pieces:
+                ids = self.split.tokens[start : start + length + 1]
+                inputs[row, at : at + length], targets[row, at : at + length] = ids[:-1], ids[1:]
+                begins[row, at] = True
+                at += length
+        if not self.confined:
+            return Batch(inputs, targets)
+        begins |= inputs == self.split.tokens[:1]  # the END before each document
+        return Batch(inputs, targets, np.maximum.accumulate(np.where(begins, np.arange(self.context), 0), axis=1))
 
     def supervised_tokens(self, step: int) -> int:
         """Targets that are not IGNORE in the global batch."""
-        return self.batch_size * self.context
+        return sum(length for pieces in self.pieces(step) for _, length in pieces)
 
     def describe(self, step: int) -> str:
         """Where the batch comes from, for messages about it."""
-        starts = self.starts(step).tolist()
-        shown = [f"{self.split.document_at(start)} (token {start})" for start in starts[:8]]
+        starts = [start for pieces in self.pieces(step) for start, _ in pieces]
+        shown = [f"{self.split.document_at(start + 1)} (token {start})" for start in starts[:8]]
         return f"windows of {self.context} tokens from {', '.join(shown)}{', ...' if len(starts) > 8 else ''}"
+
+    def report(self) -> list[str]:
+        """What the batches are made of, a line a part: how full windows are, and what is cut. Nothing of one stream."""
+        if len(self.parts) == 1 and isinstance(self.parts[0], StreamWindows):
+            return []
+        total = sum(self.weights)
+        each = [f", {weight / total:.1%} of the rows" if len(self.parts) > 1 else "" for weight in self.weights]
+        return [part.describe() + share for part, share in zip(self.parts, each, strict=True)]
 
 
 class WindowEvaluation:
@@ -127,11 +148,3 @@ class WindowEvaluation:
             ids = self.split.tokens[window * self.context : (window + 1) * self.context + 1]
             inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
         return Batch(inputs, targets)
-
-
-def _check_length(split: Split, context: int) -> None:
-    if split.n_tokens < context + 1:
-        raise InputError(
-            f"{split.directory}: the {split.name} split has {split.n_tokens} tokens, fewer than "
-            f"model.context + 1 = {context + 1}: set model.context={split.n_tokens - 1} or smaller, or add text"
-        )

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from . import InputError
-from .batches import IGNORE, Batch, epoch_order
+from .batches import IGNORE, Batch
 from .corpora import json_lines
+from .order import epoch_order
 from .tokenizer import Tokenizer
 
 WIDTH = 32  # rows are padded to a multiple of this: few different shapes, little waste
@@ -136,6 +137,8 @@ class ExampleBatches:
     one_width: all batches are as wide as the longest example, so that a compiled model sees one shape.
     """
 
+    confined = False  # a row holds one example
+
     def __init__(
         self,
         examples: Sequence[Example],
@@ -154,12 +157,13 @@ class ExampleBatches:
     def __len__(self) -> int:
         return len(self._rows.rows)
 
-    def epochs(self, step: int) -> float:
-        """Epochs seen after `step` steps."""
-        return step * self.batch_size / len(self)
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often they have been seen after `step` steps."""
+        return {"the examples": step * self.batch_size / len(self)}
 
     def _items(self, step: int) -> list[int]:
-        return epoch_order(step, batch_size=self.batch_size, size=len(self), seed=self.seed)[1].tolist()
+        rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return epoch_order(rows, size=len(self), seed=self.seed)[1].tolist()
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """These rows of the global batch of a step, as wide as its longest row whatever the rows."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -99,12 +101,33 @@ class Tokens:
         return np.concatenate(pieces) if pieces else self.shards[0][:0]
 
 
-class Split:
-    """One split: `tokens` (END, document, END, document, END...), and the bytes of the documents' text."""
+@dataclass(frozen=True)
+class Part:
+    """What one source of a corpus gave to a split: the tokens from start to before stop; the parts fill the split."""
 
-    def __init__(self, directory: Path, name: str, tokens: Tokens, *, n_bytes: int, fingerprint: str) -> None:
+    name: str
+    start: int
+    stop: int
+
+
+class Split:
+    """One split: `tokens` (END, document, END, document, END...), `parts` of them by source, and the bytes of the
+    documents' text.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        tokens: Tokens,
+        *,
+        n_bytes: int,
+        fingerprint: str,
+        parts: Sequence[Part] = (),
+    ) -> None:
         self.directory, self.name, self.fingerprint = directory, name, fingerprint
         self.tokens, self.n_tokens, self.n_bytes = tokens, len(tokens), n_bytes
+        self.parts = list(parts) or [Part("", 0, self.n_tokens)]
 
     @cached_property
     def _documents(self) -> tuple[list[int], list[int], list[str]]:
@@ -156,7 +179,14 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
         names = directory / f"{split}_documents.jsonl"
         if verify and sha256_of(names) != figures["names_sha256"]:
             raise InputError(f"{names}: its content is not what its index says; {again}")
-        opened = Split(directory, split, Tokens(shards), n_bytes=figures["bytes"], fingerprint=index["fingerprint"])
+        opened = Split(
+            directory,
+            split,
+            Tokens(shards),
+            n_bytes=figures["bytes"],
+            fingerprint=index["fingerprint"],
+            parts=[Part(**part) for part in figures.get("parts", [])],
+        )
         if opened.n_tokens != figures["tokens"]:
             raise InputError(f"{directory}: {opened.n_tokens} tokens, not {figures['tokens']} as indexed; {again}")
         return opened

@@ -42,6 +42,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped)
 
 
+def confine(starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention within documents that share a row: their positions (B, T), each counted anew, and a mask (B, 1, T, T).
+
+    starts (B, T): where in the row the document of each token begins; the token sees what lies from there to itself.
+    """
+    places = torch.arange(starts.shape[1], device=starts.device)
+    return places - starts, ((starts[:, :, None] <= places) & (places <= places[:, None]))[:, None]
+
+
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(E)) v, written out: the reference for every kernel (Vaswani et al. 2017, eq. 1)."""
     B, H, T, E = q.shape

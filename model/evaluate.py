@@ -32,12 +32,13 @@ class TrainingData(Protocol):
 
     batch_size: int
     context: int
+    confined: bool  # attention stays within a document: batches have a third array, of where each begins
 
     def batch(self, step: int, rows: slice) -> Any: ...  # (inputs, targets), this rank's rows of the global batch
 
     def supervised_tokens(self, step: int) -> int: ...  # targets that carry loss, in the whole global batch
 
-    def epochs(self, step: int) -> float: ...  # how often the data were seen after so many steps
+    def epochs(self, step: int) -> dict[str, float]: ...  # how often each part was seen after so many steps, by name
 
     def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
 
@@ -54,12 +55,13 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def to_device(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of numpy arrays (inputs, targets) as tensors."""
-    inputs, targets = (torch.from_numpy(array) for array in batch)
+def to_device(batch: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A batch of numpy arrays as tensors: inputs, targets and, where it has them, the starts of documents."""
+    tensors = [torch.from_numpy(array) for array in batch if array is not None]
     if device.type == "cuda":
-        return inputs.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)
-    return inputs.to(device), targets.to(device)
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    inputs, targets, *starts = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
+    return inputs, targets, starts[0] if starts else None
 
 
 @torch.no_grad()
@@ -79,7 +81,7 @@ def evaluate(
     losses, tokens = [], 0
     for start in range(world.rank * rows, len(data) + world.rank * rows, world.size * rows):
         batch = data.batch(start, start + rows)
-        inputs, targets = to_device(batch, compute.device)
+        inputs, targets, _ = to_device(batch, compute.device)
         with compute.autocast():
             losses.append(loss(model(inputs), targets))
         tokens += int((batch[1] != IGNORE).sum())

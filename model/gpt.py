@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
+from .attention import attend, confine
 from .cache import KVCache
 from .config import ModelConfig
 from .linear import Linear, linear
@@ -129,20 +129,23 @@ class GPT(nn.Module):
         self.make_rotary()
         self.init_weights()
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, *, starts: Tensor | None = None) -> Tensor:
         """ids (B, T) -> logits (B, T, V). With a cache, ids continue what it holds, and it then holds them too.
 
-        T, with a cache its length + T, is at most the context; the caller sees to it.
+        T, with a cache its length + T, is at most the context; the caller sees to it. Without a cache, starts (B, T)
+        says where in the row the document of each token begins: documents that share a row are then read each alone.
         """
-        return self.head(self.hidden(ids, cache))
+        return self.head(self.hidden(ids, cache, starts=starts))
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, *, starts: Tensor | None = None) -> Tensor:
         """ids (B, T) -> the last layer's normalised output (B, T, D)."""
         T = ids.shape[1]
-        if cache is None:
-            positions, mask = torch.arange(T, device=ids.device), None  # (T,); no mask: attend() is then causal
-        else:
+        if cache is not None:
             positions, mask = cache.begin(T)  # where the new ids stand (B, T), what each may see (B, 1, T, S)
+        elif starts is not None:
+            positions, mask = confine(starts)  # likewise
+        else:
+            positions, mask = torch.arange(T, device=ids.device), None  # (T,); no mask: attend() is then causal
         x = self.embed(ids)  # (B, T, D)
         if self.position_embed is not None:
             x = x + self.position_embed(positions)  # (T, D) or (B, T, D)

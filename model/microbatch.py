@@ -31,16 +31,18 @@ class MicroBatches:
     ) -> None:
         self.model, self.rows, self.loss, self.compute, self.world = model, rows, loss, compute, world
 
-    def backward(self, inputs: Tensor, targets: Tensor, *, weight: Tensor | float, seed: int) -> Tensor:
+    def backward(
+        self, inputs: Tensor, targets: Tensor, *, weight: Tensor | float, seed: int, starts: Tensor | None = None
+    ) -> Tensor:
         """Adds to each parameter the gradient of weight * (the sum of the loss); returns that sum, a tensor ().
 
-        inputs, targets: (B, T). `seed` is dropout's. Out of memory, it begins anew with at most half the rows a part:
-        the batch and its gradient stay the same. Raises InputError where one row does not fit.
+        inputs, targets, starts: (B, T). `seed` is dropout's. Out of memory, it begins anew with at most half the rows a
+        part: the batch and its gradient stay the same. Raises InputError where one row does not fit.
         """
         while True:
             torch.manual_seed(seed)
             try:
-                return self.accumulate(inputs, targets, weight)
+                return self.accumulate(inputs, targets, weight, starts)
             except RuntimeError as error:
                 if not memory.out_of_memory(error):
                     raise
@@ -49,12 +51,15 @@ class MicroBatches:
             self.model.zero_grad(set_to_none=True)
             memory.release(self.compute.device)
 
-    def accumulate(self, inputs: Tensor, targets: Tensor, weight: Tensor | float) -> Tensor:
+    def accumulate(
+        self, inputs: Tensor, targets: Tensor, weight: Tensor | float, starts: Tensor | None = None
+    ) -> Tensor:
         loss_sum = torch.zeros((), device=inputs.device)
         for rows in (slice(start, start + self.rows) for start in range(0, len(inputs), self.rows)):
             with parallel.no_sync(self.model, skip=rows.stop < len(inputs)):
                 with self.compute.autocast():
-                    loss = self.loss(self.model(inputs[rows]), targets[rows])
+                    within = {} if starts is None else {"starts": starts[rows]}
+                    loss = self.loss(self.model(inputs[rows], **within), targets[rows])
                 (loss * weight).backward()
             loss_sum += loss.detach()
         return loss_sum
@@ -87,7 +92,9 @@ def recompute_activations(model: GPT) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def best_rows(model: GPT, share: int, *, loss: Callable[[Tensor, Tensor], Tensor], compute: Compute) -> int:
+def best_rows(
+    model: GPT, share: int, *, loss: Callable[[Tensor, Tensor], Tensor], compute: Compute, confined: bool = False
+) -> int:
     """The number of sequences a forward that suits this device: a divisor of `share`, a rank's part of the batch.
 
     Tries 1, 2, 4... with random ids, before the model is compiled, as far as memory will go (it grows in proportion).
@@ -107,7 +114,8 @@ def best_rows(model: GPT, share: int, *, loss: Callable[[Tensor, Tensor], Tensor
             break
         ids = torch.randint(model.config.vocab_size, (rows, model.config.context), device=device)
         try:
-            speed = speed_of(MicroBatches(model, rows, loss=loss, compute=compute, world=parallel.World()), ids)
+            part = MicroBatches(model, rows, loss=loss, compute=compute, world=parallel.World())
+            speed = speed_of(part, ids, starts=torch.zeros_like(ids) if confined else None)
         except RuntimeError as error:
             if memory.out_of_memory(error):
                 break
@@ -123,11 +131,11 @@ def best_rows(model: GPT, share: int, *, loss: Callable[[Tensor, Tensor], Tensor
     return best
 
 
-def speed_of(part: MicroBatches, ids: Tensor) -> float:
+def speed_of(part: MicroBatches, ids: Tensor, *, starts: Tensor | None = None) -> float:
     """Sequences a second, forward and backward; the fastest of three times."""
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        part.accumulate(ids, ids, 1 / ids.numel())
+        part.accumulate(ids, ids, 1 / ids.numel(), starts)
         seconds.append(time.perf_counter() - began)
     return len(ids) / min(seconds)

@@ -120,7 +120,7 @@ class LoopConfig:
 Settings = TypeVar("Settings", bound=LoopConfig)
 
 
-def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World) -> Settings:
+def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World, *, confined: bool = False) -> Settings:
     """The settings with `auto` replaced by what it came to, so that a resumed run need not decide anew.
 
     Device and compile stay as they were asked for: a run may go on elsewhere. Newton-Schulz, Muon's iteration,
@@ -134,7 +134,7 @@ def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World) -
     rows = cfg.micro_batch
     if rows == "auto":
         model.to(compute.device)
-        found = best_rows(model, share, loss=summed_loss, compute=compute)
+        found = best_rows(model, share, loss=summed_loss, compute=compute, confined=confined)
         rows = parallel.least_over_ranks(found, compute.device)
     return replace(cfg, dtype=str(compute.dtype).removeprefix("torch."), optimizer=optimizer, micro_batch=rows)
 

@@ -62,7 +62,7 @@ def test_an_empty_prompt_is_the_end_token(tokenizer):
 
 def test_each_example_once_an_epoch_in_an_order_of_its_own(tokenizer):
     data = batches(EXAMPLES, tokenizer)
-    assert len(data) == 11 and data.epochs(11) == 4
+    assert len(data) == 11 and data.epochs(11) == {"the examples": 4}
     rows = [text for step in range(11) for text in read(data.batch(step), tokenizer)]
     epochs = [rows[i : i + 11] for i in range(0, 44, 11)]
     assert all(Counter(epoch) == Counter(example.prompt for example in EXAMPLES) for epoch in epochs)

@@ -261,11 +261,11 @@ def test_a_run_goes_on_after_out_of_memory_with_the_same_step(base, tmp_path, mo
     ok("train", *options, "run_dir=plain")
     accumulate, failed = MicroBatches.accumulate, []
 
-    def scarce(self, inputs, targets, weight):
+    def scarce(self, inputs, targets, weight, starts):
         if len(failed) == 0 and self.rows == 4:
             failed.append(self.rows)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return accumulate(self, inputs, targets, weight)
+        return accumulate(self, inputs, targets, weight, starts)
 
     monkeypatch.setattr(MicroBatches, "accumulate", scarce)
     out = ok("train", *options, "run_dir=scarce")
@@ -303,12 +303,12 @@ def test_auto_finds_a_divisor_that_fits_and_leaves_the_model_alone(monkeypatch):
     assert best_rows(model, 12, loss=summed_loss, compute=CPU) in divisors(12)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    monkeypatch.setattr("model.microbatch.speed_of", lambda part, ids: float(len(ids)))
+    monkeypatch.setattr("model.microbatch.speed_of", lambda part, ids, starts: float(len(ids)))
     assert best_rows(model, 12, loss=summed_loss, compute=CPU) == 12
-    monkeypatch.setattr("model.microbatch.speed_of", lambda part, ids: 10.0 - abs(len(ids) - 4))
+    monkeypatch.setattr("model.microbatch.speed_of", lambda part, ids, starts: 10.0 - abs(len(ids) - 4))
     assert best_rows(model, 16, loss=summed_loss, compute=CPU) == 4
 
-    def scarce(part, ids):
+    def scarce(part, ids, starts):
         if len(ids) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return float(len(ids))
