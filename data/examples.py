@@ -12,7 +12,7 @@ import numpy as np
 
 from . import InputError
 from .batches import IGNORE, Batch, epoch_order
-from .corpora import json_lines
+from .jsonl import json_lines
 from .tokenizer import Tokenizer
 
 WIDTH = 32  # rows are padded to a multiple of this: few different shapes, little waste
