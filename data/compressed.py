@@ -65,7 +65,9 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.ready:
-            self.packed = self.packed or self.file.read(CHUNK >> 6)  # little, for it may unpack to a thousand times as much
+            self.packed = self.packed or self.file.read(
+                CHUNK >> 6
+            )  # little, for it may unpack to a thousand times as much
             if not self.packed:
                 if self.frame is not None:
                     raise self._damaged("it ends too early")

@@ -59,7 +59,8 @@ class Corpus:
 
     def blocks(self) -> Iterator[Block]:
         """The corpus in blocks of about BLOCK bytes."""
-        source, held, n_bytes = 0, [], 0
+        source, n_bytes = 0, 0
+        held: list[Piece] = []
         for number, file in self.files():
             for piece in pieces(file, text_field=self.reading.text_field, separator=self.reading.separator):
                 if held and (number != source or n_bytes + piece.n_bytes > BLOCK or len(held) == MOST_PIECES):

@@ -25,7 +25,9 @@ TEXT, LINES, SEPARATED, ROWS, BINARY = "text", "lines", "separated", "rows", "bi
 class Piece:
     """A part of a file that holds whole documents."""
 
-    kind: str  # text: one document; lines: of JSON; separated: by a separator's lines; rows: of a table; binary: no text
+    kind: (
+        str  # text: one document; lines: of JSON; separated: by a separator's lines; rows: of a table; binary: no text
+    )
     path: str
     name: str
     named: bool  # see File

@@ -1,4 +1,4 @@
-"""The manifest: what a prepared corpus was made of and with, as a fingerprint, an index, a report; whether it is whole."""
+"""The manifest: what a prepared corpus was made of, as a fingerprint and a report; whether it is whole."""
 
 from __future__ import annotations
 

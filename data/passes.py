@@ -50,7 +50,8 @@ class Scanned:
 
 def scan(reading: Reading, splitting: Splitting, block: Block) -> Scanned:
     """What there is."""
-    left_out, rows, identities, first, val_names = LeftOut(), [], [], "", []
+    left_out, rows, identities, first = LeftOut(), [], [], ""
+    val_names: list[str] = []
     for document, content, digest in _documents(block, reading, left_out):
         chosen = splitting.chooses(document.name, digest)
         rows.append(ROW.pack(digest[:16], len(content), chosen))
@@ -85,9 +86,11 @@ class Encoded:
     names: list[bytes] = field(default_factory=list)
 
 
-def encode(reading: Reading, splitting: Splitting, tokenizer_folder: str, dtype: str, task: Task) -> dict[str, Encoded]:
-    """The tokens of a block's documents, by split."""
-    tokenizer = _tokenizer(tokenizer_folder)
+def encode(
+    reading: Reading, splitting: Splitting, place: tuple[str, str], dtype: str, task: Task
+) -> dict[str, Encoded]:
+    """The tokens of a block's documents, by split. place: the tokenizer's folder and fingerprint."""
+    tokenizer = _tokenizer(*place)
     end = np.array([tokenizer.end_id], dtype).tobytes()
     found: dict[str, Encoded] = {}
     pieces: dict[str, list[bytes]] = {}
@@ -130,7 +133,8 @@ def _name(document: Document) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: str) -> Tokenizer:
+def _tokenizer(folder: str, fingerprint: str) -> Tokenizer:
+    """The tokenizer in a folder, read once; the folder may hold another one the next time."""
     from . import tokenizer  # not where nothing is encoded: each process pays for it
 
     return tokenizer.load(Path(folder))

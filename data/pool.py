@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from . import InputError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 AHEAD = 3  # items that a worker may hold: one at work, the others so that it need not wait
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,10 +38,10 @@ class Pool:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for process, connection in self.workers:
-            connection.close()  # ends it
+        for process, ours in self.workers:
+            ours.close()  # ends it
             process.kill()  # even in the middle of something
-        for process, _ in self.workers:
+        for process, ours in self.workers:
             process.wait()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
@@ -51,23 +52,23 @@ class Pool:
         if not self.workers:
             yield from ((item, function(item)) for item in items)
             return
-        waiting: deque[tuple[Connection, Item]] = deque()
+        waiting: deque[tuple[Any, Any]] = deque()
         for number, item in enumerate(items):
             if len(waiting) == AHEAD * len(self.workers):
                 yield self._next(waiting)
-            connection = self.workers[number % len(self.workers)][1]
+            worker = self.workers[number % len(self.workers)][1]
             try:
-                connection.send((function, item))
+                worker.send((function, item))
             except BrokenPipeError:
                 raise _gone() from None
-            waiting.append((connection, item))
+            waiting.append((worker, item))
         while waiting:
             yield self._next(waiting)
 
-    def _next(self, waiting: deque[tuple[Connection, Item]]) -> tuple[Item, Any]:
-        connection, item = waiting.popleft()
+    def _next(self, waiting: deque[tuple[Any, Any]]) -> tuple[Any, Any]:
+        worker, item = waiting.popleft()
         try:
-            error, result = connection.recv()
+            error, result = worker.recv()
         except (EOFError, ConnectionResetError):
             raise _gone() from None
         if error is not None:

@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 from . import InputError, passes
 from . import tokenizer as tokenizers
-from .corpora import Block, Corpus
+from .corpora import Corpus
 from .files import lock, publish, sweep
 from .manifest import corpus_name, report, tokenizer_settings, whole_or_why
 from .passes import ROW, VAL_NAMES, Task
@@ -92,9 +92,7 @@ def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print, progre
     if problems := config.problems():
         raise InputError("; ".join(problems))
     folder, name = Path(config.datasets).expanduser(), corpus_name(config.corpus)
-    reading = Reading(
-        config.include, config.exclude, config.text_field, config.document_separator, config.invalid_utf8
-    )
+    reading = Reading(config.include, config.exclude, config.text_field, config.document_separator, config.invalid_utf8)
     try:
         with ExitStack() as held:
             corpus = held.enter_context(Corpus(config.corpus, reading, cache=folder))
@@ -225,7 +223,8 @@ class Preparation:
         """Writes the shards; the figures of each split."""
         splits = [TRAIN] if self.splitting.kind == NONE else [TRAIN, VAL]
         writers = {split: SplitWriter(folder, split, dtype=dtype, end_id=tokenizer.end_id) for split in splits}
-        action = partial(passes.encode, self.corpus.reading, self.splitting, str(folder / "tokenizer"), DTYPES[dtype])
+        place = (str(folder / "tokenizer"), tokenizer.fingerprint)
+        action = partial(passes.encode, self.corpus.reading, self.splitting, place, DTYPES[dtype])
         begun = 0  # sources
         for task, found in self.over("encoding", action, self.tasks()):
             begun = self._begin_parts(writers, begun, task.block.source + 1)

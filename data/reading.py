@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
 
 from . import InputError
 from .formats import (
-    BINARY, BYTE_ORDER_MARK, LARGEST_DOCUMENT, LINES, ROWS, SEPARATED, TEXT, Piece, in_documents, separator_lines,
+    BINARY,
+    BYTE_ORDER_MARK,
+    LARGEST_DOCUMENT,
+    LINES,
+    ROWS,
+    SEPARATED,
+    TEXT,
+    Piece,
+    in_documents,
+    separator_lines,
 )  # fmt: skip
 from .jsonl import json_object, text_of
 
@@ -200,9 +209,7 @@ def _of_record(name: str, text: str, n_bytes: int) -> Iterator[tuple[str, str]]:
             yield f"{name}/{part}", content.decode()
 
 
-def _decoded(
-    content: bytes, name: str, line: int, piece: Piece, reading: Reading, left_out: LeftOut
-) -> str | None:
+def _decoded(content: bytes, name: str, line: int, piece: Piece, reading: Reading, left_out: LeftOut) -> str | None:
     """The text of a document, or nothing if it is left out."""
     try:
         return content.decode()

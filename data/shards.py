@@ -33,8 +33,8 @@ class Part:
 class SplitWriter:
     """Writes one split: END, then each document followed by END, cut into shards; beside them where documents begin.
 
-    SPLIT_documents.bin holds three int64 for each document: its first token, the bytes of its text, where its name ends
-    in SPLIT_names.bin.
+    SPLIT_documents.int64 holds three int64 for each document: its first token, the bytes of its text, where its name ends
+    in SPLIT_names.utf8.
     """
 
     def __init__(self, folder: Path, split: str, *, dtype: str, end_id: int) -> None:
@@ -43,8 +43,8 @@ class SplitWriter:
         self.shards: list[dict[str, Any]] = []
         self.files: dict[str, dict[str, Any]] = {}
         self.parts: list[Part] = []
-        self.table = (folder / f"{split}_documents.bin").open("wb")
-        self.names = (folder / f"{split}_names.bin").open("wb")
+        self.table = (folder / f"{split}_documents.int64").open("wb")
+        self.names = (folder / f"{split}_names.utf8").open("wb")
         self._append(np.array([end_id], self.dtype).tobytes())
 
     def begin_part(self, name: str) -> None:
@@ -152,7 +152,7 @@ class Split:
     @cached_property
     def _documents(self) -> np.ndarray:
         """(documents, 3), memory-mapped; see SplitWriter."""
-        return _mapped(self.directory / f"{self.name}_documents.bin", "<i8").reshape(-1, 3)
+        return _mapped(self.directory / f"{self.name}_documents.int64", "<i8").reshape(-1, 3)
 
     @property
     def document_offsets(self) -> np.ndarray:
@@ -164,15 +164,18 @@ class Split:
         """int64 (documents,): of each document's text."""
         return self._documents[:, 1]
 
-    @property
-    def document_names(self) -> list[str]:
-        """All of them, in memory; see document_name."""
-        return [self.document_name(index) for index in range(len(self._documents))]
+    @cached_property
+    def _names(self) -> np.ndarray:
+        return _mapped(self.directory / f"{self.name}_names.utf8", "u1")
 
     def document_name(self, index: int) -> str:
         start, stop = (int(self._documents[i, 2]) if i >= 0 else 0 for i in (index - 1, index))
-        names = _mapped(self.directory / f"{self.name}_names.bin", "u1")
-        return names[start:stop].tobytes().decode(errors="surrogateescape")
+        return self._names[start:stop].tobytes().decode(errors="surrogateescape")
+
+    @property
+    def document_names(self) -> list[str]:
+        """All of them, in memory."""
+        return [self.document_name(index) for index in range(len(self._documents))]
 
     def document_at(self, position: int) -> str:
         """The name of the document that the token at this position belongs to; the END after it is part of it."""

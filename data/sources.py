@@ -1,4 +1,4 @@
-"""Sources: a built-in name, a path, a pattern or standard input -> the files that it means, always in the same order."""
+"""Sources: a built-in name, a path, a pattern or standard input -> its files, always in the same order."""
 
 from __future__ import annotations
 

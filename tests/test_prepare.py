@@ -52,10 +52,11 @@ def read(directory, split) -> dict[str, list[str]]:
     offsets = opened.document_offsets
     assert all(ids[offset - 1] == tokens.end_id for offset in offsets)
     found: dict[str, list[str]] = {}
-    for name, start, stop in zip(opened.document_names, offsets, [*offsets[1:], opened.n_tokens], strict=True):
+    stops = [*offsets[1:].tolist(), opened.n_tokens]
+    for name, start, stop in zip(opened.document_names, offsets.tolist(), stops, strict=True):
         found.setdefault(name, []).append(tokens.decode(ids[start : stop - 1].tolist()))
     assert opened.n_bytes == sum(len(text.encode()) for texts in found.values() for text in texts)
-    assert opened.document_bytes == [len(texts[0].encode()) for texts in found.values()]
+    assert opened.document_bytes.tolist() == [len(texts[0].encode()) for texts in found.values()]
     return found
 
 
@@ -138,9 +139,9 @@ def test_an_existing_tokenizer_is_used_as_it_is(notes, tmp_path):
     assert tokenizer.load(second / "tokenizer").fingerprint == tokenizer.load(first / "tokenizer").fingerprint
 
 
-@pytest.mark.parametrize("name", ["_report", "_publish", "_groups"])
+@pytest.mark.parametrize("name", ["report", "publish", "SplitWriter"])
 def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_path, monkeypatch, name):
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -153,7 +154,7 @@ def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_pa
 
 
 def _die_in_the_middle(cfg):
-    preparation._publish = lambda *_: os._exit(9)
+    preparation.publish = lambda *_: os._exit(9)
     prepare(cfg, say=quiet)
 
 
@@ -223,12 +224,17 @@ class WideTokenizer:
         directory.mkdir()
 
 
+def use(monkeypatch, tokens):
+    monkeypatch.setattr(tokenizer, "build", lambda *_: tokens)
+    monkeypatch.setattr(tokenizer, "load", lambda *_: tokens)
+
+
 @pytest.mark.parametrize("vocab_size, dtype", [(65_536, "uint16"), (65_537, "uint32")])
 def test_ids_above_16_bits_are_stored_in_32(tmp_path, monkeypatch, vocab_size, dtype):
     (tmp_path / "notes").mkdir()
     text = "ab" * 50 + chr(vocab_size - 1)
     (tmp_path / "notes" / "a.txt").write_text(text)
-    monkeypatch.setattr(preparation.tokenizers, "build", lambda *_: WideTokenizer(vocab_size))
+    use(monkeypatch, WideTokenizer(vocab_size))
     directory = run(tmp_path, val_fraction=0.0)
     assert json.loads((directory / "index.json").read_text())["dtype"] == dtype
     assert open_split(directory, "train").tokens[1:-1].tolist() == [ord(character) for character in text]
@@ -237,7 +243,7 @@ def test_ids_above_16_bits_are_stored_in_32(tmp_path, monkeypatch, vocab_size, d
 def test_an_id_that_would_overflow_is_refused(tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("ab" * 50 + chr(65_536 + 97))
-    monkeypatch.setattr(preparation.tokenizers, "build", lambda *_: WideTokenizer(65_536))
+    use(monkeypatch, WideTokenizer(65_536))
     with pytest.raises(InputError, match="65633"):
         run(tmp_path)
     assert published(tmp_path) == []

@@ -164,5 +164,3 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
                 print(Target(f"MB/s on {available_cpus()} CPUs", row["megabytes_per_second"] * 1e6 / WANTED[name], 1.0))
                 print(Target(f"{MOST_MEMORY / 1e6:.0f} MB against its memory", MOST_MEMORY / row["peak_pss"], 1.0))
         print_json({"benchmark": "prepare", "layout": cfg.layout, "cpus": available_cpus(), "runs": rows})
-
-
