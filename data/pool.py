@@ -41,7 +41,7 @@ class Pool:
         for process, ours in self.workers:
             ours.close()  # ends it
             process.kill()  # even in the middle of something
-        for process, ours in self.workers:
+        for process, _ours in self.workers:
             process.wait()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:

@@ -33,8 +33,8 @@ class Part:
 class SplitWriter:
     """Writes one split: END, then each document followed by END, cut into shards; beside them where documents begin.
 
-    SPLIT_documents.int64 holds three int64 for each document: its first token, the bytes of its text, where its name ends
-    in SPLIT_names.utf8.
+    SPLIT_documents.int64 holds three int64 for each document: its first token, the bytes of its text, where its name
+    ends in SPLIT_names.utf8.
     """
 
     def __init__(self, folder: Path, split: str, *, dtype: str, end_id: int) -> None:
