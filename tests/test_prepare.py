@@ -22,7 +22,7 @@ from data.files import lock
 from data.prepare import PrepareConfig, corpus_name, open_split, prepare
 from data.tokenizer import TokenizerConfig
 
-from .programs import finish, start
+from . import programs
 
 
 def config(tmp_path, **settings) -> PrepareConfig:
@@ -464,7 +464,7 @@ def killed_preparations(tmp_path, kills: int) -> None:
     command = ["-m", "scripts.prepare", f"corpus={tmp_path / 'notes'}", f"datasets={tmp_path / 'datasets'}"]
     command += ["tokenizer=byte", "workers=2"]
     began = time.monotonic()
-    ended = finish(start(*command))
+    ended = programs.finish(programs.start(*command))
     longest = time.monotonic() - began
     assert ended.status == 0, ended.err
     whole = folder_of(Path(ended.out.split()[-1]))
@@ -472,14 +472,14 @@ def killed_preparations(tmp_path, kills: int) -> None:
     for _ in range(kills):
         if draw.random() < 0.7:  # else go on with what is left
             shutil.rmtree(tmp_path / "datasets", ignore_errors=True)
-        process = start(*command)
+        process = programs.start(*command)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0.2, 1.1) * longest)
         process.kill()
         process.communicate()
         for path in (tmp_path / "datasets").glob("*"):
             assert path.name.startswith(".") or folder_of(path) == whole
-    ended = finish(start(*command))
+    ended = programs.finish(programs.start(*command))
     assert ended.status == 0, ended.err
     assert folder_of(Path(ended.out.split()[-1])) == whole and len(published(tmp_path)) == 1
 
