@@ -222,16 +222,20 @@ class Preparation:
     def encode(self, folder: Path, tokenizer: Tokenizer, dtype: str) -> dict[str, dict[str, Any]]:
         """Writes the shards; the figures of each split."""
         splits = [TRAIN] if self.splitting.kind == NONE else [TRAIN, VAL]
-        writers = {split: SplitWriter(folder, split, dtype=dtype, end_id=tokenizer.end_id) for split in splits}
         place = (str(folder / "tokenizer"), tokenizer.fingerprint)
         action = partial(passes.encode, self.corpus.reading, self.splitting, place, DTYPES[dtype])
-        begun = 0  # sources
-        for task, found in self.over("encoding", action, self.tasks()):
-            begun = self._begin_parts(writers, begun, task.block.source + 1)
-            for split, encoded in found.items():
-                writers[split].add(encoded.ids, tokens=encoded.tokens, n_bytes=encoded.n_bytes, names=encoded.names)
-        self._begin_parts(writers, begun, len(self.corpus.sources))
-        return {split: writer.close() for split, writer in writers.items()}
+        with ExitStack() as held:
+            writers = {
+                split: held.enter_context(SplitWriter(folder, split, dtype=dtype, end_id=tokenizer.end_id))
+                for split in splits
+            }
+            begun = 0  # sources
+            for task, found in self.over("encoding", action, self.tasks()):
+                begun = self._begin_parts(writers, begun, task.block.source + 1)
+                for split, encoded in found.items():
+                    writers[split].add(encoded.ids, tokens=encoded.tokens, n_bytes=encoded.n_bytes, names=encoded.names)
+            self._begin_parts(writers, begun, len(self.corpus.sources))
+            return {split: writer.close() for split, writer in writers.items()}
 
     def _begin_parts(self, writers: dict[str, SplitWriter], begun: int, wanted: int) -> int:
         for source in self.corpus.sources[begun:wanted]:

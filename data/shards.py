@@ -6,6 +6,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +92,14 @@ class SplitWriter:
         if self.shards:
             self.file.close()
             self.files[self.shards[-1]["file"]] = _described(Path(self.file.name), self.digest.hexdigest())
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for file in (self.file, self.table, self.names):
+            with suppress(OSError):  # what does not fit on the disk was an error before
+                file.close()
 
     def close(self) -> dict[str, Any]:
         """The split's part of the index."""

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -26,8 +27,8 @@ from . import programs
 
 
 def config(tmp_path, **settings) -> PrepareConfig:
-    settings = {"corpus": str(tmp_path / "notes"), "tokenizer": TokenizerConfig(kind="byte")} | settings
-    return PrepareConfig(datasets=str(tmp_path / "datasets"), **settings)
+    defaults = {"corpus": str(tmp_path / "notes"), "datasets": str(tmp_path / "datasets")}
+    return PrepareConfig(**(defaults | {"tokenizer": TokenizerConfig(kind="byte")} | settings))
 
 
 def quiet(line: str) -> None:
@@ -435,6 +436,36 @@ def test_what_killed_preparations_of_other_corpora_left_is_swept(notes, tmp_path
     with lock(tmp_path / "datasets" / ".lock-used"):
         run(tmp_path)
     assert used.is_dir() and not left.exists()
+
+
+def test_sigint_ends_all_processes_with_one_line(notes, tmp_path):
+    for i in range(2000):
+        (notes / f"large-{i}.txt").write_text(f"{i} " + "some words to encode " * 300)
+    command = ["-m", "scripts.prepare", f"corpus={notes}", f"datasets={tmp_path / 'datasets'}", "workers=2"]
+    process = programs.start(*command, PYTHONUNBUFFERED="1")
+    process.stdout.readline()  # by then it is at work
+    process.send_signal(signal.SIGINT)
+    ended = programs.finish(process)
+    assert ended.status == 130 and ended.err == ""
+    assert ended.out.splitlines()[-1].startswith("interrupted: nothing of notes was kept")
+    assert published(tmp_path) == []
+
+
+def test_a_small_disk_is_one_line_and_leaves_nothing(notes, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk can be mounted only by root: " + mounted.stderr.decode().strip())
+    try:
+        (notes / "large.txt").write_text("some words " * 20_000)
+        for workers in (1, 2):
+            with pytest.raises(InputError, match="No space left on device") as caught:
+                run(tmp_path, datasets=str(disk), workers=workers)
+            assert "\n" not in str(caught.value) and "datasets=" in str(caught.value)
+            assert [path.name for path in disk.iterdir()] == [".lock-notes"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 class Passes:
