@@ -328,7 +328,9 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     with contextlib.ExitStack() as held:
         if world.is_main and not cfg.dry_run:
             held.enter_context(checkpoint.lock(run_dir))
-        prepared = held.enter_context(parallel.process_group(world, compute.device, lambda: str(prepare(cfg))))
+        prepared = held.enter_context(
+            parallel.process_group(world, compute.device, lambda: str(prepare(cfg, progress=display.Passes())))
+        )
         tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
         shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)
         train_split = open_split(Path(prepared), "train")

@@ -28,7 +28,7 @@ CONF = Path(__file__).resolve().parent
 # reads 1e3 as a number and expands ${x}; so it never sees these (except under --multirun, where its sweeps are wanted).
 TEXTS = {
     *("prompt", "beside", "text", "options", "neutral", "stop", "banned", "forced"),
-    *("text_field", "tokenizer.pattern", "wandb.project", "sample_prompt"),
+    *("text_field", "document_separator", "tokenizer.pattern", "wandb.project", "sample_prompt"),
     *("common", "name", "a", "b"),  # of scripts.ablations
 }
 PATTERNS = {"include", "exclude", "val_include"}  # the word null means None

@@ -118,3 +118,52 @@ class Progress:
         self._seen.append((step, time.monotonic()))
         (first, then), (last, now) = self._seen[0], self._seen[-1]
         return (self.total - step) * (now - then) / (last - first) if last > first else float("inf")
+
+
+class Passes:
+    """Shows how far each pass over a corpus has come, with MB/s and the time left: a bar on a terminal, a line now and
+    then elsewhere. What is over in a moment is not shown.
+
+    every: seconds that must lie between two plain lines, and before the first.
+    """
+
+    def __init__(self, *, file: Any = None, every: float = 10) -> None:
+        self.file, self.every = file or sys.stdout, every
+        self._bar: Any = None
+
+    def begin(self, what: str, total: int) -> None:
+        """A pass over `total` bytes begins."""
+        self.what, self.total, self.done = what, total, 0
+        self._began = time.monotonic()
+        self._next = self._began + (0.5 if self.file.isatty() else self.every)
+
+    def advance(self, n_bytes: int) -> None:
+        """So many more bytes are done."""
+        self.done += n_bytes
+        now = time.monotonic()
+        if now < self._next:
+            return
+        speed = self.done / max(1e-9, now - self._began)
+        left = duration((self.total - self.done) / speed) if speed else "?"
+        facts = f"{self.done / 1e6:,.0f}/{self.total / 1e6:,.0f} MB  {speed / 1e6:.1f} MB/s  {left} left"
+        if not self.file.isatty():
+            self._next = now + self.every
+            print(f"{self.what}  {facts}", file=self.file, flush=True)
+            return
+        self._next = now + 0.1
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn(self.what), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=Console(file=self.file, highlight=False), transient=True)
+            self._bar.add_task("", total=self.total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=self.done, description=facts)
+
+    def end(self) -> None:
+        """The pass is over, complete or not."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import InputError
 from .accuracy import group_interval, wilson_interval
-from .corpora import json_lines
+from .jsonl import json_lines
 
 FORM = '{"prompt": "2+2=", "options": ["3", "4"], "completion": "4"}'
 

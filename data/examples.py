@@ -12,7 +12,7 @@ import numpy as np
 
 from . import InputError
 from .batches import IGNORE, Batch
-from .corpora import json_lines
+from .jsonl import json_lines
 from .order import epoch_order
 from .tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import InputError
-from .corpora import json_object
+from .jsonl import json_object
 
 PROBLEMS = 5  # so many wrong lines are told at once
 

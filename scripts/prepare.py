@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from conf import cli
+from conf import cli, display
 from data.prepare import PrepareConfig, prepare
 
 
 def main(cfg: PrepareConfig, overrides: cli.Overrides) -> None:
-    print(prepare(cfg))
+    print(prepare(cfg, progress=display.Passes()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from scripts.benchmarks import measure
 
 from .programs import ROOT, finish, start
 
+BENCH = "import sys; from scripts.bench import main; main(sys.argv[1:])"  # of which a test may change a part first
+
 
 def bench(*arguments, cwd=ROOT):
     return finish(start("-m", "scripts.bench", *arguments, cwd=cwd))
@@ -25,9 +27,24 @@ def test_decode_prints_its_table_and_a_line_of_json():
     assert result["logit_difference"]["float32"]["largest"] < 1e-4 < result["logit_difference"]["int8"]["largest"]
 
 
+@pytest.mark.parametrize("layout", ["jsonl", "files", "text"])
+def test_prepare_makes_a_corpus_and_measures_memory(layout, tmp_path):
+    script = f"from data import sources; sources.BUILT_IN['shakespeare'] = sources.BUILT_IN['pystdlib']; {BENCH}"
+    arguments = ["sizes=[1e6]", f"folder={tmp_path}", f"layout={layout}", "vocab_size=300", "workers=2", "every=0.02"]
+    ended = finish(start("-c", script, "prepare", *arguments))
+    assert ended.status == 0 and not ended.err, ended.err
+    result = json.loads(ended.out.splitlines()[-1])
+    assert len(result["runs"]) == 2
+    for row in result["runs"].values():
+        assert row["bytes"] > 1e6 and 1e7 < row["peak_pss"] <= row["peak_rss"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"{layout}-1MB"]
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
+        (["prepare", "layout=tar"], "jsonl"),
+        (["prepare", "sizes=[]"], "1e6"),
         (["decoed"], "decode"),
         (["decode", "shape=big"], "10m"),
         (["decode", "tokens=0"], "1.."),

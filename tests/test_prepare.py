@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import InputError, shards, tokenizer
 from data import prepare as preparation
+from data.files import lock
 from data.prepare import PrepareConfig, corpus_name, open_split, prepare
 from data.tokenizer import TokenizerConfig
 
+from . import programs
+
 
 def config(tmp_path, **settings) -> PrepareConfig:
-    settings = {"corpus": str(tmp_path / "notes"), "tokenizer": TokenizerConfig(kind="byte")} | settings
-    return PrepareConfig(datasets=str(tmp_path / "datasets"), **settings)
+    defaults = {"corpus": str(tmp_path / "notes"), "datasets": str(tmp_path / "datasets")}
+    return PrepareConfig(**(defaults | {"tokenizer": TokenizerConfig(kind="byte")} | settings))
 
 
 def quiet(line: str) -> None:
@@ -52,10 +62,11 @@ def read(directory, split) -> dict[str, list[str]]:
     offsets = opened.document_offsets
     assert all(ids[offset - 1] == tokens.end_id for offset in offsets)
     found: dict[str, list[str]] = {}
-    for name, start, stop in zip(opened.document_names, offsets, [*offsets[1:], opened.n_tokens], strict=True):
+    stops = [*offsets[1:].tolist(), opened.n_tokens]
+    for name, start, stop in zip(opened.document_names, offsets.tolist(), stops, strict=True):
         found.setdefault(name, []).append(tokens.decode(ids[start : stop - 1].tolist()))
     assert opened.n_bytes == sum(len(text.encode()) for texts in found.values() for text in texts)
-    assert opened.document_bytes == [len(texts[0].encode()) for texts in found.values()]
+    assert opened.document_bytes.tolist() == [len(texts[0].encode()) for texts in found.values()]
     return found
 
 
@@ -138,9 +149,9 @@ def test_an_existing_tokenizer_is_used_as_it_is(notes, tmp_path):
     assert tokenizer.load(second / "tokenizer").fingerprint == tokenizer.load(first / "tokenizer").fingerprint
 
 
-@pytest.mark.parametrize("name", ["_report", "_publish", "_groups"])
+@pytest.mark.parametrize("name", ["report", "publish", "SplitWriter"])
 def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_path, monkeypatch, name):
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -153,7 +164,7 @@ def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_pa
 
 
 def _die_in_the_middle(cfg):
-    preparation._publish = lambda *_: os._exit(9)
+    preparation.publish = lambda *_: os._exit(9)
     prepare(cfg, say=quiet)
 
 
@@ -202,7 +213,7 @@ def test_slices_cross_shards(notes, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
     directory = run(tmp_path, val_fraction=0.1000001)
     opened = open_split(directory, "train", verify=True)
-    assert len(list(directory.glob("train_*.bin"))) == -(-len(whole) // 100) > 3
+    assert len(list(directory.glob("train_0*.bin"))) == -(-len(whole) // 100) > 3
     assert len(opened.tokens) == len(whole) and np.array_equal(opened.tokens[:], whole)
     for start, stop in [(0, 1), (99, 101), (100, 200), (50, 450), (250, 10**9), (7, 7), (10**9, 10**9)]:
         assert np.array_equal(opened.tokens[start:stop], whole[start:stop])
@@ -223,12 +234,17 @@ class WideTokenizer:
         directory.mkdir()
 
 
+def use(monkeypatch, tokens):
+    monkeypatch.setattr(tokenizer, "build", lambda *_: tokens)
+    monkeypatch.setattr(tokenizer, "load", lambda *_: tokens)
+
+
 @pytest.mark.parametrize("vocab_size, dtype", [(65_536, "uint16"), (65_537, "uint32")])
 def test_ids_above_16_bits_are_stored_in_32(tmp_path, monkeypatch, vocab_size, dtype):
     (tmp_path / "notes").mkdir()
     text = "ab" * 50 + chr(vocab_size - 1)
     (tmp_path / "notes" / "a.txt").write_text(text)
-    monkeypatch.setattr(preparation.tokenizers, "build", lambda *_: WideTokenizer(vocab_size))
+    use(monkeypatch, WideTokenizer(vocab_size))
     directory = run(tmp_path, val_fraction=0.0)
     assert json.loads((directory / "index.json").read_text())["dtype"] == dtype
     assert open_split(directory, "train").tokens[1:-1].tolist() == [ord(character) for character in text]
@@ -237,7 +253,7 @@ def test_ids_above_16_bits_are_stored_in_32(tmp_path, monkeypatch, vocab_size, d
 def test_an_id_that_would_overflow_is_refused(tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("ab" * 50 + chr(65_536 + 97))
-    monkeypatch.setattr(preparation.tokenizers, "build", lambda *_: WideTokenizer(65_536))
+    use(monkeypatch, WideTokenizer(65_536))
     with pytest.raises(InputError, match="65633"):
         run(tmp_path)
     assert published(tmp_path) == []
@@ -279,3 +295,233 @@ def test_folder_names_are_plain():
     assert corpus_name(["shakespeare", "/x/My notes (2024).txt"]) == "shakespeare-My-notes-2024"
     assert corpus_name("/x/notes/**/*.md") == "notes"
     assert corpus_name("/x/.jsonl") == "corpus"
+
+
+def lines(*texts: str) -> str:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def folder_of(directory) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("tokens", [TokenizerConfig(kind="bpe", vocab_size=300), TokenizerConfig(kind="char")])
+def test_the_number_of_processes_changes_nothing(notes, tmp_path, monkeypatch, tokens):
+    (notes / "more.jsonl").write_text(lines(*(f"line {i} é" * (i % 9) for i in range(500))))
+    monkeypatch.setattr("data.corpora.BLOCK", 1000)  # many blocks, and some empty documents
+    alone = run(tmp_path, tokenizer=tokens, workers=1)
+    shared = prepare(config(tmp_path / "other", corpus=str(notes), tokenizer=tokens, workers=3), say=quiet)
+    assert alone.name == shared.name
+    assert folder_of(alone) == folder_of(shared)
+
+
+def test_the_parts_of_a_split_are_its_sources(notes, tmp_path):
+    (tmp_path / "b.txt").write_text("one document more, of another source")
+    (tmp_path / "c.jsonl").write_text(lines(*(f"text {i}" for i in range(100))))
+    sources = [str(notes), str(tmp_path / "b.txt"), str(tmp_path / "c.jsonl")]
+    directory = run(tmp_path, corpus=sources)
+    empty = 0
+    for split in ("train", "val"):
+        opened = open_split(directory, split)
+        assert [part.name for part in opened.parts] == sources
+        borders = [0, *(part.stop for part in opened.parts)]
+        assert [part.start for part in opened.parts] == borders[:-1] and borders[-1] == opened.n_tokens
+        for name, offset in zip(opened.document_names, opened.document_offsets, strict=True):
+            (source,) = (n for n, part in enumerate(opened.parts) if part.start <= offset < part.stop)
+            assert name.startswith(("notes/", "b.txt", "c.jsonl")[source])
+            assert opened.document_at(int(offset)) == name
+        empty += sum(part.start == part.stop for part in opened.parts)
+    assert empty == 1  # the one document is on one side
+
+
+def test_a_tokenizer_is_trained_on_a_sample_of_the_training_text_and_that_is_said(tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    texts = [f"{i} " + chr(97 + i % 26) * 50 for i in range(2000)]
+    (tmp_path / "notes" / "x.jsonl").write_text(lines(*texts))
+    seen: list[str] = []
+    build = tokenizer.build
+    monkeypatch.setattr(preparation.tokenizers, "build", lambda c, t: build(c, [seen.append(s) or s for s in t]))
+    said: list[str] = []
+    tokens = TokenizerConfig(kind="bpe", vocab_size=280)
+    directory = prepare(config(tmp_path, tokenizer=tokens, tokenizer_sample=20_000), say=said.append)
+    assert 200 < len(seen) < 600 and "trained on 2" in "".join(said)
+    assert set(seen) <= {texts[0] for texts in read(directory, "train").values()}
+    assert "The tokenizer was trained on 2" in (directory / "report.md").read_text()
+
+
+def test_a_vocabulary_that_is_too_large_is_lowered_and_that_is_said(notes, tmp_path):
+    said: list[str] = []
+    directory = prepare(config(tmp_path, tokenizer=TokenizerConfig(kind="bpe", vocab_size=5000)), say=said.append)
+    size = tokenizer.load(directory / "tokenizer").vocab_size
+    assert 257 < size < 5000
+    assert any(f"vocab_size=5000 is more than this text can give: it has {size} tokens" in line for line in said)
+
+
+def test_broken_lines_are_counted_up_to_a_limit(tmp_path):
+    (tmp_path / "notes").mkdir()
+    path = tmp_path / "notes" / "x.jsonl"
+    path.write_text(lines("a", "b") + "{oops\n" + lines("c") + '{"body": 1}\n' + lines("d"))
+    with pytest.raises(InputError, match=r"x\.jsonl:3: not JSON"):
+        run(tmp_path)
+    with pytest.raises(InputError, match=r"x\.jsonl:5: no field 'text'.*\(1 before it"):
+        run(tmp_path, broken_lines=1)
+    said: list[str] = []
+    directory = prepare(config(tmp_path, broken_lines=2, val_fraction=0.0), say=said.append)
+    assert read(directory, "train") == {f"x.jsonl:{n}": [text] for n, text in ((1, "a"), (2, "b"), (4, "c"), (6, "d"))}
+    assert "x.jsonl:3 (broken line), x.jsonl:5 (broken line)" in said[0]
+    assert "| broken line | 2 | 16 |" in (directory / "report.md").read_text()
+
+
+def test_verify_finds_what_sizes_do_not_and_names_it(notes, tmp_path):
+    directory = run(tmp_path)
+    for name in ("train_00000.bin", "train_names.utf8", "val_documents.int64"):
+        content = (directory / name).read_bytes()
+        (directory / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        said: list[str] = []
+        prepare(config(tmp_path), say=said.append)
+        assert "already prepared" in said[-1]
+        prepare(config(tmp_path, verify=True), say=said.append)
+        assert any(f"{name}: its content is not what its index says; preparing it again" in line for line in said)
+        assert (directory / name).read_bytes() == content
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(notes, tmp_path, monkeypatch):
+    real = Path.open
+
+    class Full:
+        """A file on a disk that has room for 100 bytes."""
+
+        def __init__(self, file):
+            self.file, self.name, self.room = file, file.name, 100
+
+        def write(self, content):
+            self.room -= len(content)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(content)
+
+        def close(self):
+            self.file.close()
+
+    def full(path, mode="r", *arguments, **keywords):
+        file = real(path, mode, *arguments, **keywords)
+        return Full(file) if mode == "wb" and path.name == "train_00000.bin" else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(InputError, match="No space left on device") as caught:
+            run(tmp_path)
+    assert "\n" not in str(caught.value) and published(tmp_path) == []
+    directory = run(tmp_path)
+    assert published(tmp_path) == [directory.name]
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(notes, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    said: list[str] = []
+    monkeypatch.setattr(preparation.Preparation, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(tmp_path, workers=2), say=said.append)
+    assert said[-1].startswith("interrupted: nothing of notes was kept") and published(tmp_path) == []
+
+
+def test_what_killed_preparations_of_other_corpora_left_is_swept(notes, tmp_path):
+    left, used = (tmp_path / "datasets" / f".tmp-{name}" for name in ("left", "used"))
+    for folder in (left, used):
+        folder.mkdir(parents=True)
+        (folder / "train_00000.bin").write_bytes(b"x")
+    with lock(tmp_path / "datasets" / ".lock-used"):
+        run(tmp_path)
+    assert used.is_dir() and not left.exists()
+
+
+def test_sigint_ends_all_processes_with_one_line(notes, tmp_path):
+    for i in range(2000):
+        (notes / f"large-{i}.txt").write_text(f"{i} " + "some words to encode " * 300)
+    command = ["-m", "scripts.prepare", f"corpus={notes}", f"datasets={tmp_path / 'datasets'}", "workers=2"]
+    process = programs.start(*command, PYTHONUNBUFFERED="1")
+    process.stdout.readline()  # by then it is at work
+    process.send_signal(signal.SIGINT)
+    ended = programs.finish(process)
+    assert ended.status == 130 and ended.err == ""
+    assert ended.out.splitlines()[-1].startswith("interrupted: nothing of notes was kept")
+    assert published(tmp_path) == []
+
+
+def test_a_small_disk_is_one_line_and_leaves_nothing(notes, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk can be mounted only by root: " + mounted.stderr.decode().strip())
+    try:
+        (notes / "large.txt").write_text("some words " * 20_000)
+        for workers in (1, 2):
+            with pytest.raises(InputError, match="No space left on device") as caught:
+                run(tmp_path, datasets=str(disk), workers=workers)
+            assert "\n" not in str(caught.value) and "datasets=" in str(caught.value)
+            assert [path.name for path in disk.iterdir()] == [".lock-notes"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+class Passes:
+    def __init__(self):
+        self.log = []
+
+    def begin(self, what, total):
+        self.log.append([what, total, 0])
+
+    def advance(self, n_bytes):
+        self.log[-1][2] += n_bytes
+
+    def end(self):
+        self.log.append("end")
+
+
+def test_each_pass_tells_how_far_it_is(notes, tmp_path):
+    passes = Passes()
+    prepare(config(tmp_path, tokenizer=TokenizerConfig(kind="char")), say=quiet, progress=passes)
+    size = sum(path.stat().st_size for path in notes.iterdir())
+    names = ("reading", "tokenizer", "encoding")
+    assert passes.log == [entry for name in names for entry in ([name, size, size], "end")]
+
+
+def killed_preparations(tmp_path, kills: int) -> None:
+    """Kills preparations at random moments: there is never half a corpus, and the next one succeeds."""
+    command = ["-m", "scripts.prepare", f"corpus={tmp_path / 'notes'}", f"datasets={tmp_path / 'datasets'}"]
+    command += ["tokenizer=byte", "workers=2"]
+    began = time.monotonic()
+    ended = programs.finish(programs.start(*command))
+    longest = time.monotonic() - began
+    assert ended.status == 0, ended.err
+    whole = folder_of(Path(ended.out.split()[-1]))
+    draw = random.Random(0)
+    for _ in range(kills):
+        if draw.random() < 0.7:  # else go on with what is left
+            shutil.rmtree(tmp_path / "datasets", ignore_errors=True)
+        process = programs.start(*command)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.2, 1.1) * longest)
+        process.kill()
+        process.communicate()
+        for path in (tmp_path / "datasets").glob("*"):
+            assert path.name.startswith(".") or folder_of(path) == whole
+    ended = programs.finish(programs.start(*command))
+    assert ended.status == 0, ended.err
+    assert folder_of(Path(ended.out.split()[-1])) == whole and len(published(tmp_path)) == 1
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_corpus_or_none(notes, tmp_path):
+    killed_preparations(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_any_moment_leave_a_whole_corpus_or_none(notes, tmp_path):
+    text = "some words to encode " * 200
+    for i in range(3000):  # so that the moments differ
+        (notes / f"large-{i}.txt").write_text(f"{i} {text}")
+    killed_preparations(tmp_path, 50)
