@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator, Sequence
 
 from conf import cli
 
@@ -11,7 +12,18 @@ BENCHMARKS = {
     "decode": "tokens per second of one text, against transformers' and nanoGPT's generate with the same weights",
     "next_word": "how fast the order of the next words is certified, and whether random samples agree",
     "bulk": "many prompts in batches, against one after the other",
+    "train": "time to a loss, tokens per second and use of a GPU in training, against nanoGPT",
 }
+
+
+def as_settings(arguments: Sequence[str]) -> Iterator[str]:
+    """`--against PATH` and `--against=PATH` mean `against=PATH`; everything else stays as it is."""
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--") and word not in ("--help", "--multirun"):
+            word = word.removeprefix("--")
+            word = word if "=" in word else f"{word}={next(words, '')}"
+        yield word
 
 
 def main(arguments: list[str]) -> None:
@@ -19,7 +31,7 @@ def main(arguments: list[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in BENCHMARKS:
         module = importlib.import_module(f"scripts.benchmarks.{name}")
-        cli.run(module.main, module.Config, name=f"bench_{name}", argv=arguments[1:])
+        cli.run(module.main, module.Config, name=f"bench_{name}", argv=list(as_settings(arguments[1:])))
     print("usage: python -m scripts.bench NAME [KEY=VALUE ...] [--help]\n")
     for known, what in BENCHMARKS.items():
         print(f"  {known:<10} {what}")
