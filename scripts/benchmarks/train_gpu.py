@@ -61,7 +61,7 @@ def ours(cfg: Any, shape: Shape, folder: Path, device: str) -> dict[str, Any]:
     steps = cfg.steps or shape.steps
     every = max(1, steps // 10)
     model = [f"model.{name}={getattr(shape, name)}" for name in ("n_layer", "n_head", "d_model", "context")]
-    model += ["model=gpt2_124m", "model.bias=false", f"model.dropout={cfg.dropout}"]
+    model += ["model=gpt2_124m", "model.bias=false", "model.activation=gelu_exact", f"model.dropout={cfg.dropout}"]
     data = [f"corpus={cfg.corpus or 'pystdlib'}", "val_fraction=0", f"tokenizer.vocab_size={shape.vocab_size}"]
     data += [f"datasets={folder / 'datasets'}"] if cfg.corpus else []
     run_process([sys.executable, "-m", "scripts.prepare", *data], folder=ROOT)

@@ -77,7 +77,7 @@ def ours(cfg: Any, shape: Shape, folder: Path, *, compile: bool) -> tuple[Proces
     steps = cfg.steps or shape.steps
     every = max(1, steps // 10)
     model = [f"model.{name}={getattr(shape, name)}" for name in ("n_layer", "n_head", "d_model", "context")]
-    model += ["model=gpt2_124m", "model.bias=false", f"model.dropout={cfg.dropout}"]
+    model += ["model=gpt2_124m", "model.bias=false", "model.activation=gelu_exact", f"model.dropout={cfg.dropout}"]
     data = [
         f"corpus={Path(cfg.corpus).resolve()}",
         f"datasets={folder / 'datasets'}",
