@@ -34,7 +34,7 @@ class AdamW:
         self.groups = groups
         self.settings: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "eps": epsilon, "maximize": False}
         self.fused = fused
-        self.state: defaultdict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     @torch.no_grad()
     def step(self, rate: float, *, divisor: Tensor | None = None, skip: Tensor | None = None) -> None:
@@ -43,7 +43,7 @@ class AdamW:
         Both are for the fused kernel alone.
         """
         for group in self.groups:
-            moved = [p for p in group.parameters if p.grad is not None]
+            moved: list[Tensor] = [p for p in group.parameters if p.grad is not None]
             if not moved:
                 continue
             states = [self._state_of(p) for p in moved]
@@ -51,7 +51,7 @@ class AdamW:
             grads: list[Any] = [p.grad for p in moved]
             settings = self.settings | {"lr": rate, "weight_decay": group.weight_decay, "amsgrad": False}
             if not self.fused:
-                adamw(moved, grads, means, squares, [], steps, **settings)  # type: ignore[arg-type]
+                adamw(moved, grads, means, squares, [], steps, **settings)
                 continue
             torch._foreach_add_(steps, 1)
             scaling: dict[str, Any] = {"grad_scale": divisor, "found_inf": skip}
@@ -59,7 +59,7 @@ class AdamW:
             if skip is not None:
                 torch._foreach_sub_(steps, [skip] * len(steps))
 
-    def _state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
+    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         if not self.state[p]:
             device = p.device if self.fused else "cpu"  # as torch has it
             self.state[p] = {"step": torch.zeros((), device=device)}

@@ -13,8 +13,8 @@ from model.adamw import AdamW, Group
 from model.guard import LossScale, SkipGuard
 from model.optim import Optimizer, OptimizerConfig, orthogonalise, rate_at, split_parameters
 
+from . import programs
 from .families import FAMILIES, make
-from .programs import finish, start
 
 ONE, NO, YES = torch.tensor(1.0), torch.tensor(False), torch.tensor(True)
 
@@ -80,7 +80,7 @@ with torch.autocast("cpu", dtype=torch.bfloat16):
 optimizer.step(1.0, divisor=optimizer.gradient_norm(), skip=torch.tensor(False))
 print("torch._dynamo" in sys.modules)
 """
-    ended = finish(start("-c", code))
+    ended = programs.finish(programs.start("-c", code))
     assert ended.out == "False\n", ended.err
 
 

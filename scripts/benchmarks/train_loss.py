@@ -133,9 +133,7 @@ def main(cfg: Any) -> None:
         for key, name in experiments.items():
             contenders[key] = lambda seed, name=name: ours(name, folder, text, seed, cfg)  # type: ignore[misc]
         imports = run_process([sys.executable, "-c", "import train"], folder=ROOT).seconds
-        print(
-            f"{'':<12} {'seed':>4} {'loss':>7} {'training':>9} {'compiling':>9} {'process':>8}   seconds; of the process"
-        )
+        print(f"{'':<12} {'seed':>4} {'loss':>7} {'training':>9} {'compiling':>9} {'process':>8}   seconds, and where")
         for seed in range(cfg.seed, cfg.seed + cfg.seeds):
             for key, contender in contenders.items():
                 run = contender(seed)

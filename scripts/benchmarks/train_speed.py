@@ -148,7 +148,7 @@ def main(cfg: Any) -> None:
     for name in cfg.shapes or ("cpu", "gpu"):
         shape = SHAPES[name]
         print(
-            f"{name}: {shape.n_layer} layers, {shape.d_model} wide, {shape.batch_size} x {shape.context} tokens a step, "
+            f"{name}: {shape.n_layer} layers, {shape.d_model} wide, {shape.batch_size} x {shape.context} tokens, "
             f"AdamW, dropout {cfg.dropout:g}, {torch.get_num_threads()} threads"
         )
         with tempfile.TemporaryDirectory() as folder:
