@@ -5,8 +5,10 @@ The only file that knows Hydra and OmegaConf; both are imported when they are ne
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import errno
+import gc
 import io
 import os
 import re
@@ -73,6 +75,7 @@ def run(
     debug = "debug=true" in (argument.lower() for argument in arguments)
     settings = [argument for argument in arguments if argument not in ("-m", "--multirun")]
 
+    atexit.register(gc.freeze)  # else the interpreter looks through all of torch's objects several times as it ends
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 shows \\u2019 and ends nothing
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -18,6 +18,7 @@ from .forecast import size
 from .stopwatch import Pace, Stopwatch
 
 REFERENCES = "references.json"  # in a run_dir: losses to compare with
+TIMING = "timing.json"  # in a run_dir: where the time of its last process went
 
 
 class Journal:
@@ -41,6 +42,7 @@ class Journal:
         self.progress = display.Progress(steps, start=start, enabled=enabled)
         self.began = time.perf_counter() - elapsed_seconds  # as if a resumed run had never paused
         self.since, self.tokens, self.step = time.perf_counter(), 0, start  # of the line before
+        self.start, self.first_seconds = start, 0.0  # the first step holds the compilation
         self.timed_tokens, self.timed_seconds = 0, 0.0
         self.pace = Pace()
         if not enabled:
@@ -96,7 +98,9 @@ class Journal:
     def trained(self, step: int, tokens: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
         """One line of training; `tokens` is the run's total so far."""
         now, speed = time.perf_counter(), None
-        if self.tokens:  # else it is this process's first line, whose steps hold the compilation
+        if not self.tokens:
+            self.first_seconds = now - self.since
+        else:
             speed = (tokens - self.tokens) / (now - self.since)
             self.timed_tokens += tokens - self.tokens
             self.timed_seconds += now - self.since
@@ -147,6 +151,7 @@ class Journal:
                 facts.append(f"{speed * flops_per_token / peak_flops:.1%} of the device's matrix products (MFU)")
         if peak_memory is not None:
             facts.append(f"peak memory {size(peak_memory)}")
+        self._write_timing(peak_memory)
         taken = f"finished in {duration(self.elapsed_seconds)}: {count(self.tokens)} tokens"
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.watch.shares().items())
         best = "" if best_val_loss is None else f"; {self.run_dir / 'best'}: validation loss {best_val_loss:.4f}"
@@ -169,6 +174,18 @@ class Journal:
                 self.file.flush()
         if self.wandb is not None and "sample" not in known:  # these become a table at the end
             self.wandb.log({"tokens": tokens, **known}, step=step)
+
+    def _write_timing(self, peak_memory: float | None) -> None:
+        """For programs: the steps alone (`training_seconds`, of it the first step's), and what was done beside them."""
+        timing = {
+            "steps": self.step - self.start,
+            "first_step_seconds": self.first_seconds,
+            "training_seconds": self.first_seconds + self.timed_seconds,
+            "aside_seconds": self.watch.seconds,
+            "peak_memory": peak_memory,
+        }
+        if self.enabled:
+            (self.run_dir / TIMING).write_text(json.dumps(timing) + "\n", encoding="utf-8")
 
     def _log_samples(self) -> None:
         """The texts made so far, by earlier processes of the run too, as a table for wandb."""

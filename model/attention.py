@@ -58,8 +58,11 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))  # 0: may look
+    if K == H and mask.dim() == 2:  # one product that scales and adds, without a T x T tensor for either
+        scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=E**-0.5).view(B, H, T, S)
+        return torch.softmax(scores, dim=-1).to(v.dtype) @ v
     if K == H:
-        return torch.softmax(q @ k.transpose(-2, -1) * E**-0.5 + bias, dim=-1).to(v.dtype) @ v
+        return torch.softmax(q @ k.mT * E**-0.5 + bias, dim=-1).to(v.dtype) @ v
     q = q.reshape(B, K, H // K, T, E)  # the H // K query heads of a group share one key/value head
     k, v = k.unsqueeze(2), v.unsqueeze(2)  # (B, K, 1, S, E)
     bias = bias.unsqueeze(-3) if bias.dim() > 2 else bias

@@ -26,7 +26,7 @@ class ModelConfig:
     norm: str = "rms"  # rms | layer
     norm_weight: bool = False  # learned scale in the norms (and, with bias, shift in LayerNorm)
     norm_epsilon: float = 1e-6
-    activation: str = "relu2"  # relu2 | gelu | swiglu
+    activation: str = "relu2"  # relu2 | gelu (GPT-2's approximation by tanh) | gelu_exact | swiglu
     bias: bool = False  # in linear layers and norms
     tied: bool = False  # the head shares the embedding's matrix
     qk_norm: bool = True  # RMS-normalise queries and keys, after rotary
@@ -78,7 +78,7 @@ class ModelConfig:
         for name, allowed in (
             ("position", ("rotary", "learned")),
             ("norm", ("rms", "layer")),
-            ("activation", ("relu2", "gelu", "swiglu")),
+            ("activation", ("relu2", "gelu", "gelu_exact", "swiglu")),
         ):
             if getattr(self, name) not in allowed:
                 found.append(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")

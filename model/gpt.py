@@ -15,25 +15,21 @@ from torch import Tensor, nn
 from .attention import attend, confine
 from .cache import KVCache
 from .config import ModelConfig
+from .fused import RMSNorm, relu_squared, rms_norm
 from .linear import Linear, linear
 
-Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, E/2), or (B, 1, T, E/2) where rows differ
-
-
-def rms_norm(x: Tensor, epsilon: float) -> Tensor:
-    """Scales the last axis to a root mean square of 1 (Zhang and Sennrich 2019). Never has weights."""
-    return F.rms_norm(x, (x.shape[-1],), eps=epsilon)
+Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, E), or (B, 1, T, E) where rows differ
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turns each pair (x[i], x[i + E/2]) of a query or key by its position times the pair's own speed (Su et al. 2021).
 
-    So the dot product of a query and a key depends on how far apart they are, not on where they stand.
+    So the dot product of a query and a key depends on how far apart they are, not on where they stand. A pair (a, b)
+    becomes (a cos - b sin, b cos + a sin); the sign is in the table.
     x: (B, H, T, E) or (B, K, T, E).
     """
     cos, sin = rotary
-    a, b = x.chunk(2, dim=-1)  # (B, H, T, E/2) each
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -41,7 +37,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
         return nn.LayerNorm(
             config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight, bias=config.bias
         )
-    return nn.RMSNorm(config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight)
+    return RMSNorm(config.d_model, eps=config.norm_epsilon, elementwise_affine=config.norm_weight)
 
 
 class Attention(nn.Module):
@@ -88,9 +84,9 @@ class MLP(nn.Module):
         if self.activation == "swiglu":
             h = F.silu(self.gate(x)) * h  # Shazeer 2020
         elif self.activation == "relu2":
-            h = F.relu(h).square()  # So et al. 2021
+            h = relu_squared(h)
         else:
-            h = F.gelu(h, approximate="tanh")  # as in GPT-2
+            h = F.gelu(h, approximate="tanh" if self.activation == "gelu" else "none")  # GPT-2's is the former
         return self.down(h)
 
 
@@ -168,7 +164,7 @@ class GPT(nn.Module):
         return logits
 
     def rotary_at(self, positions: Tensor) -> Rotary:
-        """Cosines and sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E/2).
+        """Cosines and signed sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E).
 
         In autocast's number format where that is on: float32 tables would turn queries and keys into float32.
         """
@@ -179,12 +175,13 @@ class GPT(nn.Module):
         return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
 
     def make_rotary(self) -> None:
-        """Fills the tables of cosines and sines (context, E/2)."""
+        """Fills the tables of cosines and signed sines (context, E)."""
         config, device = self.config, self.embed.weight.device
         # (E/2,): radians a token, from 1 for the first pair down to nearly 1 / rotary_base for the last.
         speeds = config.rotary_base ** -(torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
         angles = torch.outer(torch.arange(config.context, device=device).float(), speeds)
-        self.cos, self.sin = angles.cos(), angles.sin()
+        self.cos = angles.cos().repeat(1, 2)
+        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import InputError, sharded
+from .adamw import FUSED_ON, AdamW, Group
 
 
 @dataclass
@@ -106,18 +107,18 @@ class Optimizer:
         # Where the model is sharded, AdamW sees this rank's rows of each parameter, and Muon some matrices, whole.
         self.parts = {name: nn.Parameter(sharded.part(p)) if sharded.is_sharded(p) else p for name, p in rest.items()}
         self.owners = sharded.Owners(hidden) if any(map(sharded.is_sharded, hidden.values())) else None
-        # Elsewhere (MPS) the fused kernel ignores grad_scale and found_inf, so the host must ask and divide.
-        self.on_device = next(iter(self.parameters.values())).device.type in ("cpu", "cuda")
+        # Elsewhere the fused kernel cannot divide or skip, so the host must.
+        self.on_device = next(iter(self.parameters.values())).device.type in FUSED_ON
         rate = config.learning_rate if config.kind == "adamw" else config.adamw_learning_rate
         self.decayed = [p for p in self.parts.values() if p.dim() >= 2]  # by AdamW
-        self.adamw = torch.optim.AdamW(
+        self.adamw = AdamW(
             [
-                {"params": self.decayed, "weight_decay": 0.0 if config.cautious else config.weight_decay},
-                {"params": [p for p in self.parts.values() if p.dim() < 2], "weight_decay": 0.0},
+                Group(self.decayed, 0.0 if config.cautious else config.weight_decay),
+                Group([p for p in self.parts.values() if p.dim() < 2], 0.0),
             ],
-            lr=rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            epsilon=config.epsilon,
             fused=self.on_device,
         )
         self.adamw_rate = rate
@@ -145,14 +146,11 @@ class Optimizer:
                 return
             torch._foreach_div_(self.gradients(), divisor)
             divisor = torch.ones_like(divisor)
-        for group in self.adamw.param_groups:
-            group["lr"] = rate * self.adamw_rate
-        if self.on_device:
-            self.adamw.grad_scale, self.adamw.found_inf = divisor, skip.float()  # type: ignore[attr-defined]
         for name, p in self.parts.items():
             grad = self.parameters[name].grad
             p.grad = None if grad is None else sharded.part(grad)
-        self.adamw.step()
+        scaling = {"divisor": divisor, "skip": skip.float()} if self.on_device else {}
+        self.adamw.step(rate * self.adamw_rate, **scaling)
         if self.config.cautious:
             self._decay_cautiously(rate, skip)
         if self.muon is not None:
@@ -261,9 +259,9 @@ class Muon:
         keep = 1 - skip.float()
         for group, momentum in self.stacks:
             gradient = torch.stack([gradient_of(p)[start:stop] for _, p, start, stop in group])  # (N, rows, cols)
-            gradient = torch.where(skip, torch.zeros_like(gradient), gradient / divisor)
+            gradient = gradient.div_(divisor).masked_fill_(skip, 0.0)
             momentum.lerp_(gradient, keep * (1 - self.config.momentum))
-            direction = gradient.lerp(momentum, self.config.momentum)  # Nesterov
+            direction = gradient.lerp_(momentum, self.config.momentum)  # Nesterov
             update = orthogonalise(direction, self.dtype)
             rows, cols = update.shape[1:]
             update *= -rate * max(1.0, rows / cols) ** 0.5 * keep
@@ -304,7 +302,7 @@ def orthogonalise(g: Tensor, dtype: torch.dtype) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
     x = (g.mT if tall else g).to(dtype)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator, Sequence
 
 from conf import cli
 
@@ -12,7 +13,18 @@ BENCHMARKS = {
     "next_word": "how fast the order of the next words is certified, and whether random samples agree",
     "prepare": "a corpus of 2 GB: MB/s and peak memory of its preparation",
     "bulk": "many prompts in batches, against one after the other",
+    "train": "time to a loss, tokens per second and use of a GPU in training, against nanoGPT",
 }
+
+
+def as_settings(arguments: Sequence[str]) -> Iterator[str]:
+    """`--against PATH` and `--against=PATH` mean `against=PATH`; everything else stays as it is."""
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--") and word not in ("--help", "--multirun"):
+            word = word.removeprefix("--")
+            word = word if "=" in word else f"{word}={next(words, '')}"
+        yield word
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +32,7 @@ def main(arguments: list[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in BENCHMARKS:
         module = importlib.import_module(f"scripts.benchmarks.{name}")
-        cli.run(module.main, module.Config, name=f"bench_{name}", argv=arguments[1:])
+        cli.run(module.main, module.Config, name=f"bench_{name}", argv=list(as_settings(arguments[1:])))
     print("usage: python -m scripts.bench NAME [KEY=VALUE ...] [--help]\n")
     for known, what in BENCHMARKS.items():
         print(f"  {known:<10} {what}")

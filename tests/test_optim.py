@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from model import InputError
+from model.adamw import AdamW, Group
 from model.guard import LossScale, SkipGuard
 from model.optim import Optimizer, OptimizerConfig, orthogonalise, rate_at, split_parameters
 
+from . import programs
 from .families import FAMILIES, make
 
 ONE, NO, YES = torch.tensor(1.0), torch.tensor(False), torch.tensor(True)
@@ -50,12 +52,44 @@ def test_adamw_is_the_paper_s_update():
         torch.testing.assert_close(p.detach(), w, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_is_torchs_with_the_same_state(fused):
+    ours, theirs = with_gradients(), with_gradients()
+    settings = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "fused": fused}
+    reference = torch.optim.AdamW(theirs.parameters(), **settings)
+    optimizer = AdamW([Group(list(ours.parameters()), 0.1)], beta1=0.9, beta2=0.95, epsilon=1e-8, fused=fused)
+    for _ in range(3):
+        reference.step()
+        optimizer.step(0.01)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert optimizer.state[p].keys() == reference.state[q].keys()
+        assert all(torch.equal(value, reference.state[q][key]) for key, value in optimizer.state[p].items())
+
+
+def test_making_and_using_an_optimizer_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.optim import Optimizer, OptimizerConfig
+model = GPT(ModelConfig(vocab_size=65, n_layer=1, n_head=1, d_model=8, context=8))
+optimizer = Optimizer(model, OptimizerConfig())
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    model(torch.zeros(1, 8, dtype=torch.long)).float().sum().backward()
+optimizer.step(1.0, divisor=optimizer.gradient_norm(), skip=torch.tensor(False))
+print("torch._dynamo" in sys.modules)
+"""
+    ended = programs.finish(programs.start("-c", code))
+    assert ended.out == "False\n", ended.err
+
+
 def test_no_weight_decay_on_one_dimensional_parameters():
     optimizer = Optimizer(make("gpt2"), OptimizerConfig(kind="adamw"))
-    decayed, free = optimizer.adamw.param_groups
-    assert decayed["weight_decay"] > 0 and free["weight_decay"] == 0
-    assert all(p.dim() >= 2 for p in decayed["params"]) and all(p.dim() < 2 for p in free["params"])
-    assert len(free["params"]) > 0
+    decayed, free = optimizer.adamw.groups
+    assert decayed.weight_decay > 0 and free.weight_decay == 0
+    assert all(p.dim() >= 2 for p in decayed.parameters) and all(p.dim() < 2 for p in free.parameters)
+    assert len(free.parameters) > 0
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 48), (2, 48, 16)])
