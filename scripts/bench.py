@@ -11,6 +11,7 @@ BENCHMARKS = {
     "decode": "tokens per second of one text, against transformers' and nanoGPT's generate with the same weights",
     "next_word": "how fast the order of the next words is certified, and whether random samples agree",
     "bulk": "many prompts in batches, against one after the other",
+    "curate": "exact and near copies planted among many documents: how many are found, and how fast",
 }
 
 
