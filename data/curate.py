@@ -111,7 +111,7 @@ def _without_lines(text: str, config: CurateConfig, removed: Cleaned) -> str:
 
 def refuse(text: str, config: CurateConfig) -> str | None:
     """The rule by which a document, cleaned already, is dropped; None if it stays."""
-    if not text:
+    if not text or text.isspace():
         return "empty"
     if config.min_characters and len(text) < config.min_characters:
         return "min_characters"

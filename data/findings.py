@@ -10,7 +10,7 @@ Summary = dict[str, Any]  # what report.json holds: data/report.py
 
 FEW_LETTERS = 0.5  # a document with a smaller share of letters is a table, code, or noise
 SHORT = 16  # tokens
-COSTLY_LINE = 0.002  # share of the bytes
+COSTLY_LINE = 0.003  # share of the text
 STRAY_SCRIPT = 0.2  # share of the documents below which a script counts as a stray one
 
 
@@ -58,8 +58,8 @@ def _copies(summary: Summary) -> Iterator[str]:
                 f"**{count(entry['documents'], 'document')}** ({percent(entry['documents'] / total)}) {what[rule]} and "
                 f"stay: `{setting}` would drop them."
             )
-    if not summary["settings"].get("near_duplicates"):
-        yield "Near copies were not looked for: `curate.near_duplicates=true` does (it reads half as fast)."
+    if total >= 100 and not summary["settings"].get("near_duplicates"):
+        yield "Near copies were not looked for: `curate.near_duplicates=true` does, and takes its time."
 
 
 def _leaks(summary: Summary) -> Iterator[str]:
@@ -67,8 +67,8 @@ def _leaks(summary: Summary) -> Iterator[str]:
     alone, after = yardsticks.get("xz_val"), yardsticks.get("xz_val_after")
     if alone and after and after < 0.7 * alone and yardsticks["val_bytes"] > 10_000:
         yield (
-            f"xz needs {alone:.2f} bits/byte for validation text, but {after:.2f} after training text: **whole passages "
-            "are in both**, so the validation loss will flatter. Hold out by source or by time (`val_include=`)."
+            f"xz needs {alone:.2f} bits/byte for validation text, but {after:.2f} after training text: **whole "
+            "passages are in both**, so the validation loss will flatter. Hold out by source or time (`val_include=`)."
         )
 
 
@@ -152,7 +152,7 @@ def _hyphens(summary: Summary) -> Iterator[str]:
 def _vocabulary(summary: Summary) -> Iterator[str]:
     words = summary["splits"]["train"]["vocabulary"]
     rare = words["size"] - words["used"] + words["under_100"]
-    if words["size"] > 1000 and rare > 0.5 * words["size"]:
+    if words["size"] > 1000 and rare > 0.75 * words["size"]:
         yield (
             f"**{rare:,} of {words['size']:,} tokens** occur fewer than 100 times, {words['size'] - words['used']:,} "
             "never: little is learned of them. A smaller `tokenizer.vocab_size=`, or more text."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,15 +13,15 @@ from .tokenizer import Tokenizer
 from .yardsticks import CONTEXTS, windows
 
 RULES = {  # how the report names what the ledger counts
-    "duplicate": "text of an earlier document",
-    "near duplicate": "nearly the text of an earlier document",
-    "in validation": "training documents that validation has too",
-    "near copy in validation": "training documents that are nearly a validation document",
-    "empty": "nothing left",
+    "duplicate": "copies of earlier documents",
+    "near duplicate": "near copies of earlier documents",
+    "in validation": "copies of validation documents",
+    "near copy in validation": "near copies of validation documents",
+    "empty": "documents without text",
     "repair_mojibake": "wrong decoding put right",
     "control_characters": "control characters removed",
-    "drop_lines": "lines removed by pattern",
-    "line_copies": "lines that a document had before",
+    "drop_lines": "lines removed by drop_lines",
+    "line_copies": "lines removed by line_copies",
 }
 
 
@@ -35,7 +36,7 @@ def summarise(
     """What report.json holds. statistics: by split, `train` and perhaps `val`; settings: asdict of the CurateConfig;
     yardsticks: what data/yardsticks.py found."""
     splits = {name: split.to_dict(tokenizer) for name, split in statistics.items()}
-    curation = ledger.to_dict()
+    curation = {rule: {"what": what_it_is(rule)} | entry for rule, entry in ledger.to_dict().items()}
     dropped = [entry for rule, entry in curation.items() if not entry["count"] and not rule.endswith(", kept")]
     kept = {key: sum(split[key] for split in splits.values()) for key in ("documents", "bytes")}
     return {
@@ -45,6 +46,12 @@ def summarise(
         "splits": splits,
         "yardsticks": yardsticks,
     }
+
+
+def what_it_is(rule: str) -> str:
+    """A rule of the ledger in words."""
+    name, _, kept = rule.partition(", ")
+    return RULES.get(name, f"documents dropped by {name}") + (" (kept)" if kept else "")
 
 
 def report(summary: Summary, *, title: str, about: Iterable[str] = (), picture: str | None = None) -> str:
@@ -85,7 +92,7 @@ def _middle(lengths: list[dict[str, Any]]) -> str:
     for row in lengths:
         so_far += row["documents"]
         if so_far >= half:
-            return f"about {float(f'{row["at_least"] * 2**0.125:.2g}'):,.0f}"  # the middle of the bin
+            return f"about {float(format(row['at_least'] * 2**0.125, '.2g')):,.0f}"  # the middle of the bin
     return "0"
 
 
@@ -95,20 +102,28 @@ def _to_decide(summary: Summary) -> list[str]:
 
 
 def _curation(summary: Summary) -> list[str]:
-    rows, n_bytes = [], max(1, summary["read"]["bytes"])
-    for rule, entry in summary["curation"].items():
-        name, _, kept = rule.partition(", ")
-        what = RULES.get(name, f"documents beyond `curate.{name}`") + (" (noticed, kept)" if kept else "")
+    read, n_bytes = summary["read"], max(1, summary["read"]["bytes"])
+    text = f"{count(read['documents'], 'document')} with {read['bytes']:,} bytes were read"
+    entries = sorted(summary["curation"].values(), key=lambda entry: (bool(entry["count"]), -entry["bytes"]))
+    if not entries:
+        return ["## What curation did", "", f"{text}; no rule found anything to remove."]
+    rows = []
+    for entry in entries:
         inside = f"{entry['count']:,}" if entry["count"] else ""
-        share = percent(entry["bytes"] / n_bytes)
         examples = ", ".join(code(example, limit=60) for example in entry["examples"][:3])
-        rows.append([what, f"{entry['documents']:,}", inside, f"{entry['bytes']:,}", share, examples])
-    read = f"{count(summary['read']['documents'], 'document')} with {summary['read']['bytes']:,} bytes were read"
-    if not rows:
-        return ["## What curation did", "", f"{read}; no rule found anything to remove."]
+        size = [f"{entry['bytes']:,}", percent(entry["bytes"] / n_bytes)]
+        rows.append([entry["what"], f"{entry['documents']:,}", inside, *size, examples])
+    left = {key: sum(split[key] for split in summary["splits"].values()) for key in ("documents", "bytes")}
+    text += f", {left['documents']:,} with {left['bytes']:,} bytes ({percent(left['bytes'] / n_bytes)}) are left. "
     columns = "what|> documents|> lines or characters in them|> bytes|> of all|such as"
-    on = ", ".join(f"`{key}={value}`" for key, value in summary["settings"].items() if value not in (None, False))
-    return ["## What curation did", "", f"{read}. Rules that were on: {on or 'none'}.", "", *table(columns, rows)]
+    return ["## What curation did", "", text + _rules(summary["settings"]), "", *table(columns, rows)]
+
+
+def _rules(settings: dict[str, Any]) -> str:
+    unused = () if settings.get("near_duplicates") else ("similarity",)
+    on = {name: value for name, value in settings.items() if value not in (None, False) and name not in unused}
+    shown = ", ".join(code(f"curate.{name}={json.dumps(value, ensure_ascii=False)}") for name, value in on.items())
+    return f"Rules that were on: {shown or 'none'}."
 
 
 def _documents(summary: Summary) -> list[str]:
@@ -198,7 +213,7 @@ def _lines(summary: Summary) -> list[str]:
         [code(row["line"]), f"{row['times']:,}", percent(row["bytes"] / max(1, look["characters"]))]
         for row in look["lines"]
     ]
-    head = f"{_basis(summary)}The lines that take the most room, of those that occur again and again.{note}"
+    head = f"{_basis(summary)}The lines that take the most room, of those that occur again and again; a line is known by its first 160 characters.{note}"
     return ["## Repeated lines", "", head, "", *table("line|> times|> of the text", rows)]
 
 
@@ -245,10 +260,12 @@ def _yardsticks(summary: Summary) -> list[str]:
         rows += [["xz -6, validation text by itself", f"{found['xz_val']:.3f}"]]
         rows += [["xz -6, validation text after training text", f"{found['xz_val_after']:.3f}"]]
     entropy = summary["splits"]["train"]["vocabulary"]["entropy"]
+    pieces = f"{found['train_bytes']:,} bytes of training"
+    pieces += f" and {found['val_bytes']:,} bytes of validation text" if held_out else " text"
     head = (
-        f"Bits per byte to hold a model's `val_bits_per_byte` against, taken on pieces of {found['train_bytes']:,} bytes of "
-        f"training{f' and {found["val_bytes"]:,} bytes of validation' if held_out else ''} text; the counts are of training "
-        f"tokens{', tried on validation' if held_out else ''}. The entropy of all single training tokens is "
+        f"Bits per byte to hold a model's `val_bits_per_byte` against, taken on pieces of {pieces}; the counts are of "
+        f"training tokens{', tried on validation' if held_out else ''}; gzip and xz get {found['compressed_bytes']:,} "
+        f"bytes of the training text, and at most a quarter as many of validation. The entropy of all single training tokens is "
         f"{entropy:.2f} bits a token."
     )
     return ["## Yardsticks", "", head, "", *table("what|> bits/byte", rows)]

@@ -48,13 +48,14 @@ class FrequentLines:
             self.counts = Counter({line: count - least for line, count in self.counts.items() if count > least})
 
     def most(self, number: int) -> list[dict[str, Any]]:
-        """The lines that take the most bytes, of those that certainly occur twice, indented or not."""
+        """The lines that take the most bytes, and half as many that are the most frequent, indented or not."""
         together: Counter[str] = Counter()
         for line, count in self.counts.items():
             if len(bare := line.strip()) >= SHORT_LINE:
                 together[bare] += count
         rows = [(n * len(line.encode(errors="replace")), line, n) for line, n in together.items() if n > 1]
-        return [{"line": line, "times": n, "bytes": n_bytes} for n_bytes, line, n in nlargest(number, rows)]
+        found = {*nlargest(number, rows), *nlargest(number // 2, rows, key=lambda row: (row[2], row[1]))}
+        return [{"line": line, "times": n, "bytes": n_bytes} for n_bytes, line, n in sorted(found, reverse=True)]
 
 
 class Texture:
@@ -157,7 +158,7 @@ class Texture:
                 ],
             },
             "hyphens": self.hyphens,
-            "lines": self.lines.most(20),
+            "lines": self.lines.most(12),
             "lines_missed": self.lines.missed,
         }
 

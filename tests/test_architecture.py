@@ -55,7 +55,7 @@ def test_every_part_of_the_code_is_looked_at():
     "package, allowed",
     [
         ("model", {"torch", "safetensors"}),
-        ("data", {"numpy", "regex", "tiktoken", "sentencepiece"}),
+        ("data", {"numpy", "regex", "tiktoken", "sentencepiece", "rensa"}),
         ("conf", {"hydra", "omegaconf", "yaml", "rich", "matplotlib", "wandb"}),
     ],
 )
@@ -132,7 +132,18 @@ def test_importing_all_of_data_and_conf_brings_no_torch_and_nothing_optional(tmp
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names)))\n"
     )
     found = set(run_python(code, tmp_path))
-    heavy = {"torch", "tiktoken", "sentencepiece", "hydra", "omegaconf", "rich", "matplotlib", "wandb", "model"}
+    heavy = {
+        "torch",
+        "tiktoken",
+        "sentencepiece",
+        "rensa",
+        "hydra",
+        "omegaconf",
+        "rich",
+        "matplotlib",
+        "wandb",
+        "model",
+    }
     assert {"data", "conf"} <= found and not heavy & found
     assert list(tmp_path.iterdir()) == []
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from conf import cli
+from data import InputError
 from data.corpora import documents
 from data.curate import CurateConfig
 from data.duplicates import SIGNATURE, duplicates, shingle_hashes, signature
@@ -58,10 +59,12 @@ def windows(words: list[str], count: int, rng: random.Random) -> Iterator[str]:
 
     words: what re.split gives for (\\w+): separators and words take turns.
     """
-    place, available = 0, len(words) // 2
+    if len(words) // 2 < 120 * count:
+        raise InputError(f"the corpus has {len(words) // 2:,} words, too few for {count:,} documents of 100 and more")
+    place = 0
     for left in range(count, 0, -1):
-        room = (available - place // 2) / left  # words for each that is still to come: most are short, a few long
-        length = min(5000, int(100 / rng.random() ** (1 - 100 / max(101, room)) ** 1.2))
+        mean = (len(words) - place) / 2 / left  # words for each that is still to come
+        length = min(5000, int(100 * rng.paretovariate(max(1.05, mean / max(1, mean - 100)))))
         yield "".join(words[place : place + 2 * length])
         place += 2 * length
 
@@ -133,7 +136,8 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     found = result["found"]
     copies = {position for pair in planted.exact + planted.near for position in pair}
     others = {position: copy for position, copy in found.items() if not {position, copy.of} & copies}
-    wrong = [p for p, copy in others.items() if jaccard(texts[p], texts[copy.of]) < cfg.similarity - 0.1]
+    nearness = [jaccard(texts[position], texts[copy.of]) for position, copy in others.items()]
+    wrong = [value for value in nearness if value < cfg.similarity]
     plain = cfg.documents - len(copies)
 
     def recall(pairs: list[tuple[int, int]]) -> float:
@@ -154,7 +158,8 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
         "copies across the splits": len(across),
         "of these removed from training": len(removed) / max(1, len(across)),
         "other documents found": len(others),
-        "of these not near (counted shingles)": len(wrong),
+        "of these not near, by counting shingles": len(wrong),
+        "the least near of them": min(nearness, default=1.0),
         "false positives, share of the others": len(wrong) / plain,
         "seconds for digests and signatures": round(signing, 2),
         "megabytes a second": round(n_bytes / 1e6 / signing, 1),
