@@ -213,7 +213,7 @@ def _lines(summary: Summary) -> list[str]:
         [code(row["line"]), f"{row['times']:,}", percent(row["bytes"] / max(1, look["characters"]))]
         for row in look["lines"]
     ]
-    head = f"{_basis(summary)}The lines that take the most room, of those that occur again and again; a line is known by its first 160 characters.{note}"
+    head = f"{_basis(summary)}The lines that take the most room, of those that occur again and again.{note}"
     return ["## Repeated lines", "", head, "", *table("line|> times|> of the text", rows)]
 
 
@@ -265,7 +265,7 @@ def _yardsticks(summary: Summary) -> list[str]:
     head = (
         f"Bits per byte to hold a model's `val_bits_per_byte` against, taken on pieces of {pieces}; the counts are of "
         f"training tokens{', tried on validation' if held_out else ''}; gzip and xz get {found['compressed_bytes']:,} "
-        f"bytes of the training text, and at most a quarter as many of validation. The entropy of all single training tokens is "
-        f"{entropy:.2f} bits a token."
+        f"bytes of the training text, and at most a quarter as many of validation. The entropy of all single training "
+        f"tokens is {entropy:.2f} bits a token."
     )
     return ["## Yardsticks", "", head, "", *table("what|> bits/byte", rows)]
