@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,6 +20,12 @@ def reference_losses(train: Split, val: Split | None, *, vocab_size: int) -> dic
     the token before, mixed with the unigram as far as that token's followers vary (Witten and Bell 1991).
     """
     pieces = sample(train)
+    losses = counted_losses(pieces, pieces if val is None else sample(val), vocab_size=vocab_size)
+    return {"uniform": math.log(vocab_size)} | losses
+
+
+def counted_losses(pieces: Sequence[np.ndarray], targets: Sequence[np.ndarray], *, vocab_size: int) -> dict[str, float]:
+    """The losses of `unigram` and `bigram`, counted on some pieces of a token stream (int64) and scored on others."""
     counts = np.bincount(np.concatenate(pieces), minlength=vocab_size) + 1
     unigram = counts / counts.sum()
     pairs, seen = np.unique(np.concatenate([pair_ids(piece, vocab_size) for piece in pieces]), return_counts=True)
@@ -26,7 +33,6 @@ def reference_losses(train: Split, val: Split | None, *, vocab_size: int) -> dic
     followed = np.bincount(before, weights=seen, minlength=vocab_size)  # how often each token has a follower
     kinds = np.bincount(before, minlength=vocab_size)  # and how many different ones
 
-    targets = pieces if val is None else sample(val)
     asked = np.concatenate([pair_ids(piece, vocab_size) for piece in targets])
     place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
     times = np.where(pairs[place] == asked, seen[place], 0)
@@ -34,18 +40,18 @@ def reference_losses(train: Split, val: Split | None, *, vocab_size: int) -> dic
     total = followed[first] + kinds[first]
     bigram = np.where(total > 0, (times + kinds[first] * unigram[second]) / np.maximum(total, 1), unigram[second])
     return {
-        "uniform": math.log(vocab_size),
         "unigram": float(-np.log(unigram[second]).mean()),
         "bigram": float(-np.log(bigram).mean()),
     }
 
 
-def sample(split: Split) -> list[np.ndarray]:
-    """The tokens of a split in pieces; of a large one an even part."""
-    if split.n_tokens <= MOST:
+def sample(split: Split, *, most: int | None = None) -> list[np.ndarray]:
+    """The tokens of a split in pieces; of one with more than `most` (None: MOST) an even part."""
+    most = most or MOST
+    if split.n_tokens <= most:
         return [split.tokens[:].astype(np.int64)]
-    starts = np.linspace(0, split.n_tokens - MOST // PIECES, PIECES).astype(int).tolist()
-    return [split.tokens[start : start + MOST // PIECES].astype(np.int64) for start in starts]
+    starts = np.linspace(0, split.n_tokens - most // PIECES, PIECES).astype(int).tolist()
+    return [split.tokens[start : start + most // PIECES].astype(np.int64) for start in starts]
 
 
 def pair_ids(ids: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "prepare": "a corpus of 2 GB: MB/s and peak memory of its preparation",
     "bulk": "many prompts in batches, against one after the other",
     "train": "time to a loss, tokens per second and use of a GPU in training, against nanoGPT",
+    "curate": "exact and near copies planted among many documents: how many are found, and how fast",
 }
 
 

@@ -55,7 +55,7 @@ def test_every_part_of_the_code_is_looked_at():
     "package, allowed",
     [
         ("model", {"torch", "safetensors"}),
-        ("data", {"numpy", "regex", "tiktoken", "sentencepiece", "pyarrow", "zstandard"}),
+        ("data", {"numpy", "regex", "tiktoken", "sentencepiece", "pyarrow", "zstandard", "rensa"}),
         ("conf", {"hydra", "omegaconf", "yaml", "rich", "matplotlib", "wandb"}),
     ],
 )
@@ -138,6 +138,7 @@ def test_importing_all_of_data_and_conf_brings_no_torch_and_nothing_optional(tmp
         "sentencepiece",
         "pyarrow",
         "zstandard",
+        "rensa",
         "hydra",
         "omegaconf",
         "rich",

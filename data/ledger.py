@@ -1,0 +1,50 @@
+"""The ledger of a curation: what each rule removed, put right or only noticed, with a few examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .corpora import Document
+from .curate import Cleaned
+from .duplicates import Copy
+
+EXAMPLES = 5
+
+
+class Ledger:
+    """By rule: documents, lines or characters, bytes. What several processes wrote is merged."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, dict[str, Any]] = {}
+
+    def drop(self, rule: str, document: Document) -> None:
+        """A document that refuse() named a rule for."""
+        self._count(rule, 1, 0, _size(document), [document.name])
+
+    def copy(self, copy: Copy, document: Document, *, of: str) -> None:
+        """A document that duplicates() found to be a copy of the one of that name; it may stay nevertheless."""
+        rule = copy.rule if copy.removed else f"{copy.rule}, kept"
+        self._count(rule, 1, 0, _size(document), [f"{document.name} (of {of})"])
+
+    def cleaned(self, cleaned: Cleaned, document: Document) -> None:
+        """What clean() removed from within a document, or put right there."""
+        for rule, (count, n_bytes) in cleaned.items():
+            self._count(rule, 1, count, n_bytes, [document.name])
+
+    def merge(self, other: Ledger) -> None:
+        for rule, entry in other.rules.items():
+            self._count(rule, entry["documents"], entry["count"], entry["bytes"], entry["examples"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {rule: dict(entry) for rule, entry in sorted(self.rules.items())}
+
+    def _count(self, rule: str, documents: int, count: int, n_bytes: int, examples: list[str]) -> None:
+        entry = self.rules.setdefault(rule, {"documents": 0, "count": 0, "bytes": 0, "examples": []})
+        entry["documents"] += documents
+        entry["count"] += count  # of lines or characters, where a rule removes these; else 0
+        entry["bytes"] += n_bytes
+        entry["examples"] = (entry["examples"] + examples)[:EXAMPLES]
+
+
+def _size(document: Document) -> int:
+    return len(document.text.encode(errors="replace"))

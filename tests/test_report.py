@@ -1,0 +1,192 @@
+"""The data report: its figures are those of a plain count, however the work was divided; troubles are named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from data import tokenizer as tokenizers
+from data.corpora import Document
+from data.curate import CurateConfig
+from data.findings import code
+from data.ledger import Ledger
+from data.report import report, summarise
+from data.statistics import Statistics
+from data.survey import survey
+from data.texture import FrequentLines
+from data.tokenizer import TokenizerConfig
+from data.yardsticks import epochs, windows, yardsticks
+
+from .messy import BOILERPLATE, documents
+
+BYTE = tokenizers.build(TokenizerConfig(kind="byte"), [])
+
+
+def counted(some: list[Document], **options) -> Statistics:
+    statistics = Statistics(BYTE.vocab_size, **options)
+    for document in some:
+        statistics.add(document, np.array(BYTE.encode(document.text), np.uint32), source=document.name.split("/")[0])
+    return statistics
+
+
+def test_the_figures_are_those_of_a_plain_count():
+    some = documents(120, seed=2)
+    found = counted(some).to_dict(BYTE)
+    text = "".join(document.text for document in some)
+    assert found["documents"] == 120 and found["bytes"] == found["tokens"] == len(text.encode())
+    assert sum(row["documents"] for row in found["lengths"]) == 120
+    assert sum(row["tokens"] for row in found["lengths"]) == found["tokens"]
+    look = found["looked_at"]
+    assert look["characters"] == sum(look["classes"].values()) == len(text)
+    assert look["classes"]["digits"] == sum(c.isnumeric() for c in text)
+    letters = Counter(c for c in text if "\u0400" <= c <= "\u04ff")
+    (cyrillic,) = [row for row in look["scripts"] if row["script"] == "Cyrillic"]
+    assert cyrillic["letters"] == letters.total() and cyrillic["different"] == len(letters)
+    assert cyrillic["documents"] == sum(document.name.startswith("ru/") for document in some)
+    assert sum(look["shares"]["letters"]) == 120
+    assert sum(row["times"] for row in look["unusual"]) == sum(text.count(c) for c in "\xad\x07\ufffd")
+    lines = Counter(line.strip() for line in text.split("\n"))
+    assert {row["line"]: row["times"] for row in look["lines"]}[BOILERPLATE] == lines[BOILERPLATE]
+    assert found["vocabulary"]["used"] == len(set(text.encode()))
+    shares = np.array(list(Counter(text.encode()).values())) / len(text.encode())
+    assert found["vocabulary"]["entropy"] == pytest.approx(-(shares * np.log2(shares)).sum())
+    assert found["longest"][0]["bytes"] == max(len(document.text.encode()) for document in some)
+
+
+def test_divided_pickled_and_merged_the_figures_are_the_same():
+    some = documents(90)
+    parts = [pickle.loads(pickle.dumps(counted(some[start : start + 30]))) for start in (0, 30, 60)]
+    for part in parts[1:]:
+        parts[0].merge(part)
+    whole, merged = counted(some).to_dict(BYTE), parts[0].to_dict(BYTE)
+    assert json.loads(json.dumps(merged)) == json.loads(json.dumps(whole))
+
+
+def test_memory_and_pickles_do_not_grow_with_the_corpus(monkeypatch):
+    monkeypatch.setattr("data.texture.FLUSH", 10_000)
+    rng = random.Random(0)
+    statistics, sizes = Statistics(BYTE.vocab_size), []
+    statistics.texture.lines = FrequentLines(capacity=50)
+    for number in range(2000):
+        text = "".join(f"line {rng.random()} of many\n" for _ in range(20))
+        statistics.add(Document(f"{number:05d}", text), np.zeros(100, np.uint16))
+        if number in (400, 1999):
+            sizes.append(len(pickle.dumps(statistics)))
+    assert sizes[1] < 1.2 * sizes[0] and len(statistics.texture.lines.counts) <= 250 + 20
+
+
+def test_a_close_look_at_a_share_takes_the_same_documents_everywhere():
+    some = [Document(f"{number}.txt", "text\n") for number in range(2000)]
+    half = counted(some, looked_at=0.5)
+    assert half.documents == 2000 and 900 < half.texture.documents < 1100
+    parts = [counted(some[:700], looked_at=0.5), counted(some[700:], looked_at=0.5)]
+    assert parts[0].texture.documents + parts[1].texture.documents == half.texture.documents
+
+
+def test_frequent_lines_survive_any_number_of_rare_ones():
+    rng = random.Random(1)
+    tables = [FrequentLines(capacity=20) for _ in range(3)]
+    times = Counter[str]()
+    for _ in range(300):
+        lines = [f"a rare line {rng.random()}" for _ in range(20)] + [f"frequent line {rng.randrange(5)}"] * 3
+        times.update(lines)
+        rng.choice(tables).add("\n".join(lines))
+    for table in tables[1:]:
+        tables[0].merge(table)
+    assert tables[0].missed <= times.total() / 20
+    for row in tables[0].most(5):
+        assert row["line"].startswith("frequent")
+        assert row["times"] <= times[row["line"]] <= row["times"] + tables[0].missed
+
+
+def test_what_was_dropped_is_counted_to_the_byte_and_nothing_vanishes():
+    some = documents(400)
+    rules = CurateConfig(near_duplicates=True, min_letters=0.5, drop_lines="*rights reserved*", line_copies=3)
+    summary, kept = survey(some, BYTE, config=rules)
+    dropped = [entry for entry in summary["curation"].values() if not entry["count"]]
+    inside = [entry for entry in summary["curation"].values() if entry["count"]]
+    left = sum(len(members) for members in kept.values())
+    assert left + sum(entry["documents"] for entry in dropped) == len(some) == summary["read"]["documents"]
+    n_bytes = sum(split["bytes"] for split in summary["splits"].values())
+    all_bytes = sum(len(document.text.encode()) for document in some)
+    assert n_bytes + sum(entry["bytes"] for entry in dropped + inside) == all_bytes
+    assert {"duplicate", "near duplicate", "drop_lines", "min_letters", "empty"} <= set(summary["curation"])
+    assert not {d.text for d in kept["train"]} & {d.text for d in kept["val"]}
+
+
+def test_the_report_names_what_needs_a_decision():
+    summary, _ = survey(documents(600), BYTE)
+    text = report(json.loads(json.dumps(summary)), title="messy | corpus", picture="report.png")
+    decide = text.split("## To decide")[1].split("##")[0]
+    settings = ["near_duplicates", "repair_mojibake", "drop_lines", "min_letters", "control_characters"]
+    for part in [*settings, "Ã¼", "Copyright ©", "Cyrillic", "Han", "ocr/"]:
+        assert part in decide, part
+    assert "![" in text and "| U+00AD | soft hyphen |" in text and "copies of earlier documents" in text
+    for block in text.split("\n\n"):
+        rows = [line for line in block.split("\n") if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1, block  # every row of a table has all its cells
+
+
+def test_a_clean_corpus_is_not_nagged_about():
+    rng = random.Random(0)
+    words = [f"{a}{b}" for a in "ka lo mi ru ten vor zil".split() for b in "bar dus fen gol hip".split()]
+    clean = [Document(f"{n}.txt", " ".join(rng.choice(words) for _ in range(60)) + ".\n") for n in range(90)]
+    summary, _ = survey(clean, BYTE)
+    text = report(summary, title="clean")
+    assert "To decide" not in text and "no rule found anything to remove" in text
+
+
+def test_one_document_and_no_validation_make_a_report_too():
+    summary, kept = survey([Document("one", "x")], BYTE, in_val=lambda document: False)
+    assert len(kept["train"]) == 1 and "val" not in summary["splits"]
+    assert report(summary, title="one").startswith("# one\n")
+    empty = summarise({"train": Statistics(BYTE.vocab_size)}, Ledger(), BYTE, settings=asdict(CurateConfig()))
+    assert report(empty, title="none").startswith("# none\n")
+
+
+def test_validation_text_that_training_has_too_is_noticed():
+    rng = random.Random(0)
+    passages = ["".join(rng.choice("abcdefgh ") for _ in range(600)) for _ in range(60)]
+    train = [Document(f"t{n}", f"{n}: {p}\n") for n, p in enumerate(passages)]
+    copied = [Document(f"v{n}", f"again {n}: {p}\n") for n, p in enumerate(passages)]
+    fresh = [Document(f"v{n}", "".join(rng.choice("abcdefgh ") for _ in range(600))) for n in range(60)]
+    for val, noticed in ((copied, True), (fresh, False)):
+        summary, _ = survey(train + val, BYTE, in_val=lambda document: document.name[0] == "v")
+        assert ("whole passages" in report(summary, title="leak")) == noticed
+
+
+def test_yardsticks_are_bits_per_byte_of_the_text():
+    rng = np.random.default_rng(0)
+    train, val = (rng.integers(0, 4, 40_000) + ord("a") for _ in range(2))
+    found = yardsticks([train], [val], BYTE)
+    for name in ("unigram", "bigram", "gzip", "xz", "xz_val", "xz_val_after"):
+        assert 1.95 < found[name] < 2.7, name
+    assert found["train_bytes"] == found["val_bytes"] == 40_000
+
+
+def test_windows_and_epochs_are_those_of_training():
+    from data.batches import WindowBatches
+    from data.shards import Split, Tokens
+
+    split = Split(None, "train", Tokens([np.zeros(10_001, np.uint16)]), n_bytes=1, fingerprint="")
+    batches = WindowBatches(split, context=128, batch_size=8, seed=0)
+    lengths = [
+        {"at_least": 64.0, "documents": 30, "tokens": 2500},
+        {"at_least": 128.0, "documents": 10, "tokens": 7500},
+    ]
+    found = windows(10_001, lengths, 128)
+    assert found["windows"] == batches.windows
+    assert found["lost"] == pytest.approx(1 - batches.tokens_per_epoch / 10_000)
+    assert found["documents_longer"] == 0.25 and found["tokens_in_longer"] == 0.75
+    assert epochs(10_001, context=128, batch_size=8, steps=100) == pytest.approx(batches.epochs(100))
+
+
+def test_names_and_lines_cannot_break_the_page():
+    assert code("a|b`c\nd\x07\u202e") == "`a¦bˋc d\\x07\\u202e`"
+    assert code("   ") == "`   `" and len(code("x" * 500)) == 92
