@@ -20,9 +20,11 @@ from conf import cli, display, forecast
 from conf.journal import Journal, draw
 from conf.resume import JOB, fill_in, follow_checkpoint, job, resume_config
 from conf.stopwatch import Stopwatch
+from data import ngrams
 from data.batches import BatchConfig, WindowBatches, WindowEvaluation
 from data.prepare import PrepareConfig, open_split, prepare
 from data.references import reference_losses
+from data.shards import Split
 from data.tokenizer import Tokenizer
 from data.tokenizer import load as load_tokenizer
 from model import InputError, checkpoint, memory, parallel, plan, saving
@@ -57,6 +59,8 @@ class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
         found = LoopConfig.problems(self) + PrepareConfig.problems(self) + self.batch_problems(self.corpus)
         if self.model.vocab_size:
             found.append(f"model.vocab_size={self.model.vocab_size} follows the tokenizer; set tokenizer.vocab_size")
+        if self.model.ngram_contexts:
+            found.append(f"model.ngram_contexts={self.model.ngram_contexts} follows the corpus; set model.ngram")
         if self.depth is not None and self.depth < 1:
             found.append(f"depth={self.depth} must be at least 1")
         if self.gpu and not self.dry_run:
@@ -289,8 +293,13 @@ def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Opti
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     epochs = ", ".join(f"{number:.1f} epochs over {name}" for name, number in data.epochs(steps).items())
+    prior = ""
+    if model.prior is not None:
+        size = sum(buffer.nbytes for buffer in model.prior.buffers()) / 2**20
+        contexts = f"{model.prior.length} tokens of context at most, {len(model.prior.keys)} contexts"
+        prior = f", starting from counted n-grams ({contexts}, {size:.1f} MiB)"
     return (
-        f"{display.count(parameters)} parameters, {steps} steps of {cfg.batch_size} x {data.context} tokens "
+        f"{display.count(parameters)} parameters{prior}, {steps} steps of {cfg.batch_size} x {data.context} tokens "
         f"({epochs}), "
         f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, steps)}, schedule {cfg.optimizer.schedule}"
     )
@@ -305,6 +314,21 @@ def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
     """Whether each rank writes a part of a checkpoint: where asked for, or where one host might not hold it all."""
     large = cfg.parallel == "fsdp" and sum(p.numel() for p in model.parameters()) >= 2e9
     return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
+
+
+def new_model(shape: ModelConfig, split: Split, *, say: Callable[[str], None] = print) -> GPT:
+    """A model with random weights and, with shape.ngram, a prior counted on `split`: where that much is worth it."""
+    counted = ngrams.count(split, vocab_size=shape.vocab_size, length=shape.ngram) if shape.ngram else None
+    if counted is None:
+        if shape.ngram:
+            say(
+                f"model.ngram={shape.ngram}: nothing worth counting, the corpus is too small or its vocabulary too large"
+            )
+        return GPT(replace(shape, ngram=0))
+    model = GPT(replace(shape, ngram=counted.length, ngram_contexts=len(counted.keys)))
+    assert model.prior is not None
+    model.prior.fill(torch.from_numpy(counted.keys), torch.from_numpy(counted.log_p))
+    return model
 
 
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
@@ -344,8 +368,10 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         val_data = None if val_split is None else WindowEvaluation(val_split, context=shape.context)
         references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
-        model = GPT(shape)
-        if start is not None:
+        if start is None:
+            model = new_model(shape, train_split, say=print if world.is_main else lambda line: None)
+        else:
+            model = GPT(replace(start.config, dropout=shape.dropout))
             start.load_into(model)
         facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
         fit(

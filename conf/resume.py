@@ -110,7 +110,7 @@ def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: 
     if differences:
         raise InputError(*differences)
     dropout = values.model.dropout if "model.dropout" in overrides else shape.dropout
-    model = replace(shape, dropout=dropout, vocab_size=0)  # the tokenizer says which
+    model = replace(shape, dropout=dropout, vocab_size=0, ngram_contexts=0)  # found again: of its tokenizer, its table
     return replace(values, model=model, tokenizer=type(values.tokenizer)(path=str(tokenizer)))
 
 

@@ -32,6 +32,7 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.ids = torch.zeros(batch, capacity, dtype=torch.int64, device=device)  # kept for an n-gram prior alone
         self.capacity = capacity
         self._rows = torch.arange(batch, device=device)[:, None]  # (B, 1)
         self._slots = self.slots = torch.arange(capacity, device=device)  # slots (S,): those that are looked at
@@ -66,6 +67,12 @@ class KVCache:
             values[self._rows, :, self._positions] = v.transpose(1, 2).to(values.dtype)
         return keys[:, :, : len(self.slots)], values[:, :, : len(self.slots)]
 
+    def recent(self, ids: Tensor, count: int) -> Tensor:
+        """Stores ids (B, T) at the positions of `begin`; as model/ngram.py's `recent`, with what came before them."""
+        self.ids[self._rows, self._positions] = ids
+        where = self._positions[:, :, None] - torch.arange(count, device=ids.device)  # (B, T, count)
+        return torch.where(where < 0, -1, self.ids[self._rows[:, :, None], where.clamp(min=0)])
+
     def end(self, count: int) -> None:
         """Counts the tokens of `begin` as seen."""
         self.length += count
@@ -74,6 +81,7 @@ class KVCache:
         """The first `count` rows as a cache of their own, in the same memory."""
         part = object.__new__(KVCache)
         part.__dict__ |= self.__dict__ | {"length": self.length[:count], "_rows": self._rows[:count]}
+        part.ids = self.ids[:count]
         part.keys, part.values = [k[:count] for k in self.keys], [v[:count] for v in self.values]
         return part
 
@@ -83,4 +91,5 @@ class KVCache:
         longest = int(self.length[: max(sources) + 1].max())
         for tensor in (*self.keys, *self.values):
             tensor[:, :, :longest] = tensor[rows, :, :longest]
+        self.ids[:, :longest] = self.ids[rows, :longest]
         self.length.copy_(self.length[rows])

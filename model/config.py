@@ -33,6 +33,8 @@ class ModelConfig:
     embedding_norm: bool = True  # RMS-normalise the embedding
     zero_init: bool = True  # projections into the residual stream start at zero
     softcap: float = 15.0  # logits -> softcap * tanh(logits / softcap); 0 switches it off
+    ngram: int = 0  # logits start from counts behind up to so many tokens of context; 3: from 4-grams; 0: from nothing
+    ngram_contexts: int = 0  # set from the data
 
     @property
     def kv_heads(self) -> int:
@@ -72,6 +74,11 @@ class ModelConfig:
             found.append(f"model.dropout={self.dropout} must be in [0, 1)")
         if not 0 <= self.softcap < float("inf"):
             found.append(f"model.softcap={self.softcap} must be 0 (off) or above")
+        for name in ("ngram", "ngram_contexts"):
+            if getattr(self, name) < 0:
+                found.append(f"model.{name}={getattr(self, name)} must be 0 (no n-gram prior) or above")
+        if self.ngram_contexts and not self.ngram:
+            found.append(f"model.ngram_contexts={self.ngram_contexts} needs model.ngram above 0")
         for name in ("rotary_base", "norm_epsilon"):
             if not 0 < getattr(self, name) < float("inf"):
                 found.append(f"model.{name}={getattr(self, name)} must be above 0")

@@ -58,7 +58,7 @@ class Decoder:
             h = self.model.hidden(self._padded([text[shared:] for text in unique]), part)
             lengths = torch.tensor([len(text) for text in unique], device=self.compute.device)
             part.length.copy_(lengths)  # forget the padding; the next tokens overwrite it
-            logits = self.model.head(h[torch.arange(len(unique), device=h.device), lengths - shared - 1]).float()
+            logits = self.model.head(h[torch.arange(len(unique), device=lengths.device), lengths - shared - 1]).float()
         sources = [unique.index(tuple(text)) for text in texts]
         if len(unique) < len(texts):
             self.cache.spread(sources)

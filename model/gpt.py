@@ -7,6 +7,8 @@ H heads, K kv heads (K <= H), E head dim, V vocab; d_ff is the width inside an M
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from .cache import KVCache
 from .config import ModelConfig
 from .fused import RMSNorm, relu_squared, rms_norm
 from .linear import Linear, linear
+from .ngram import NGramPrior, recent
 
 Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, E), or (B, 1, T, E) where rows differ
 
@@ -106,6 +109,18 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """What the head turns into logits: at some positions the last layer's output and, of an n-gram prior, the row."""
+
+    h: Tensor  # (..., D)
+    row: Tensor | None  # (...); None: the model has no prior
+
+    def __getitem__(self, index: Any) -> Hidden:
+        """At some of the positions: `index` is one of the leading axes, not of D."""
+        return Hidden(self.h[index], None if self.row is None else self.row[index])
+
+
 class GPT(nn.Module):
     """A decoder-only transformer: embed, L blocks, norm, head."""
 
@@ -120,6 +135,9 @@ class GPT(nn.Module):
         self.unembed: nn.Module | None = None  # tied: the head is the embedding's matrix
         if not config.tied:
             self.unembed = Linear(config.d_model, config.padded_vocab, bias=False)
+        self.prior: NGramPrior | None = None
+        if config.ngram_contexts:
+            self.prior = NGramPrior(length=config.ngram, contexts=config.ngram_contexts, vocab_size=config.vocab_size)
         self.register_buffer("cos", None, persistent=False)  # buffers move with the model to its device, and these
         self.register_buffer("sin", None, persistent=False)  # are computed anew rather than saved
         self.make_rotary()
@@ -133,8 +151,8 @@ class GPT(nn.Module):
         """
         return self.head(self.hidden(ids, cache, starts=starts))
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None, *, starts: Tensor | None = None) -> Tensor:
-        """ids (B, T) -> the last layer's normalised output (B, T, D)."""
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, *, starts: Tensor | None = None) -> Hidden:
+        """ids (B, T) -> the last layer's normalised output (B, T, D), and what an n-gram prior says of them."""
         T = ids.shape[1]
         if cache is not None:
             positions, mask = cache.begin(T)  # where the new ids stand (B, T), what each may see (B, 1, T, S)
@@ -151,16 +169,23 @@ class GPT(nn.Module):
         rotary = self.rotary_at(positions) if self.config.position == "rotary" else None
         for block in self.blocks:
             x = block(x, rotary, mask, cache)
+        row = None
+        if self.prior is not None:
+            history = (recent if cache is None else cache.recent)(ids, self.prior.length)  # (B, T, n)
+            row = self.prior.rows(history)
         if cache is not None:
             cache.end(T)  # once: all layers share the positions
-        return self.norm(x)
+        return Hidden(self.norm(x), row)
 
-    def head(self, h: Tensor) -> Tensor:
-        """The last layer's output (..., D) -> logits (..., V), without the padding of the vocabulary."""
+    def head(self, hidden: Hidden) -> Tensor:
+        """What `hidden` gave -> logits (..., V), without the padding of the vocabulary."""
+        h = hidden.h
         logits = linear(h, self.embed.weight) if self.unembed is None else self.unembed(h)
         logits = logits[..., : self.config.vocab_size]
         if self.config.softcap:
             logits = self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
+        if self.prior is not None:
+            logits = logits + self.prior(hidden.row)
         return logits
 
     def rotary_at(self, positions: Tensor) -> Rotary:

@@ -106,7 +106,8 @@ def state_bytes(model: GPT, *, muon: bool) -> int:
 def checkpoint_bytes(model: GPT, *, muon: bool, averaged: bool) -> int:
     """One saved step: weights and the optimizer's state, and the raw weights beside an average."""
     weights = 4 * sum(p.numel() for p in model.parameters())
-    return state_bytes(model, muon=muon) - (0 if averaged else weights)
+    table = 0 if model.prior is None else sum(buffer.nbytes for buffer in model.prior.buffers())
+    return state_bytes(model, muon=muon) + table - (0 if averaged else weights)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class TreeCache(KVCache):
                 [torch.cat((old, old.new_zeros(*old.shape[:2], more, old.shape[3])), dim=2) for old in table]
                 for table in (self.keys, self.values)
             )
+            self.ids = torch.cat((self.ids, self.ids.new_zeros(1, more)), dim=1)
             self.capacity += more
 
     def begin(self, count: int) -> tuple[Tensor, Tensor]:
@@ -59,6 +60,14 @@ class TreeCache(KVCache):
         keys[:, :, used - count :] = k
         values[:, :, used - count :] = v
         return keys.to(k.dtype), values.to(v.dtype)
+
+    def recent(self, ids: Tensor, count: int) -> Tensor:
+        used, mask = self._used, self._tree[1].to(ids.device)
+        self.ids[:, used - ids.shape[1] : used] = ids
+        # A token's slot lies behind those of its ancestors.
+        seen = torch.where(mask, torch.arange(used, device=ids.device), -1)  # (n, S)
+        last = torch.cat((seen, seen.new_full((len(seen), count), -1)), dim=1).topk(count).values  # (n, count)
+        return torch.where(last < 0, -1, self.ids[0, last.clamp(min=0)])[None]
 
     def end(self, count: int) -> None:
         pass  # how much is used follows from the mask

@@ -1,4 +1,4 @@
-"""The three families at toy size, and their copies in transformers with the same random weights."""
+"""The three families at toy size, and their copies in transformers with the same random weights; an n-gram prior."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.ngram import NGramPrior
 
 SHAPE = {"vocab_size": 96, "n_layer": 3, "n_head": 4, "d_model": 64, "context": 48}
 GPT2: dict[str, Any] = {
@@ -18,7 +19,10 @@ LLAMA: dict[str, Any] = {
     "n_kv_head": 2, "d_ff": 160, "norm_weight": True, "norm_epsilon": 1e-5, "activation": "swiglu", "tied": True,
     "rotary_base": 100_000.0, "qk_norm": False, "embedding_norm": False, "zero_init": False, "softcap": 0.0,
 }  # fmt: skip
-FAMILIES: dict[str, dict[str, Any]] = {"gpt2": GPT2, "llama": LLAMA, "modern": {}, "modern_grouped": {"n_kv_head": 2}}
+IN_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2, "llama": LLAMA, "modern": {}, "modern_grouped": {"n_kv_head": 2},
+}  # fmt: skip
+FAMILIES = IN_TRANSFORMERS | {"ngram": {"ngram": 2, "ngram_contexts": 1 + 80 + 3000}}
 
 
 def make(family: str, *, seed: int = 0, **changes: Any) -> GPT:
@@ -31,7 +35,19 @@ def make(family: str, *, seed: int = 0, **changes: Any) -> GPT:
                 p.normal_(std=0.15)
             else:
                 p.add_(torch.randn_like(p) * 0.1)
+    if model.prior is not None:
+        fill_prior(model.prior)
     return model.eval()
+
+
+def fill_prior(prior: NGramPrior) -> None:
+    """Most contexts of one token and a few of two, each with a random distribution."""
+    V, (contexts, _) = prior.vocab_size, prior.table.shape
+    short = V + torch.randperm(V)[:80]
+    long = V**2 + torch.randperm(V**2)[: contexts - 1 - len(short)]
+    never = V**3 + torch.arange(contexts)  # of three tokens: what is left of the table in a small vocabulary
+    keys = torch.cat((torch.ones(1, dtype=torch.int64), short, long, never))[:contexts].sort().values
+    prior.fill(keys, torch.randn(len(keys), V))
 
 
 def reference(family: str, model: GPT) -> torch.nn.Module:

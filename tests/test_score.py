@@ -159,7 +159,7 @@ def test_batches_are_bounded(monkeypatch):
     expected = [plain(model, *text)[range(len(text[1])), text[1]].tolist() for text in texts]
     hidden, head = model.hidden, model.head
     monkeypatch.setattr(model, "hidden", lambda ids: shapes.append(tuple(ids.shape)) or hidden(ids))
-    monkeypatch.setattr(model, "head", lambda h: shapes.append((len(h), 25)) or head(h))
+    monkeypatch.setattr(model, "head", lambda h: shapes.append((len(h.h), 25)) or head(h))
     for found, values in zip(log_probabilities(model, texts, compute=CPU), expected, strict=True):
         assert [row[0] for row in found] == pytest.approx(values, abs=2e-4)
     assert max(rows * width for rows, width in shapes) <= 50 and len(shapes) > 4
