@@ -80,7 +80,7 @@ def characters(reading: Reading, task: Task) -> list[str]:
 class Encoded:
     """What a block adds to one split."""
 
-    ids: bytes = b""  # each document followed by END
+    ids: bytearray = field(default_factory=bytearray)  # each document followed by END
     tokens: list[int] = field(default_factory=list)  # of each document, END included
     n_bytes: list[int] = field(default_factory=list)  # of its text
     names: list[bytes] = field(default_factory=list)
@@ -92,18 +92,19 @@ def encode(
     """The tokens of a block's documents, by split. place: the tokenizer's folder and fingerprint."""
     tokenizer = _tokenizer(*place)
     end = np.array([tokenizer.end_id], dtype).tobytes()
+    texts = [
+        (side, document, text)
+        for document, chosen, _ in _checked(reading, task)
+        for side, text in splitting.sides(document.text, chosen=chosen)
+    ]
     found: dict[str, Encoded] = {}
-    pieces: dict[str, list[bytes]] = {}
-    for document, chosen, _ in _checked(reading, task):
-        for side, text in splitting.sides(document.text, chosen=chosen):
-            ids = tokenizer.encode_batch([text])[0]
-            encoded = found.setdefault(side, Encoded())
-            pieces.setdefault(side, []).extend((_narrow(ids, tokenizer, dtype), end))
-            encoded.tokens.append(ids.size + 1)
-            encoded.n_bytes.append(len(text.encode()))
-            encoded.names.append(_name(document))
-    for side, encoded in found.items():
-        encoded.ids = b"".join(pieces[side])
+    ids_of = (tokenizer.encode_batch([text])[0] for _, _, text in texts)  # one by one: no threads beside processes
+    for (side, document, text), ids in zip(texts, ids_of, strict=True):
+        encoded = found.setdefault(side, Encoded())
+        encoded.ids += _narrow(ids, tokenizer, dtype) + end
+        encoded.tokens.append(ids.size + 1)
+        encoded.n_bytes.append(len(text.encode()))
+        encoded.names.append(_name(document))
     return found
 
 

@@ -58,7 +58,9 @@ class SplitWriter:
         if self.parts:
             self.parts[-1] = Part(self.parts[-1].name, self.parts[-1].start, self.tokens)
 
-    def add(self, ids: bytes, *, tokens: Sequence[int], n_bytes: Sequence[int], names: Sequence[bytes]) -> None:
+    def add(
+        self, ids: bytes | bytearray, *, tokens: Sequence[int], n_bytes: Sequence[int], names: Sequence[bytes]
+    ) -> None:
         """Adds documents: the ids of all of them in the shards' own bytes, the END after each included; how many ids
         and bytes of text each has, and its name.
         """
@@ -73,7 +75,7 @@ class SplitWriter:
         self.documents += len(tokens)
         self.name_bytes = int(rows[-1, 2])
 
-    def _append(self, ids: bytes) -> None:
+    def _append(self, ids: bytes | bytearray) -> None:
         rest, size = memoryview(ids), self.dtype.itemsize
         while rest:
             if not self.shards or self.shards[-1]["tokens"] == SHARD_TOKENS:
