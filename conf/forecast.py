@@ -28,7 +28,7 @@ def describe(
 ) -> str:
     """A table of what a run would take. `aside_seconds` are spent evaluating and saving; `kept` steps stay on disk."""
     used = "" if mfu is None else f"; {mfu:.0%} of the device's matrix products (MFU)"
-    often = "; every text is seen that often: watch the validation loss" if max(epochs.values()) > 4 else ""
+    often = "; where text is seen that often, watch the validation loss" if max(epochs.values()) > 4 else ""
     rows = [
         ("parameters", parameters(parts)),
         ("FLOPs", f"{count(flops_per_token)} a token, {flops_per_token * tokens_per_step * steps:.2e} in all"),
