@@ -141,10 +141,12 @@ def keep_freed_memory() -> None:
 def deterministic(wanted: bool) -> Iterator[None]:
     """Without it two equal runs differ where they are compiled or on a GPU (atomic adds in gradients)."""
     before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if not wanted:  # setting what is already so would import the compiler, which takes a second
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
