@@ -321,9 +321,7 @@ def new_model(shape: ModelConfig, split: Split, *, say: Callable[[str], None] = 
     counted = ngrams.count(split, vocab_size=shape.vocab_size, length=shape.ngram) if shape.ngram else None
     if counted is None:
         if shape.ngram:
-            say(
-                f"model.ngram={shape.ngram}: nothing worth counting, the corpus is too small or its vocabulary too large"
-            )
+            say(f"model.ngram={shape.ngram}: not worth counting: too small a corpus, or too large a vocabulary")
         return GPT(replace(shape, ngram=0))
     model = GPT(replace(shape, ngram=counted.length, ngram_contexts=len(counted.keys)))
     assert model.prior is not None

@@ -171,7 +171,8 @@ class GPT(nn.Module):
             x = block(x, rotary, mask, cache)
         row = None
         if self.prior is not None:
-            history = (recent if cache is None else cache.recent)(ids, self.prior.length)  # (B, T, n)
+            n = self.prior.length
+            history = recent(ids, n, starts=starts) if cache is None else cache.recent(ids, n)  # (B, T, n)
             row = self.prior.rows(history)
         if cache is not None:
             cache.end(T)  # once: all layers share the positions

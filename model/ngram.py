@@ -7,9 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def recent(ids: Tensor, count: int) -> Tensor:
-    """ids (B, T) -> of each position the last `count` tokens (B, T, count), newest first; -1 where there is none."""
-    return F.pad(ids, (count - 1, 0), value=-1).unfold(1, count, 1).flip(-1)
+def recent(ids: Tensor, count: int, *, starts: Tensor | None = None) -> Tensor:
+    """ids (B, T) -> of each position the last `count` tokens (B, T, count), newest first; -1 where there is none.
+
+    starts (B, T): where in the row the document of each token begins; there is none before that.
+    """
+    history = F.pad(ids, (count - 1, 0), value=-1).unfold(1, count, 1).flip(-1)
+    if starts is None:
+        return history
+    places = torch.arange(ids.shape[1], device=ids.device)[:, None] - torch.arange(count, device=ids.device)
+    return history.where(places >= starts[..., None], -1)
 
 
 class NGramPrior(nn.Module):
