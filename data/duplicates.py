@@ -80,7 +80,7 @@ def duplicates(
     """Which documents have their text, or nearly, from one that stays: position -> what is known of it.
 
     digests: (N, 16 or more) uint8, a hash of each text; signatures: (N, SIGNATURE) uint8, or None for exact copies
-    alone; is_val: (N,) bool. Both arrays may be memory maps; beside them some 50 bytes a document are needed.
+    alone; is_val: (N,) bool. Both arrays may be memory maps; beside them some 150 bytes a document are needed.
     Documents are taken in their order, validation before training; each is compared with those that stay, so what is
     near to what was removed, but not to anything that stays, stays too.
     """

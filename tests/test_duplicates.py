@@ -102,6 +102,7 @@ def test_case_and_punctuation_do_not_make_a_difference_nor_do_pieces():
     text = "Take two tablets a day, before meals; ask your doctor about the dose (see page 4)."
     assert (shingle_hashes(text) == shingle_hashes(text.upper().replace(",", " --"))).all()
     assert shingle_hashes("one two three four").size == 2 and shingle_hashes("one, two").size == 0
+    assert (shingle_hashes("5mg患者ab") == shingle_hashes("5mg 患 者 ab")).all()
     assert shingle_hashes("").size == shingle_hashes("...").size == 0
     assert shingle_hashes("a b c d")[1] == shingle_hashes("x. b c d!")[1] != shingle_hashes("x. c b d!")[1]
     words = [word for first in WORDS for second in WORDS for word in (first, second)]

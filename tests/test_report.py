@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import unicodedata
 from collections import Counter
 from dataclasses import asdict
 
@@ -48,8 +49,12 @@ def test_the_figures_are_those_of_a_plain_count():
     letters = Counter(c for c in text if "\u0400" <= c <= "\u04ff")
     (cyrillic,) = [row for row in look["scripts"] if row["script"] == "Cyrillic"]
     assert cyrillic["letters"] == letters.total() and cyrillic["different"] == len(letters)
-    assert cyrillic["documents"] == sum(document.name.startswith("ru/") for document in some)
+    assert cyrillic["documents"] == sum("Пациенты" in document.text for document in some)
     assert sum(look["shares"]["letters"]) == 120
+    for row in look["fewest_letters"]:
+        (text_of,) = {document.text for document in some if document.name == row["name"]}
+        letters_of = sum(unicodedata.category(c)[0] in "LM" for c in text_of)
+        assert row["share"] == round(letters_of / max(1, len("".join(text_of.split()))), 4)
     assert sum(row["times"] for row in look["unusual"]) == sum(text.count(c) for c in "\xad\x07\ufffd")
     lines = Counter(line.strip() for line in text.split("\n"))
     assert {row["line"]: row["times"] for row in look["lines"]}[BOILERPLATE] == lines[BOILERPLATE]
