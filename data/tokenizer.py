@@ -13,13 +13,16 @@ from .tokenizer_kinds import KINDS
 __all__ = ["END", "UNKNOWN", "Tokenizer", "TokenizerConfig", "build", "load"]
 
 
-def build(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer that config describes on texts, or open the one that it names."""
+def build(config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+    """Train the tokenizer that config describes on texts, or open the one that it names.
+
+    Texts are read once. Where a kind can, it learns from them on `workers` processes; 0: as many as there are CPUs.
+    """
     if problems := config.problems():
         raise InputError("; ".join(problems))
     if config.path is not None:
         return load(Path(config.path).expanduser())
-    return KINDS[config.kind].train(config, map(well_formed, texts))
+    return KINDS[config.kind].train(config, map(well_formed, texts), workers=workers)
 
 
 def load(directory: Path) -> Tokenizer:
