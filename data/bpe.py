@@ -9,169 +9,132 @@ single bytes, then the merges in the order in which they were learned. A token's
 from __future__ import annotations
 
 import base64
+import gc
 import heapq
 import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-import regex
+import numpy as np
 
 from . import InputError
+from .pretokenize import Pattern, count
 
 SINGLE_BYTES = {bytes([byte]): byte for byte in range(256)}
-LONGEST_RUN = 1024  # characters; see Pattern.segments
 LARGEST_VOCABULARY = 1_000_000  # train() writes a token as one character, and Unicode ends at 1,114,112
 
-PATTERNS = {
-    # A contraction; letters, digits or other signs, each with at most one space before; white space, leaving one space
-    # for what follows.
-    "gpt2": r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    # As above, but contractions in any case, any one sign glued to a word, digits in threes, line ends kept together.
-    "gpt4": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
-        r"|\s+(?![\s\S])|\s*[\r\n]|\s+(?!\S)|\s+"
-    ),
-}
-# White space as `regex` and tiktoken understand it. To Python's own `re`, \x1c to \x1f are white space as well.
-SPACE, SOLID = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
-LONG_RUN = re.compile(rf"{SPACE}{{{LONGEST_RUN}}}|{SOLID}{{{LONGEST_RUN}}}")
-# A piece of the gpt2 pattern never goes on from something solid into white space, so each stretch of white space and
-# what follows it can be cut by itself. `re` finds these stretches several times faster than `regex` finds the pieces.
-GPT2_STRETCH = re.compile(rf"{SPACE}*{SOLID}+|{SPACE}+\Z")
 
-
-class Pattern:
-    """The regular expression that cuts text into pieces: a name from PATTERNS, or an expression of one's own."""
-
-    def __init__(self, name_or_expression: str) -> None:
-        self.expression = PATTERNS.get(name_or_expression, name_or_expression)
-        self.known = self.expression in PATTERNS.values()
-        # Where an expression of one's own matches nothing, the next character is a piece by itself: no text is lost.
-        self.source = self.expression if self.known else rf"{self.expression}|[\s\S]"
-        try:
-            self.compiled = regex.compile(self.source)
-        except (regex.error, OverflowError, RecursionError) as error:
-            raise InputError(f"tokenizer.pattern={self.expression!r} is not a regular expression: {error}") from None
-        if self.compiled.match(""):
-            raise InputError(f"tokenizer.pattern={self.expression!r} can match nothing at all: use + where it has *")
-
-    def segments(self, text: str) -> list[str]:
-        """Cut the text where a piece might be very long; nearly always the answer is the text itself.
-
-        Encoding a piece can take time that grows with the square of its length, so a megabyte of one letter might take
-        hours, and regular expressions give up on such a megabyte of spaces.
-        Known patterns stop at white space: a run of either kind is cut after each LONGEST_RUN characters. An expression
-        of one's own may not, so its pieces are measured. The cut is a function of the text alone.
-        """
-        if self.known:
-            if len(text) <= LONGEST_RUN:
-                return [text]
-            cuts = [match.end() for match in LONG_RUN.finditer(text)]
-        else:
-            cuts, covered = [], 0
-            for start, stop in (match.span() for match in self.compiled.finditer(text)):
-                covered += stop - start
-                if stop - start > LONGEST_RUN:
-                    cuts += [*range(start, stop, LONGEST_RUN), stop]
-                elif start == stop:
-                    raise InputError(
-                        f"tokenizer.pattern={self.expression!r} matches nothing at {text[start : start + 20]!r}"
-                    )
-            if covered != len(text):
-                raise InputError(f"tokenizer.pattern={self.expression!r} leaves out some of the text")
-        borders = [0, *cuts, len(text)]
-        return [text[start:stop] for start, stop in pairwise(borders) if start < stop]
-
-    def pieces(self, text: str) -> list[str]:
-        """The pieces in their order; joined they are the text."""
-        if self.known and len(text) <= LONGEST_RUN:
-            return self.compiled.findall(text)
-        # finditer, because findall returns the groups of an expression that has any.
-        return [match[0] for segment in self.segments(text) for match in self.compiled.finditer(segment)]
-
-    def count(self, texts: Iterable[str]) -> Counter[str]:
-        """How often each piece occurs."""
-        if self.expression != PATTERNS["gpt2"]:
-            counts: Counter[str] = Counter()
-            for text in texts:
-                counts.update(self.pieces(text))
-            return counts
-        stretches: Counter[str] = Counter()
-        for text in texts:
-            stretches.update(GPT2_STRETCH.findall(text))
-        pieces: defaultdict[str, int] = defaultdict(int)
-        for stretch, count in stretches.items():
-            for piece in self.pieces(stretch):
-                pieces[piece] += count
-        return Counter(pieces)
-
-
-def train(texts: Iterable[str], *, vocab_size: int, pattern: str = "gpt2") -> dict[bytes, int]:
-    """Learn at most vocab_size tokens; fewer when no piece has two neighbours left to merge.
+def train(
+    texts: Iterable[str], *, vocab_size: int, pattern: str = "gpt2", min_frequency: int = 1, workers: int = 0
+) -> dict[bytes, int]:
+    """Learn at most vocab_size tokens; fewer when no pair of neighbours occurs min_frequency times.
 
     Returns each token's bytes with its rank. Of equally frequent pairs the one with the smaller ids is merged first, so
-    equal text gives equal tokens.
+    equal text gives equal tokens. Texts are read once and not kept; much text is counted by `workers` processes
+    (0: as many as there are CPUs).
     """
-    assert 256 <= vocab_size <= LARGEST_VOCABULARY, vocab_size
-    counts = Pattern(pattern).count(texts)
+    assert 256 <= vocab_size <= LARGEST_VOCABULARY and min_frequency >= 1, (vocab_size, min_frequency)
+    return learn(count(texts, Pattern(pattern), workers=workers), vocab_size=vocab_size, min_frequency=min_frequency)
+
+
+def learn(counts: dict[str, int], *, vocab_size: int, min_frequency: int = 1) -> dict[bytes, int]:
+    """The same, of pieces of text that are counted already."""
+    with _no_garbage_collection():
+        return merge(counts, vocab_size=vocab_size, min_frequency=min_frequency)
+
+
+def merge(counts: dict[str, int], *, vocab_size: int, min_frequency: int = 1) -> dict[bytes, int]:
+    """Learn tokens from pieces of text, each with the number of its occurrences.
+
+    A token is written as the character whose code point is its id. So a word is a str, a pair is a str of length two,
+    and strings do the work at the speed of C.
+    """
     ranks = dict(SINGLE_BYTES)
     token_of = list(ranks)
-
-    # A token is written as the character whose code point is its id, so a word is a str, a pair is a str of length two,
-    # and applying a merge is str.replace: left to right, without overlap, at the speed of C.
     words = [piece.encode().decode("latin-1") for piece in counts]
-    word_counts = list(counts.values())
-    pair_counts: defaultdict[str, int] = defaultdict(int)
-    words_with: defaultdict[str, list[int]] = defaultdict(list)  # may name a word twice, or one that has changed since
-    for index, word in enumerate(words):
-        for pair in map(str.__add__, word, word[1:]):
-            pair_counts[pair] += word_counts[index]
-            words_with[pair].append(index)
+    occurrences = list(counts.values())
+    pair_counts, words_with = _pairs(words, occurrences)
 
     # The heap is lazy: a count that rises is pushed again, one that falls stays until it surfaces and is found wrong.
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
+    heap = [(-number, pair) for pair, number in pair_counts.items()]
     heapq.heapify(heap)
+
+    def turn(old: str, new: str, indices: list[int]) -> None:
+        """In these words, a pair has become another."""
+        number = sum(map(occurrences.__getitem__, indices))
+        pair_counts[old] -= number
+        pair_counts[new] += number
+        words_with[new] += indices
+        heapq.heappush(heap, (-pair_counts[new], new))
+
     while heap and len(token_of) < vocab_size:
         negative, pair = heapq.heappop(heap)
-        count = pair_counts[pair]
-        if count != -negative:
-            if 0 < count < -negative:
-                heapq.heappush(heap, (-count, pair))
+        number = pair_counts[pair]
+        if number != -negative:
+            if 0 < number < -negative:
+                heapq.heappush(heap, (-number, pair))
             continue
+        if number < min_frequency:
+            break
         # The same bytes can be learned from two pairs (ab+c, a+bc): the second joins the first token.
-        token = token_of[ord(pair[0])] + token_of[ord(pair[1])]
+        first, second = pair[0], pair[1]
+        token = token_of[ord(first)] + token_of[ord(second)]
         merged = chr(ranks.setdefault(token, len(token_of)))
         if len(ranks) > len(token_of):
             token_of.append(token)
 
-        changes: defaultdict[str, int] = defaultdict(int)
+        words_after: defaultdict[str, list[int]] = defaultdict(list)  # by the neighbour on the left, "" at the border
+        words_before: defaultdict[str, list[int]] = defaultdict(list)  # by the one on the right
         for index in words_with.pop(pair):
-            before = words[index]
-            after = before.replace(pair, merged)
-            if before == after:
-                continue
-            words[index] = after
-            count = word_counts[index]
-            place = before.find(pair)
-            if before.find(pair, place + 1) < 0:  # one place, the usual case: only its surroundings change
-                first = max(place - 1, 0)
-                before, after = before[first : place + 3], after[first : place + 2]
-            for neighbours in map(str.__add__, before, before[1:]):
-                changes[neighbours] -= count
-            for neighbours in map(str.__add__, after, after[1:]):
-                changes[neighbours] += count
-                if merged in neighbours:
-                    words_with[neighbours].append(index)
-        for neighbours, change in changes.items():
-            if change:
-                pair_counts[neighbours] += change
-                if change > 0:
-                    heapq.heappush(heap, (-pair_counts[neighbours], neighbours))
-        pair_counts.pop(pair, None)
+            left, found, right = words[index].partition(pair)
+            while found:
+                words[index] = word = left + merged + right
+                words_after[left[-1:]].append(index)
+                words_before[right[:1]].append(index)
+                left, found, right = word.partition(pair)
+        for neighbour, indices in words_after.items():
+            if neighbour:
+                turn(neighbour + first, neighbour + merged, indices)
+        for neighbour, indices in words_before.items():
+            if neighbour:
+                turn(second + neighbour, merged + neighbour, indices)
+        del pair_counts[pair]
     return ranks
+
+
+def _pairs(words: list[str], occurrences: list[int]) -> tuple[defaultdict[str, int], defaultdict[str, list[int]]]:
+    """How often each pair of bytes occurs, and the indices of the words that have it.
+
+    (Later an index may be there twice, or though its word has lost the pair.)
+    """
+    pair_counts: defaultdict[str, int] = defaultdict(int)
+    words_with: defaultdict[str, list[int]] = defaultdict(list)
+    text = np.frombuffer("".join(words).encode("latin-1"), np.uint8).astype(np.int64)
+    owner = np.repeat(np.arange(len(words)), [len(word) for word in words])
+    inside = np.flatnonzero(owner[1:] == owner[:-1])
+    codes, owner = text[inside] * 256 + text[inside + 1], owner[inside]
+    order = np.argsort(codes, kind="stable")
+    codes, owner = codes[order], owner[order]
+    for start, stop in pairwise([*np.flatnonzero(np.diff(codes, prepend=-1)), len(codes)]):
+        pair = chr(codes[start] // 256) + chr(codes[start] % 256)
+        words_with[pair] = owner[start:stop].tolist()
+        pair_counts[pair] = sum(map(occurrences.__getitem__, words_with[pair]))
+    return pair_counts, words_with
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of small objects, all needed: to look through them for garbage takes a tenth of the time or more."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def encode(text: str, ranks: dict[bytes, int], *, pattern: str = "gpt2") -> list[int]:

@@ -71,6 +71,14 @@ def training_text(reading: Reading, splitting: Splitting, share: float, task: Ta
     return texts
 
 
+def pieces(reading: Reading, splitting: Splitting, share: float, pattern: str, task: Task) -> dict[str, int]:
+    """The same, as the pieces that byte pairs are learned from, each with how often it occurs."""
+    from .pretokenize import Counting, Pattern
+
+    counting = Counting(Pattern(pattern))
+    return counting.add(training_text(reading, splitting, share, task)) or counting.finish()
+
+
 def characters(reading: Reading, task: Task) -> list[str]:
     """Which characters the documents have, as one string."""
     return ["".join(sorted(set().union(*(set(document.text) for document, _, _ in _checked(reading, task)))))]

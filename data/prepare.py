@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -199,20 +200,27 @@ class Preparation:
 
     def build_tokenizer(self) -> tuple[Tokenizer, float]:
         """The tokenizer, and the share of the training documents that it was trained on."""
-        wanted, reading = self.config.tokenizer, self.corpus.reading
-        share = min(1.0, self.config.tokenizer_sample / max(1.0, self.splitting.train_bytes(self.seen)))
+        wanted, reading, splitting = self.config.tokenizer, self.corpus.reading, self.splitting
         if wanted.path is not None or wanted.kind in ("byte", "tiktoken"):
             return tokenizers.build(wanted, ()), 1.0
         if wanted.kind == "char":  # sees all, else it could not write the validation text
-            action: Callable[[Task], list[str]] = partial(passes.characters, reading)
-            share = 1.0
+            found = self.over("tokenizer", partial(passes.characters, reading), self.tasks())
+            return tokenizers.build(wanted, (text for _, texts in found for text in texts)), 1.0
+        share = min(1.0, self.config.tokenizer_sample / max(1.0, splitting.train_bytes(self.seen)))
+        if share < 1:
+            self.say(f"the tokenizer is trained on {share:.1%} of the training documents (tokenizer_sample=)")
+        if wanted.kind == "bpe":
+            counts: defaultdict[str, int] = defaultdict(int)
+            count = partial(passes.pieces, reading, splitting, share, wanted.pattern)
+            for _, more in self.over("tokenizer", count, self.tasks()):
+                for piece, number in more.items():
+                    counts[piece] += number
+            tokenizer = tokenizers.build(wanted, (), counts=counts)
         else:
-            action = partial(passes.training_text, reading, self.splitting, share)
-            if share < 1:
-                self.say(f"the tokenizer is trained on {share:.1%} of the training documents (tokenizer_sample=)")
-        texts = (text for _, texts in self.over("tokenizer", action, self.tasks()) for text in texts)
-        tokenizer = tokenizers.build(wanted, texts)
-        if wanted.kind != "char" and tokenizer.vocab_size < wanted.vocab_size:
+            read = partial(passes.training_text, reading, splitting, share)
+            found = self.over("tokenizer", read, self.tasks())
+            tokenizer = tokenizers.build(wanted, (text for _, texts in found for text in texts))
+        if tokenizer.vocab_size < wanted.vocab_size:
             self.say(
                 f"tokenizer.vocab_size={wanted.vocab_size} is more than this text can give: it has "
                 f"{tokenizer.vocab_size:,} tokens"

@@ -8,18 +8,26 @@ from pathlib import Path
 
 from . import InputError
 from .tokenizer_base import END, FORMAT, UNKNOWN, Tokenizer, TokenizerConfig, digest, read, well_formed
-from .tokenizer_kinds import KINDS
+from .tokenizer_kinds import KINDS, BytePairTokenizer
 
 __all__ = ["END", "UNKNOWN", "Tokenizer", "TokenizerConfig", "build", "load"]
 
 
-def build(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer that config describes on texts, or open the one that it names."""
+def build(
+    config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0, counts: dict[str, int] | None = None
+) -> Tokenizer:
+    """Train the tokenizer that config describes on texts, or open the one that it names.
+
+    Texts are read once. Where a kind can, it learns from them on `workers` processes; 0: as many as there are CPUs.
+    counts: of kind bpe, how often each piece of the text occurs, where that is known already; texts are not read then.
+    """
     if problems := config.problems():
         raise InputError("; ".join(problems))
     if config.path is not None:
         return load(Path(config.path).expanduser())
-    return KINDS[config.kind].train(config, map(well_formed, texts))
+    if counts is not None:
+        return BytePairTokenizer.learn(config, counts)
+    return KINDS[config.kind].train(config, map(well_formed, texts), workers=workers)
 
 
 def load(directory: Path) -> Tokenizer:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import InputError, bpe
+from .pretokenize import Pattern
 
 END = "<|endoftext|>"  # follows each document and starts the stream; an empty prompt is it
 UNKNOWN = "<|unknown|>"  # of kind char: stands for each character that the training text did not have
@@ -27,6 +28,7 @@ class TokenizerConfig:
     kind: str = "bpe"  # byte | char | bpe | sentencepiece | tiktoken
     vocab_size: int = 4096  # all ids, special tokens too (bpe, sentencepiece); fewer if the text has no more to give
     pattern: str = "gpt2"  # gpt2, gpt4 or a regular expression of one's own (bpe, tiktoken with a ranks file)
+    min_frequency: int = 1  # a pair of tokens that occurs less often is not merged (bpe)
     special_tokens: list[str] = field(default_factory=list)  # besides <|endoftext|>
     algorithm: str = "unigram"  # unigram | bpe (sentencepiece)
     encoding: str = "gpt2"  # the name of an encoding that tiktoken knows, or the path of a ranks file (tiktoken)
@@ -54,9 +56,11 @@ class TokenizerConfig:
                     f"tokenizer.vocab_size={self.vocab_size} must be {least} (256 bytes and the special tokens) "
                     f"to {bpe.LARGEST_VOCABULARY}"
                 )
+        if self.min_frequency < 1:
+            found.append(f"tokenizer.min_frequency={self.min_frequency} must be at least 1")
         if self.kind in ("bpe", "tiktoken"):
             try:
-                bpe.production_encoder(bpe.SINGLE_BYTES, bpe.Pattern(self.pattern))
+                bpe.production_encoder(bpe.SINGLE_BYTES, Pattern(self.pattern))
             except InputError as error:
                 found.append(str(error))
         return found
@@ -86,7 +90,8 @@ class Tokenizer:
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     @classmethod
-    def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+        """Learn from texts, on `workers` processes where the kind can (0: as many as there are CPUs)."""
         raise NotImplementedError
 
     @classmethod

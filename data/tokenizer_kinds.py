@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import InputError, bpe
+from .pretokenize import Pattern, count
 from .tokenizer_base import END, UNKNOWN, Tokenizer, TokenizerConfig, read
 
 REPLACEMENT = "\ufffd".encode()
@@ -26,7 +27,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__({byte: bytes([byte]) for byte in range(256)}, special_tokens)
 
     @classmethod
-    def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         return cls(number([END, *config.special_tokens], first=256))
 
     @classmethod
@@ -51,7 +52,7 @@ class CharTokenizer(Tokenizer):
         self._id_of[[ord(character) for character in characters]] = range(len(characters))
 
     @classmethod
-    def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         characters = "".join(sorted(set().union(*map(set, texts))))
         return cls(characters, number([END, *config.special_tokens, UNKNOWN], first=len(characters)))
 
@@ -80,13 +81,18 @@ class BytePairTokenizer(Tokenizer):
 
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], *, pattern: str) -> None:
         super().__init__({rank: token for token, rank in ranks.items()}, special_tokens)
-        self.ranks, self.pattern = ranks, bpe.Pattern(pattern)
+        self.ranks, self.pattern = ranks, Pattern(pattern)
         self._encoding = bpe.production_encoder(ranks, self.pattern)
 
     @classmethod
-    def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+        return cls.learn(config, count(texts, Pattern(config.pattern), workers=workers))
+
+    @classmethod
+    def learn(cls, config: TokenizerConfig, counts: dict[str, int]) -> Tokenizer:
+        """Learn from the pieces of a text, each with the number of its occurrences (see pretokenize.py)."""
         ordinary = config.vocab_size - 1 - len(config.special_tokens)
-        ranks = bpe.train(texts, vocab_size=ordinary, pattern=config.pattern)
+        ranks = bpe.learn(counts, vocab_size=ordinary, min_frequency=config.min_frequency)
         return cls(ranks, number([END, *config.special_tokens], first=len(ranks)), pattern=config.pattern)
 
     @classmethod
@@ -117,7 +123,7 @@ class TiktokenTokenizer(BytePairTokenizer):
     kind = "tiktoken"
 
     @classmethod
-    def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         import tiktoken
 
         path = Path(config.encoding).expanduser()
@@ -173,7 +179,7 @@ class SentencePieceTokenizer(Tokenizer):
         }
 
     @classmethod
-    def train(cls, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         import sentencepiece
 
         def lines() -> Iterator[str]:
