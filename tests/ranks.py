@@ -28,6 +28,7 @@ SOME: dict[str, dict[str, Any]] = {  # settings that train alike on one process,
 MORE: dict[str, dict[str, Any]] = {
     "gpt2": {"optimizer": ADAMW, "family": "gpt2"},  # a tied head, biases and norms with weights
     "llama": {"optimizer": MUON, "family": "llama"},  # unequal queries and keys
+    "ngram": {"optimizer": MUON, "family": "ngram"},  # a table that is no parameter
     "micro": {"optimizer": MUON, "micro_batch": 2},
     "muon_bfloat16": {"optimizer": replace(MUON, newton_schulz="bfloat16")},
     "half": {"optimizer": MUON, "dtype": "bfloat16"},
