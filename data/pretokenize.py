@@ -95,7 +95,7 @@ class Pattern:
             if covered != len(text):
                 raise InputError(f"tokenizer.pattern={self.expression!r} leaves out some of the text")
         borders = [0, *cuts, len(text)]
-        return [text[start:stop] for start, stop in pairwise(borders) if start < stop]
+        return [text[start:stop] for start, stop in pairwise(borders) if start < stop] or [text]
 
     def pieces(self, text: str) -> list[str]:
         """The pieces in their order; joined they are the text."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import InputError, bpe
+from .encoder import Encoder
 from .pretokenize import Pattern, count
 from .tokenizer_base import END, UNKNOWN, Tokenizer, TokenizerConfig, read
 
@@ -82,7 +82,7 @@ class BytePairTokenizer(Tokenizer):
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], *, pattern: str) -> None:
         super().__init__({rank: token for token, rank in ranks.items()}, special_tokens)
         self.ranks, self.pattern = ranks, Pattern(pattern)
-        self._encoding = bpe.production_encoder(ranks, self.pattern)
+        self._encoder = Encoder(ranks, self.pattern)
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
@@ -107,14 +107,7 @@ class BytePairTokenizer(Tokenizer):
         return bpe.format_ranks(self.ranks)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        segments = [self.pattern.segments(text) for text in texts]
-        flat = [segment for of_text in segments for segment in of_text]
-        if len(flat) == 1:
-            encoded = [self._encoding.encode_ordinary(flat[0])]
-        else:
-            encoded = self._encoding.encode_ordinary_batch(flat, num_threads=os.cpu_count() or 1)
-        remaining = iter(encoded)
-        return [_join([next(remaining) for _ in of_text]) for of_text in segments]
+        return self._encoder.encode_batch(texts)
 
 
 class TiktokenTokenizer(BytePairTokenizer):

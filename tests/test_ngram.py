@@ -113,7 +113,7 @@ def test_an_untrained_model_scores_as_the_ngrams_it_was_given(arguments, tmp_pat
     found = evaluate(model, data, compute=Compute.resolve("cpu", dtype="float32"), rows=8)
 
     p, _ = by_hand(train_split.tokens[:].tolist(), size, 2)
-    inputs, targets = data.batch(0, len(data))
+    inputs, targets, _ = data.batch(0, len(data))
     nats = [
         -math.log(p(target, tuple(row[max(0, position - 1) : position + 1].tolist())))
         for row, wanted in zip(inputs, targets, strict=True)
