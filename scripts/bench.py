@@ -10,6 +10,7 @@ from conf import cli
 BENCHMARKS = {
     "decode": "tokens per second of one text, against transformers' and nanoGPT's generate with the same weights",
     "next_word": "how fast the order of the next words is certified, and whether random samples agree",
+    "tokens": "how many tokens the default preset needs to the loss of a well-tuned GPT-2 with AdamW",
     "bulk": "many prompts in batches, against one after the other",
 }
 
