@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from conf import cli
+from conf.runs import train
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -95,20 +92,6 @@ def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
             raise cli.InputError(f"{cfg.pairs}:{number}: write NAME | settings of A | settings of B")
         pairs.append((parts[0], parts[1], parts[2]))
     return pairs
-
-
-def train(run_dir: Path, settings: list[str]) -> dict[str, Any]:
-    """The last evaluation's line of a run, made now unless it is there. InputError where training fails."""
-    command = [sys.executable, str(TRAIN), *settings, f"run_dir={run_dir}", "resume=auto"]
-    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if ended.returncode:
-        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        raise cli.InputError(f"{shlex.join(command[1:])} ended with {ended.returncode}: {last}")
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    evaluated = [line for line in lines if "val_loss" in line]
-    if not evaluated:
-        raise cli.InputError(f"{run_dir} evaluated nothing; it needs a validation split")
-    return evaluated[-1]
 
 
 def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
