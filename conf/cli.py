@@ -53,7 +53,7 @@ PATHS = {  # the word null means None, ~ is the home directory
 # Files to write, perhaps only after hours: where they are to go is checked before.
 OUTPUTS = {"json", "plot", "outputs"}
 # [a, "b c"] is a list.
-LISTS = PATTERNS | {"corpus", *("stop", "banned", "forced", "options", "beside")}
+LISTS = {"corpus", *PATTERNS, *("stop", "banned", "forced", "options", "beside")}
 
 
 class InputError(ValueError):

@@ -29,8 +29,14 @@ class Inventory:
     def __init__(self, folder: Path) -> None:
         self.files = {name: _without_a_name(folder) for name in ("rows", "names", "signatures")}
         self.counts: list[int] = []  # of documents in each block
+        self._map()
+
+    def _map(self, rows: Any = (), names: Any = ()) -> None:
+        self.rows, self.names = np.asarray(rows, FIELDS), np.asarray(names, np.uint8)
+        self.name_ends = np.cumsum(self.rows["name"], dtype=np.int64)
 
     def close(self) -> None:
+        self._map()
         for file in self.files.values():
             file.close()
 
@@ -42,9 +48,7 @@ class Inventory:
 
     def finish(self) -> None:
         """All are there."""
-        self.rows = _mapped(self.files["rows"], FIELDS)
-        self.names = _mapped(self.files["names"], "u1")
-        self.name_ends = np.cumsum(self.rows["name"], dtype=np.int64)
+        self._map(_mapped(self.files["rows"], FIELDS), _mapped(self.files["names"], "u1"))
 
     def of_block(self, number: int, start: int) -> bytes:
         """The rows of a block whose first document is number `start`."""

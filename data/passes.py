@@ -75,8 +75,9 @@ def scan(rules: Rules, block: Block) -> Scanned:
         names.append(name)
         as_read = digest if read is document else hashlib.sha256(read.text.encode()).digest()
         identities.append(hashlib.sha256(name + b"\0" + as_read).digest())
-    joined = (b"".join(parts) for parts in (rows, names, signatures, identities))
-    return Scanned(*joined, left_out, ledger)
+    return Scanned(
+        b"".join(rows), b"".join(names), b"".join(signatures), b"".join(identities), left_out=left_out, ledger=ledger
+    )
 
 
 def training_text(rules: Rules, share: float, task: Task) -> list[str]:
