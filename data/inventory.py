@@ -29,14 +29,14 @@ class Inventory:
     def __init__(self, folder: Path) -> None:
         self.files = {name: _without_a_name(folder) for name in ("rows", "names", "signatures")}
         self.counts: list[int] = []  # of documents in each block
-        self._map()
+        self._map(np.empty(0, FIELDS), np.empty(0, np.uint8))
 
-    def _map(self, rows: Any = (), names: Any = ()) -> None:
-        self.rows, self.names = np.asarray(rows, FIELDS), np.asarray(names, np.uint8)
-        self.name_ends = np.cumsum(self.rows["name"], dtype=np.int64)
+    def _map(self, rows: np.ndarray, names: np.ndarray) -> None:
+        self.rows, self.names = rows, names
+        self.name_ends = np.cumsum(rows["name"], dtype=np.int64)
 
     def close(self) -> None:
-        self._map()
+        self._map(np.empty(0, FIELDS), np.empty(0, np.uint8))  # what is mapped keeps a disk busy
         for file in self.files.values():
             file.close()
 

@@ -64,7 +64,7 @@ def test_a_messy_corpus_is_what_the_survey_keeps_and_counts(tmp_path, monkeypatc
     if rules.near_duplicates:
         pytest.importorskip("rensa")
     monkeypatch.setattr("data.corpora.BLOCK", 20_000)  # many blocks
-    corpus = write(tmp_path / "notes", [document.text for document in messy.documents(400)])
+    corpus = write(tmp_path / "notes", [document.text for document in messy.documents(300)])
     folder = prepared(corpus, curate=rules, workers=1)
     splits = {split: read(folder, split) for split in ("train", "val")}
     splitting, byte = Splitting(None, 0.1), tokenizer.load(folder / "tokenizer")
@@ -102,21 +102,21 @@ def test_planted_copies_go_and_training_has_nothing_of_validation(tmp_path):
     corpus.mkdir()
     for number, text in enumerate(texts):
         (corpus / f"{number:02d}.txt").write_text(text)
-    (corpus / "again-07.txt").write_text(texts[7])  # before 07.txt: this one stays
+    (corpus / "00-again.txt").write_text(texts[7])  # before 07.txt: this one stays
     (corpus / "zz-50.txt").write_text(texts[50])  # 50.txt is for validation
     said: list[str] = []
     folder = prepared(corpus, val_include="5?.txt", tokenizer=TokenizerConfig(kind="bpe", vocab_size=300), said=said)
     train, val = ({d.name for d in read(folder, split)} for split in ("train", "val"))
     assert val == {f"5{i}.txt" for i in range(10)}
-    assert train == {f"{i:02d}.txt" for i in range(50) if i != 7} | {"again-07.txt"}
+    assert train == {f"{i:02d}.txt" for i in range(50) if i != 7} | {"00-again.txt"}
     entries = summary_of(folder)["curation"]
     assert {rule: entry["examples"] for rule, entry in entries.items()} == {
-        "duplicate": ["07.txt (of again-07.txt)"],
+        "duplicate": ["07.txt (of 00-again.txt)"],
         "in validation": ["zz-50.txt (of 50.txt)"],
     }
     assert sum(entry["bytes"] for entry in entries.values()) == len(texts[7]) + len(texts[50])
     assert any("leaves out 2 documents of 62" in line for line in said)
-    assert "07.txt (of again-07.txt)" in (folder / "report.md").read_text()
+    assert "07.txt (of 00-again.txt)" in (folder / "report.md").read_text()
 
 
 def test_what_is_left_out_trains_no_tokenizer(tmp_path):
@@ -125,9 +125,11 @@ def test_what_is_left_out_trains_no_tokenizer(tmp_path):
     corpus = write(tmp_path / "notes", texts + copies)
     rules = CurateConfig(max_symbols=0.5)
     folder = prepared(corpus, curate=rules, val_fraction=0.0, tokenizer=TokenizerConfig(kind="char"))
-    characters = {tokenizer.load(folder / "tokenizer").token_bytes(i) for i in range(2, 20)}
-    assert "\u2603".encode() not in characters and b"q" in characters
-    assert [d.text for d in read(folder, "train")] == [*texts, copies[0]]
+    tokens = tokenizer.load(folder / "tokenizer")
+    characters = {tokens.token_bytes(number) for number in range(tokens.vocab_size)}
+    assert {b"q", b"j"} <= characters and not {b"#", "\u2603".encode()} & characters
+    assert [document.text for document in read(folder, "train")] == [*texts, copies[0]]
+    assert summary_of(folder)["curation"]["duplicate"]["documents"] == 29
 
 
 def test_settings_of_curation_are_part_of_the_fingerprint(tmp_path):
