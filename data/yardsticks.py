@@ -15,7 +15,7 @@ import regex
 from .references import counted_losses
 from .tokenizer import Tokenizer
 
-MOST = 600_000  # tokens of each split to give to yardsticks(); sample() of data/references.py takes them evenly
+MOST = 300_000  # tokens of each split to give to yardsticks(); sample() of data/references.py takes them evenly
 MOST_BYTES = 400_000  # of text that is compressed: xz takes about a fifth of a second for them
 CONTEXTS = (128, 256, 512, 1024, 2048)
 _WORD = regex.compile(r"[\p{L}\p{M}]+")

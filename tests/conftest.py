@@ -79,3 +79,13 @@ def starts(tmp_path, poem):
         "finetune": (*common, "examples=labels.jsonl", "run_dir=new", "steps=1", "batch_size=2"),
         "train": (*common, f"corpus={poem}", "datasets=datasets", "run_dir=new", "steps=1", "batch_size=2"),
     }
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """100 documents of different lengths."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(100):
+        (folder / f"{i:03d}.txt").write_text(f"document {i}: " + "wörds " * (i % 7 + 1))
+    return folder
