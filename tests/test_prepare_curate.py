@@ -64,7 +64,7 @@ def test_a_messy_corpus_is_what_the_survey_keeps_and_counts(tmp_path, monkeypatc
     if rules.near_duplicates:
         pytest.importorskip("rensa")
     monkeypatch.setattr("data.corpora.BLOCK", 20_000)  # many blocks
-    corpus = write(tmp_path / "notes", [document.text for document in messy.documents(200)])
+    corpus = write(tmp_path / "notes", [document.text for document in messy.documents(170)])
     folder = prepared(corpus, curate=rules, workers=1)
     splits = {split: read(folder, split) for split in ("train", "val")}
     splitting, byte = Splitting(None, 0.1), tokenizer.load(folder / "tokenizer")
@@ -83,7 +83,7 @@ def test_a_messy_corpus_is_what_the_survey_keeps_and_counts(tmp_path, monkeypatc
 
 def test_the_number_of_processes_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("data.corpora.BLOCK", 20_000)
-    corpus = write(tmp_path / "notes", [document.text for document in messy.documents(200)])
+    corpus = write(tmp_path / "notes", [document.text for document in messy.documents(170)])
     rules = CurateConfig(min_characters=20, repair_mojibake=True, line_copies=1)
     tokens = TokenizerConfig(kind="bpe", vocab_size=400)
     alone, shared = (
