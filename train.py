@@ -10,13 +10,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from conf import cli, display, forecast
+from conf import cli, data_report, display, forecast
 from conf.journal import Journal, draw
 from conf.resume import JOB, fill_in, follow_checkpoint, job, resume_config
 from conf.stopwatch import Stopwatch
@@ -347,11 +348,14 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
         cfg = follow_checkpoint(cfg, overrides, start.config, start.directory / "tokenizer")
     run_dir = Path(cfg.run_dir or "")
+    show = partial(data_report.show, least=1e6)  # of less text a picture would take longer than all of its preparation
     with contextlib.ExitStack() as held:
         if world.is_main and not cfg.dry_run:
             held.enter_context(checkpoint.lock(run_dir))
         prepared = held.enter_context(
-            parallel.process_group(world, compute.device, lambda: str(prepare(cfg, progress=display.Passes())))
+            parallel.process_group(
+                world, compute.device, lambda: str(prepare(cfg, progress=display.Passes(), show=show))
+            )
         )
         tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
         shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)

@@ -33,7 +33,7 @@ TEXTS = {
     *("text_field", "document_separator", "tokenizer.pattern", "wandb.project", "sample_prompt"),
     *("common", "name", "a", "b"),  # of scripts.ablations
 }
-PATTERNS = {"include", "exclude", "val_include"}  # the word null means None
+PATTERNS = {"include", "exclude", "val_include", "curate.drop_lines"}  # the word null means None
 PATHS = {  # the word null means None, ~ is the home directory
     *(
         "corpus",
@@ -53,7 +53,7 @@ PATHS = {  # the word null means None, ~ is the home directory
 # Files to write, perhaps only after hours: where they are to go is checked before.
 OUTPUTS = {"json", "plot", "outputs"}
 # [a, "b c"] is a list.
-LISTS = {*("corpus", "include", "exclude", "val_include"), *("stop", "banned", "forced", "options", "beside")}
+LISTS = {"corpus", *PATTERNS, *("stop", "banned", "forced", "options", "beside")}
 
 
 class InputError(ValueError):

@@ -17,6 +17,13 @@ MOST_BARS = 8
 SOFT = "#6b7280"
 
 
+def show(summary: Mapping[str, Any], picture: Path, *, least: float = 0) -> None:
+    """What data/prepare.py shows of a corpus: the table, and the picture if it has at least so many bytes."""
+    report_table(summary)
+    if summary["read"]["bytes"] >= least:
+        plot_report(summary, picture)
+
+
 def plot_report(summary: Mapping[str, Any], png_path: str | Path, *, title: str = "") -> None:
     """Draws how long the documents are, their scripts, how frequent the tokens are, and what curation removed."""
     from matplotlib import rc_context

@@ -19,12 +19,13 @@ class Ledger:
 
     def drop(self, rule: str, document: Document) -> None:
         """A document that refuse() named a rule for."""
-        self._count(rule, 1, 0, _size(document), [document.name])
+        self._count(rule, 1, 0, size(document), [document.name])
 
-    def copy(self, copy: Copy, document: Document, *, of: str) -> None:
-        """A document that duplicates() found to be a copy of the one of that name; it may stay nevertheless."""
+    def copy(self, copy: Copy, name: str, *, n_bytes: int, of: str) -> None:
+        """A document of this name and size that duplicates() found to be a copy of the one named `of`; it may stay
+        nevertheless."""
         rule = copy.rule if copy.removed else f"{copy.rule}, kept"
-        self._count(rule, 1, 0, _size(document), [f"{document.name} (of {of})"])
+        self._count(rule, 1, 0, n_bytes, [f"{name} (of {of})"])
 
     def cleaned(self, cleaned: Cleaned, document: Document) -> None:
         """What clean() removed from within a document, or put right there."""
@@ -46,5 +47,6 @@ class Ledger:
         entry["examples"] = (entry["examples"] + examples)[:EXAMPLES]
 
 
-def _size(document: Document) -> int:
+def size(document: Document) -> int:
+    """Bytes of its text."""
     return len(document.text.encode(errors="replace"))

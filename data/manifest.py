@@ -13,6 +13,7 @@ from . import InputError
 from . import tokenizer as tokenizers
 from .files import sha256_of
 from .reading import LeftOut
+from .report import table
 from .shards import open_split
 from .sources import STDIN
 from .splitting import HASH, NAMES, NONE, POSITION, Seen
@@ -52,29 +53,31 @@ def whole_or_why(target: Path, *, verify: bool) -> str | None:
     return None
 
 
-def report(name: str, index: dict[str, Any], seen: Seen, left_out: LeftOut) -> str:
-    """report.md."""
+def about(index: dict[str, Any]) -> list[str]:
+    """What the report says first."""
     kinds = {
         NAMES: "by val_include",
         HASH: "by a hash of each document's content",
         POSITION: "by position, the last part of each document: whole ones would miss val_fraction",
         NONE: "no validation split",
     }
-    lines = [f"# {name}", "", f"Fingerprint {index['fingerprint']}. Split: {kinds[index['split']]}.", ""]
-    lines += ["| split | documents | bytes | tokens | bytes/token |", "|---|---|---|---|---|"]
-    for split, figures in index["splits"].items():
-        n_bytes, tokens = figures["bytes"], figures["tokens"]
-        lines.append(f"| {split} | {figures['documents']:,} | {n_bytes:,} | {tokens:,} | {n_bytes / tokens:.3f} |")
-    lines += ["", f"Vocabulary: {index['vocab_size']:,} tokens, stored as {index['dtype']}."]
+    lines = [f"Fingerprint {index['fingerprint']}. Split: {kinds[index['split']]}.", ""]
+    lines += [f"Vocabulary: {index['vocab_size']:,} tokens, stored as {index['dtype']}."]
     if index["tokenizer_share"] < 1:
         lines += ["", f"The tokenizer was trained on {index['tokenizer_share']:.2%} of the training documents."]
+    return lines
+
+
+def provenance(index: dict[str, Any], seen: Seen, left_out: LeftOut) -> str:
+    """What the report says last: what is held out, what could not be read, the settings."""
+    lines = ["", "## Where it is from", ""]
     if index["split"] in (NAMES, HASH):
-        lines += ["", f"Validation documents: {seen.val_documents}: {_some(seen.val_names, seen.val_documents)}"]
+        lines += [f"Validation documents: {seen.val_documents}: {_some(seen.val_names, seen.val_documents)}", ""]
     if left_out.counts:
-        lines += ["", "Left out or mended:", "", "| reason | documents | bytes |", "|---|---|---|"]
-        lines += [f"| {reason} | {count:,} | {size:,} |" for reason, (count, size) in left_out.counts.items()]
-        lines += ["", _some(left_out.examples, sum(count for count, _ in left_out.counts.values()))]
-    lines += ["", "Settings:", "", "```json", json.dumps(index["settings"], indent=1), "```", ""]
+        rows = ([reason, f"{count:,}", f"{size:,}"] for reason, (count, size) in left_out.counts.items())
+        lines += ["Left out or mended as it was read:", "", *table("reason|> documents|> bytes", rows), ""]
+        lines += [_some(left_out.examples, sum(count for count, _ in left_out.counts.values())), ""]
+    lines += ["Settings:", "", "```json", json.dumps(index["settings"], indent=1), "```", ""]
     return "\n".join(lines)
 
 

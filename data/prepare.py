@@ -5,28 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from . import InputError, passes
 from . import tokenizer as tokenizers
 from .corpora import Corpus
+from .curate import CurateConfig
 from .files import lock, publish, sweep
-from .manifest import corpus_name, report, tokenizer_settings, whole_or_why
-from .passes import ROW, VAL_NAMES, Task
+from .findings import Summary
+from .inventory import Inventory
+from .ledger import Ledger
+from .manifest import about, corpus_name, provenance, tokenizer_settings, whole_or_why
+from .passes import Encoding, Rules, Task
 from .pool import Pool, available_cpus
 from .reading import INVALID, LeftOut, Reading
+from .references import sample
+from .report import report, summarise
 from .shards import DTYPES, FORMAT, SplitWriter, open_split
-from .splitting import NONE, POSITION, TRAIN, VAL, Seen, Splitting
+from .splitting import NONE, POSITION, TRAIN, VAL, Splitting
+from .statistics import Statistics
 from .tokenizer import Tokenizer, TokenizerConfig
+from .yardsticks import MOST, yardsticks
 
 SMALL = 8 << 20  # bytes of a corpus for which processes are not worth starting
+PICTURE = "report.png"
 __all__ = ["PrepareConfig", "Progress", "corpus_name", "open_split", "prepare"]
 Result = TypeVar("Result")
 
@@ -49,6 +57,7 @@ class PrepareConfig:
     datasets: str = "datasets"  # where downloads and prepared corpora are kept
     verify: bool = False  # of a corpus that is prepared already, read every byte and compare its sha256
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)  # what is left out: data/curate.py
     debug: bool = False  # show the traceback of a user's mistake
 
     def problems(self) -> list[str]:
@@ -70,7 +79,7 @@ class PrepareConfig:
         for name, least in (("broken_lines", 0), ("workers", 0), ("tokenizer_sample", 1)):
             if getattr(self, name) < least:
                 found.append(f"{name}={getattr(self, name)} must be at least {least}")
-        return found + self.tokenizer.problems()
+        return found + self.tokenizer.problems() + self.curate.problems()
 
 
 class Progress(Protocol):
@@ -83,12 +92,19 @@ class Progress(Protocol):
     def end(self) -> None: ...
 
 
-def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print, progress: Progress | None = None) -> Path:
+def prepare(
+    config: PrepareConfig,
+    *,
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+    show: Callable[[Summary, Path], None] | None = None,
+) -> Path:
     """Tokenises a corpus into `datasets/NAME-FINGERPRINT/` and returns that folder; after reading and hashing the
     corpus alone if it is there already.
 
     The fingerprint covers the names and text of all documents and the settings, so a changed corpus never meets a
     stale folder. Processes that start together prepare once. The folder appears by a rename when it is complete.
+    show: called with what report.json holds and where its picture may be drawn, if the corpus is prepared anew.
     """
     if problems := config.problems():
         raise InputError("; ".join(problems))
@@ -108,7 +124,7 @@ def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print, progre
                     if wrong:
                         say(f"{wrong.partition('; delete')[0]}; preparing it again")
                     sweep(folder)
-                    _write(work, target)
+                    _write(work, target, show or (lambda summary, picture: None))
                     return target
     except KeyboardInterrupt:
         say(f"interrupted: nothing of {name} was kept in {folder}; the same command begins anew")
@@ -118,7 +134,7 @@ def prepare(config: PrepareConfig, *, say: Callable[[str], None] = print, progre
             f"datasets={config.datasets} cannot be written in ({error.filename or folder}: "
             f"{error.strerror or error}); see to it, or choose another folder"
         ) from None
-    say(f"{target} is already prepared: {counted(work.seen.documents)}, unchanged")
+    say(f"{target} is already prepared: {counted(sum(work.inventory.counts))} read, unchanged")
     return target
 
 
@@ -133,8 +149,8 @@ class Preparation:
         self, config: PrepareConfig, corpus: Corpus, say: Callable[[str], None], progress: Progress | None
     ) -> None:
         self.config, self.corpus, self.say, self.progress = config, corpus, say, progress
-        self.splitting = Splitting(config.val_include, config.val_fraction)
-        self.seen, self.left_out = Seen(of_source=[0] * len(corpus.sources)), LeftOut()
+        self.rules = Rules(corpus.reading, config.curate, Splitting(config.val_include, config.val_fraction))
+        self.left_out, self.ledger = LeftOut(), Ledger()
         self.fingerprint = ""
 
     def __enter__(self) -> Preparation:
@@ -162,62 +178,68 @@ class Preparation:
 
     def scan(self) -> None:
         """Reads all documents: what there is, how it is split, the fingerprint."""
-        seen, settings = self.seen, {"val_include": self.config.val_include, "val_fraction": self.config.val_fraction}
+        settings = {"val_include": self.config.val_include, "val_fraction": self.config.val_fraction}
         self.settings = settings | tokenizer_settings(self.config.tokenizer) | {"sample": self.config.tokenizer_sample}
+        self.settings["curate"] = asdict(self.config.curate)
         digest = hashlib.sha256(json.dumps([FORMAT, self.settings], sort_keys=True).encode())
-        self.rows = self._held.enter_context(_without_a_name(Path(self.config.datasets).expanduser()))
-        self.counts: list[int] = []  # of documents in each block
-        action = partial(passes.scan, self.corpus.reading, self.splitting)
-        for block, found in self.over("reading", action, self.corpus.blocks()):
+        self.inventory = self._held.enter_context(closing(Inventory(Path(self.config.datasets).expanduser())))
+        of_source = [0] * len(self.corpus.sources)  # documents
+        for block, found in self.over("reading", partial(passes.scan, self.rules), self.corpus.blocks()):
             self.left_out.merge(found.left_out, broken_lines=self.config.broken_lines)
+            self.ledger.merge(found.ledger)
             digest.update(found.identities)
-            self.rows.write(found.rows)
-            self.counts.append(len(found.rows) // ROW.size)
-            for _, n_bytes, chosen in ROW.iter_unpack(found.rows):
-                seen.n_bytes += n_bytes
-                seen.val_documents += chosen
-                seen.val_bytes += n_bytes * chosen
-            seen.documents += self.counts[-1]
-            seen.of_source[block.source] += self.counts[-1]
-            seen.example = seen.example or found.first
-            seen.val_names += found.val_names[: VAL_NAMES - len(seen.val_names)]
-        self.corpus.check_not_empty(seen.documents, self.left_out)
+            self.inventory.add(rows=found.rows, names=found.names, signatures=found.signatures)
+            of_source[block.source] += self.inventory.counts[-1]
+        self.corpus.check_not_empty(sum(of_source), self.left_out)
         if line := str(self.left_out):
             self.say(line)
-        digest.update(json.dumps(seen.of_source).encode())
+        self.inventory.finish()
+        digest.update(json.dumps(of_source).encode())
         self.fingerprint = digest.hexdigest()
+
+    def split_and_remove_copies(self) -> None:
+        """What needs to know all documents: the kind of the split, and which of them are copies."""
+        seen, read = self.inventory.seen(), sum(self.inventory.counts)
+        if not seen.documents:
+            rules = ", ".join(f"{rule} {entry['documents']:,}" for rule, entry in self.ledger.to_dict().items())
+            raise InputError(f"curate: none of the {counted(read)} is left ({rules}); loosen these rules")
+        self.rules = replace(self.rules, splitting=self.rules.splitting.decided(seen))
+        self.inventory.remove_copies(self.rules.splitting, self.config.curate, self.ledger)
+        self.seen = self.inventory.seen()
+        if removed := read - self.seen.documents:
+            self.say(f"curation leaves out {counted(removed)} of {read:,}; report.md says which rules did")
 
     def tasks(self) -> Iterator[Task]:
         """The blocks again, each with what the scan found in it."""
-        self.rows.seek(0)
-        number = -1
+        number, start, counts = -1, 0, self.inventory.counts
         for number, block in enumerate(self.corpus.blocks()):
-            if number == len(self.counts):
+            if number == len(counts):
                 raise InputError("the corpus grew while it was being prepared; start again")
-            yield Task(block, self.rows.read(self.counts[number] * ROW.size))
-        if number + 1 != len(self.counts):
+            yield Task(block, self.inventory.of_block(number, start))
+            start += counts[number]
+        if number + 1 != len(counts):
             raise InputError("documents vanished while the corpus was being prepared; start again")
 
     def build_tokenizer(self) -> tuple[Tokenizer, float]:
         """The tokenizer, and the share of the training documents that it was trained on."""
-        wanted, reading, splitting = self.config.tokenizer, self.corpus.reading, self.splitting
+        wanted, rules = self.config.tokenizer, self.rules
         if wanted.path is not None or wanted.kind in ("byte", "tiktoken"):
             return tokenizers.build(wanted, ()), 1.0
         if wanted.kind == "char":  # sees all, else it could not write the validation text
-            found = self.over("tokenizer", partial(passes.characters, reading), self.tasks())
+            found = self.over("tokenizer", partial(passes.characters, rules), self.tasks())
             return tokenizers.build(wanted, (text for _, texts in found for text in texts)), 1.0
-        share = min(1.0, self.config.tokenizer_sample / max(1.0, splitting.train_bytes(self.seen)))
+        share = min(1.0, self.config.tokenizer_sample / max(1.0, rules.splitting.train_bytes(self.seen)))
         if share < 1:
             self.say(f"the tokenizer is trained on {share:.1%} of the training documents (tokenizer_sample=)")
         if wanted.kind == "bpe":
             counts: defaultdict[str, int] = defaultdict(int)
-            count = partial(passes.pieces, reading, splitting, share, wanted.pattern)
+            count = partial(passes.pieces, rules, share, wanted.pattern)
             for _, more in self.over("tokenizer", count, self.tasks()):
                 for piece, number in more.items():
                     counts[piece] += number
             tokenizer = tokenizers.build(wanted, (), counts=counts)
         else:
-            read = partial(passes.training_text, reading, splitting, share)
+            read = partial(passes.training_text, rules, share)
             found = self.over("tokenizer", read, self.tasks())
             tokenizer = tokenizers.build(wanted, (text for _, texts in found for text in texts))
         if tokenizer.vocab_size < wanted.vocab_size:
@@ -227,23 +249,28 @@ class Preparation:
             )
         return tokenizer, share
 
-    def encode(self, folder: Path, tokenizer: Tokenizer, dtype: str) -> dict[str, dict[str, Any]]:
-        """Writes the shards; the figures of each split."""
-        splits = [TRAIN] if self.splitting.kind == NONE else [TRAIN, VAL]
+    def encode(
+        self, folder: Path, tokenizer: Tokenizer, dtype: str
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Statistics]]:
+        """Writes the shards; the index's figures of each split, and the report's."""
+        splits = [TRAIN] if self.rules.splitting.kind == NONE else [TRAIN, VAL]
         place = (str(folder / "tokenizer"), tokenizer.fingerprint)
-        action = partial(passes.encode, self.corpus.reading, self.splitting, place, DTYPES[dtype])
+        share = looked_at(self.seen.documents, self.seen.n_bytes)
+        encoding = Encoding(place, DTYPES[dtype], self.corpus.sources, share)
+        statistics = {split: Statistics(tokenizer.vocab_size, looked_at=share) for split in splits}
         with ExitStack() as held:
             writers = {
                 split: held.enter_context(SplitWriter(folder, split, dtype=dtype, end_id=tokenizer.end_id))
                 for split in splits
             }
             begun = 0  # sources
-            for task, found in self.over("encoding", action, self.tasks()):
+            for task, found in self.over("encoding", partial(passes.encode, self.rules, encoding), self.tasks()):
                 begun = self._begin_parts(writers, begun, task.block.source + 1)
                 for split, encoded in found.items():
                     writers[split].add(encoded.ids, tokens=encoded.tokens, n_bytes=encoded.n_bytes, names=encoded.names)
+                    statistics[split].merge(encoded.statistics)
             self._begin_parts(writers, begun, len(self.corpus.sources))
-            return {split: writer.close() for split, writer in writers.items()}
+            return {split: writer.close() for split, writer in writers.items()}, statistics
 
     def _begin_parts(self, writers: dict[str, SplitWriter], begun: int, wanted: int) -> int:
         for source in self.corpus.sources[begun:wanted]:
@@ -252,10 +279,18 @@ class Preparation:
         return wanted
 
 
-def _write(work: Preparation, target: Path) -> None:
-    config, say, seen = work.config, work.say, work.seen
+def looked_at(documents: int, n_bytes: int) -> float:
+    """The share of the documents whose characters and lines the report looks at, for that costs as much as encoding: a
+    tenth, but at least some 3 MB and ten documents, and at most some 64 MB where ten documents are not more.
+    """
+    return min(1.0, max(3e6, min(0.1 * n_bytes, 64e6), 10 * n_bytes / max(1, documents)) / max(1, n_bytes))
+
+
+def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None]) -> None:
+    config, say = work.config, work.say
     name = corpus_name(config.corpus)
-    work.splitting = work.splitting.decided(seen)
+    work.split_and_remove_copies()
+    seen, kind = work.seen, work.rules.splitting.kind
     # One temporary name a corpus: we hold its lock, so what lies there was left by a process that was killed.
     temporary = target.parent / f".tmp-{name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -266,7 +301,7 @@ def _write(work: Preparation, target: Path) -> None:
         tokenizer.save(temporary / "tokenizer")
         say(f"{name}: encoding, vocabulary of {tokenizer.vocab_size:,}")
         dtype = "uint16" if tokenizer.vocab_size <= 65_536 else "uint32"
-        splits = work.encode(temporary, tokenizer, dtype)
+        splits, statistics = work.encode(temporary, tokenizer, dtype)
         for split, figures in splits.items():
             if not figures["documents"]:
                 raise InputError(
@@ -281,12 +316,19 @@ def _write(work: Preparation, target: Path) -> None:
             "tokenizer_share": share,
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype,
-            "split": work.splitting.kind,
+            "split": kind,
             "splits": splits,
         }
-        text = report(name, index, seen, work.left_out)
-        (temporary / "report.md").write_text(text, encoding="utf-8", errors="replace")
         (temporary / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        pieces = {split: sample(open_split(temporary, split), most=MOST) for split in splits}
+        measured = yardsticks(pieces[TRAIN], pieces.get(VAL), tokenizer)
+        settings = asdict(config.curate)
+        summary = summarise(statistics, work.ledger, tokenizer, settings=settings, yardsticks=measured)
+        (temporary / "report.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        show(summary, temporary / PICTURE)
+        picture = PICTURE if (temporary / PICTURE).exists() else None
+        text = report(summary, title=name, about=about(index), picture=picture) + provenance(index, seen, work.left_out)
+        (temporary / "report.md").write_text(text, encoding="utf-8", errors="replace")
         if wrong := whole_or_why(temporary, verify=True):
             raise OSError(None, f"what was written reads back otherwise: {wrong}", str(target))
         publish(temporary, target)
@@ -294,13 +336,5 @@ def _write(work: Preparation, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     for split, figures in splits.items():
         say(f"{target}: {split} {counted(figures['documents'])}, {figures['tokens']:,} tokens")
-    if work.splitting.kind == POSITION:
+    if kind == POSITION:
         say(f"too few documents to hold some out: the last {config.val_fraction:g} of each is the validation split")
-
-
-def _without_a_name(folder: Path) -> IO[bytes]:
-    """A file that vanishes with the process: in `folder` if one can write there, for it may become large."""
-    try:
-        return tempfile.TemporaryFile(dir=folder)
-    except OSError:
-        return tempfile.TemporaryFile()

@@ -57,7 +57,7 @@ class Splitting:
 
 @dataclass
 class Seen:
-    """What a scan has seen so far."""
+    """What a corpus holds."""
 
     documents: int = 0
     n_bytes: int = 0
@@ -65,4 +65,3 @@ class Seen:
     val_bytes: int = 0
     example: str = ""  # a document's name
     val_names: list[str] = field(default_factory=list)  # the first of them
-    of_source: list[int] = field(default_factory=list)  # documents

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from heapq import nlargest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
 
 from .corpora import Document
 from .texture import Texture, keep
-from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 FLUSH = 1_000_000  # tokens that are counted together
 BINS_PER_OCTAVE = 4  # of the histogram of lengths
@@ -81,7 +83,13 @@ class Statistics:
 
     def __getstate__(self) -> dict[str, Any]:
         self.flush()
-        return self.__dict__
+        used = np.flatnonzero(self.token_counts)  # of a large vocabulary a block of text uses a small part
+        return self.__dict__ | {"token_counts": (self.token_counts.size, used, self.token_counts[used])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        size, used, counts = state["token_counts"]
+        self.__dict__.update(state | {"token_counts": np.zeros(size, np.int64)})
+        self.token_counts[used] = counts
 
     def to_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """All of it as plain numbers, lists and strings, for report.json."""

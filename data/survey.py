@@ -12,7 +12,7 @@ from .corpora import Document
 from .curate import CurateConfig, clean, refuse
 from .duplicates import SIGNATURE, duplicates, signature
 from .findings import Summary
-from .ledger import Ledger
+from .ledger import Ledger, size
 from .report import summarise
 from .statistics import Statistics
 from .tokenizer import Tokenizer
@@ -50,7 +50,8 @@ def survey(
     sketches = np.frombuffer(b"".join(signatures), np.uint8).reshape(-1, SIGNATURE) if config.near_duplicates else None
     copies = duplicates(hashes, sketches, is_val, config)
     for position, copy in sorted(copies.items()):
-        ledger.copy(copy, kept[position], of=kept[copy.of].name)
+        document, of = kept[position], kept[copy.of].name
+        ledger.copy(copy, document.name, n_bytes=size(document), of=of)
     splits: dict[str, list[Document]] = {"train": [], "val": []}
     for position, document in enumerate(kept):
         if not (position in copies and copies[position].removed):

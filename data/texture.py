@@ -63,7 +63,7 @@ class Texture:
 
     def __init__(self) -> None:
         self.documents = self.characters = 0
-        self.counts = np.zeros(0x110000, np.int64)  # of each character
+        self.counts = np.zeros(256, np.int64)  # of each character, up to the last that occurred
         self.lines = FrequentLines()
         self.shares = np.zeros((3, SHARES), np.int64)  # documents by their share of letters, digits, symbols
         self.fewest_letters: list[tuple[float, str]] = []  # heap of (minus the share, name)
@@ -94,8 +94,7 @@ class Texture:
         if not self._waiting:
             return
         points = characters.code_points("".join(text for _, text in self._waiting))
-        present = np.bincount(points)
-        self.counts[: present.size] += present
+        self._count(np.bincount(points))
         kinds = characters.classes()[points]
         starts = np.cumsum([0, *(len(text) for _, text in self._waiting[:-1])])
         letters, digits, spaces = (
@@ -122,22 +121,29 @@ class Texture:
         for few in other.fewest_letters:
             keep(self.fewest_letters, few)
         self.shares += other.shares
-        self.counts += other.counts
+        self._count(other.counts)
         self.lines.merge(other.lines)
+
+    def _count(self, times: np.ndarray) -> None:
+        """Adds how often each character occurred, by code point."""
+        if times.size > self.counts.size:
+            self.counts = np.pad(self.counts, (0, times.size - self.counts.size))
+        self.counts[: times.size] += times
 
     def __getstate__(self) -> dict[str, Any]:
         self.flush()
         present = np.flatnonzero(self.counts)  # of a million code points a text has a few thousand at most
-        return self.__dict__ | {"counts": (present, self.counts[present])}
+        return self.__dict__ | {"counts": (self.counts.size, present, self.counts[present])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        present, counts = state["counts"]
-        self.__dict__.update(state | {"counts": np.zeros(0x110000, np.int64)})
+        size, present, counts = state["counts"]
+        self.__dict__.update(state | {"counts": np.zeros(size, np.int64)})
         self.counts[present] = counts
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, lists and strings."""
         self.flush()
+        self._count(np.zeros(0x110000, np.int64))  # all there are
         classes = np.bincount(characters.classes(), weights=self.counts, minlength=len(characters.CLASSES))
         return {
             "documents": self.documents,

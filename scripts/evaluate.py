@@ -13,6 +13,7 @@ import numpy as np
 from conf import cli
 from data.accuracy import group_interval
 from data.batches import WindowEvaluation
+from data.curate import CurateConfig
 from data.examples import Example, read_examples
 from data.prepare import PrepareConfig, prepare
 from data.shards import open_split
@@ -60,6 +61,7 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
         val_fraction=0.0,
         datasets=cfg.datasets,
         tokenizer=TokenizerConfig(path=str(lm.directory / "tokenizer")),
+        curate=CurateConfig(exact_duplicates=False, overlap=False),  # all of it
     )
     data = WindowEvaluation(open_split(prepare(corpus), "train"), context=lm.model.config.context)
     score = evaluate(lm.model, data, compute=lm.compute, rows=cfg.batch_size)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from conf import cli, display
+from conf import cli, data_report, display
 from data.prepare import PrepareConfig, prepare
 
 
 def main(cfg: PrepareConfig, overrides: cli.Overrides) -> None:
-    print(prepare(cfg, progress=display.Passes()))
+    print(prepare(cfg, progress=display.Passes(), show=data_report.show))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tests of preparation share: small corpora, prepared corpora as they can be compared."""
+"""What the tests of preparation share: a config, the corpus that comes of it, its documents read back."""
 
 from __future__ import annotations
 

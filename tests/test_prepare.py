@@ -1,9 +1,8 @@
-"""Preparation: splits, shards, the fingerprint; a folder is published whole or not at all."""
+"""Preparation: splits, shards, the fingerprint, and what a corpus and a tokenizer become."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 from collections import Counter
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import InputError, shards, tokenizer
-from data import prepare as preparation
+from data.curate import CurateConfig
 from data.prepare import corpus_name, open_split, prepare
 from data.tokenizer import TokenizerConfig
 
@@ -27,10 +26,11 @@ def test_every_document_is_in_exactly_one_split_and_reads_back(notes, tmp_path):
 
 
 def test_a_hash_split_keeps_equal_documents_together_and_each_side_stable(notes, tmp_path):
-    before = read(run(tmp_path), "val")
+    all_stay = CurateConfig(exact_duplicates=False)
+    before = read(run(tmp_path, curate=all_stay), "val")
     for path in sorted(notes.iterdir()):
         (notes / f"copy-{path.name}").write_text(path.read_text())
-    after = read(run(tmp_path), "val")
+    after = read(run(tmp_path, curate=all_stay), "val")
     assert set(after) == set(before) | {f"copy-{name}" for name in before}
 
 
@@ -97,36 +97,6 @@ def test_an_existing_tokenizer_is_used_as_it_is(notes, tmp_path):
     assert tokenizer.load(second / "tokenizer").fingerprint == tokenizer.load(first / "tokenizer").fingerprint
 
 
-def _prepare_and_report(cfg, queue):
-    lines: list[str] = []
-    prepare(cfg, say=lines.append)
-    queue.put(any("encoding" in line for line in lines))
-
-
-def test_processes_that_start_together_prepare_once(notes, tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=_prepare_and_report, args=(config(tmp_path), queue)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    assert sorted(queue.get(timeout=60) for _ in processes) == [False, False, True]
-    for process in processes:
-        process.join()
-
-
-def test_a_document_that_changes_meanwhile_is_noticed(notes, tmp_path, monkeypatch):
-    build = tokenizer.build
-
-    def change_then_build(*arguments, **_):
-        (notes / "007.txt").write_text("rewritten")
-        return build(*arguments)
-
-    monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
-    with pytest.raises(InputError, match=r"007\.txt.* changed"):
-        run(tmp_path)
-    assert published(tmp_path) == []
-
-
 def test_slices_cross_shards(notes, tmp_path, monkeypatch):
     whole = open_split(run(tmp_path), "train").tokens[:].copy()
     monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
@@ -148,6 +118,12 @@ class WideTokenizer:
 
     def encode_batch(self, texts):
         return [np.array([ord(character) for character in text], np.int64) for text in texts]
+
+    def token_bytes(self, number):
+        return chr(number).encode(errors="replace")
+
+    def decode_bytes(self, ids):
+        return b"".join(map(self.token_bytes, ids.tolist()))
 
     def save(self, directory):
         directory.mkdir()
@@ -176,30 +152,6 @@ def test_an_id_that_would_overflow_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="65633"):
         run(tmp_path)
     assert published(tmp_path) == []
-
-
-def test_damage_is_found_and_repaired_by_preparing(notes, tmp_path):
-    directory = run(tmp_path)
-    shard = directory / "train_00000.bin"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-    open_split(directory, "train")
-    with pytest.raises(InputError, match=r"train_00000\.bin: its content"):
-        open_split(directory, "train", verify=True)
-    shard.write_bytes(content[:-2])
-    with pytest.raises(InputError, match=r"train_00000\.bin: \d+ bytes, not"):
-        open_split(directory, "train")
-    assert run(tmp_path) == directory and shard.read_bytes() == content
-    for damage in ("{", "[]", '{"format": 1}', '{"format": 99}'):
-        (directory / "index.json").write_text(damage)
-        with pytest.raises(InputError, match=r"index\.json|format"):
-            open_split(directory, "train")
-    run(tmp_path)
-    shard.unlink()
-    with pytest.raises(InputError, match=r"train_00000\.bin"):
-        open_split(directory, "train")
-    with pytest.raises(InputError, match="no complete prepared corpus"):
-        open_split(tmp_path / "nowhere", "train")
 
 
 def test_all_problems_are_listed_at_once(tmp_path):
@@ -292,19 +244,6 @@ def test_broken_lines_are_counted_up_to_a_limit(tmp_path):
     assert read(directory, "train") == {f"x.jsonl:{n}": [text] for n, text in ((1, "a"), (2, "b"), (4, "c"), (6, "d"))}
     assert "x.jsonl:3 (broken line), x.jsonl:5 (broken line)" in said[0]
     assert "| broken line | 2 | 16 |" in (directory / "report.md").read_text()
-
-
-def test_verify_finds_what_sizes_do_not_and_names_it(notes, tmp_path):
-    directory = run(tmp_path)
-    for name in ("train_00000.bin", "train_names.utf8", "val_documents.int64"):
-        content = (directory / name).read_bytes()
-        (directory / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-        said: list[str] = []
-        prepare(config(tmp_path), say=said.append)
-        assert "already prepared" in said[-1]
-        prepare(config(tmp_path, verify=True), say=said.append)
-        assert any(f"{name}: its content is not what its index says; preparing it again" in line for line in said)
-        assert (directory / name).read_bytes() == content
 
 
 class Passes:

@@ -1,4 +1,4 @@
-"""Preparation that is interrupted, killed or has no room: one line, and a whole corpus or none."""
+"""Preparation that fails, is killed or finds damage: a folder is published whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError
+from data import InputError, tokenizer
 from data import prepare as preparation
 from data.files import lock
-from data.prepare import prepare
+from data.prepare import open_split, prepare
 
 from . import programs
 from .preparing import config, folder_of, published, quiet, read, run
@@ -43,6 +43,12 @@ def _die_in_the_middle(cfg):
     prepare(cfg, say=quiet)
 
 
+def _prepare_and_report(cfg, queue):
+    lines: list[str] = []
+    prepare(cfg, say=lines.append)
+    queue.put(any("encoding" in line for line in lines))
+
+
 def test_what_a_killed_process_left_is_cleared_and_never_taken_for_a_corpus(notes, tmp_path):
     context = multiprocessing.get_context("fork")
     process = context.Process(target=_die_in_the_middle, args=(config(tmp_path),))
@@ -51,6 +57,67 @@ def test_what_a_killed_process_left_is_cleared_and_never_taken_for_a_corpus(note
     assert process.exitcode == 9 and published(tmp_path) == [".tmp-notes"]
     directory = run(tmp_path)
     assert published(tmp_path) == [directory.name] and len(read(directory, "train")) > 50
+
+
+def test_processes_that_start_together_prepare_once(notes, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_prepare_and_report, args=(config(tmp_path), queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert sorted(queue.get(timeout=60) for _ in processes) == [False, False, True]
+    for process in processes:
+        process.join()
+
+
+def test_a_document_that_changes_meanwhile_is_noticed(notes, tmp_path, monkeypatch):
+    build = tokenizer.build
+
+    def change_then_build(*arguments, **_):
+        (notes / "007.txt").write_text("rewritten")
+        return build(*arguments)
+
+    monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
+    with pytest.raises(InputError, match=r"007\.txt.* changed"):
+        run(tmp_path)
+    assert published(tmp_path) == []
+
+
+def test_damage_is_found_and_repaired_by_preparing(notes, tmp_path):
+    directory = run(tmp_path)
+    shard = directory / "train_00000.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    open_split(directory, "train")
+    with pytest.raises(InputError, match=r"train_00000\.bin: its content"):
+        open_split(directory, "train", verify=True)
+    shard.write_bytes(content[:-2])
+    with pytest.raises(InputError, match=r"train_00000\.bin: \d+ bytes, not"):
+        open_split(directory, "train")
+    assert run(tmp_path) == directory and shard.read_bytes() == content
+    for damage in ("{", "[]", '{"format": 1}', '{"format": 99}'):
+        (directory / "index.json").write_text(damage)
+        with pytest.raises(InputError, match=r"index\.json|format"):
+            open_split(directory, "train")
+    run(tmp_path)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"train_00000\.bin"):
+        open_split(directory, "train")
+    with pytest.raises(InputError, match="no complete prepared corpus"):
+        open_split(tmp_path / "nowhere", "train")
+
+
+def test_verify_finds_what_sizes_do_not_and_names_it(notes, tmp_path):
+    directory = run(tmp_path)
+    for name in ("train_00000.bin", "train_names.utf8", "val_documents.int64"):
+        content = (directory / name).read_bytes()
+        (directory / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        said: list[str] = []
+        prepare(config(tmp_path), say=said.append)
+        assert "already prepared" in said[-1]
+        prepare(config(tmp_path, verify=True), say=said.append)
+        assert any(f"{name}: its content is not what its index says; preparing it again" in line for line in said)
+        assert (directory / name).read_bytes() == content
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(notes, tmp_path, monkeypatch):
