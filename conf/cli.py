@@ -46,12 +46,15 @@ PATHS = {  # the word null means None, ~ is the home directory
         "outputs",
         "against",
     ),
-    *("json", "plot", "tokenizer.path", "tokenizer.encoding", "pairs", "out"),
+    *("json", "plot", "tokenizer.path", "tokenizer.encoding", "tokenizers", "pairs", "out"),
 }
 # Files to write, perhaps only after hours: where they are to go is checked before.
 OUTPUTS = {"json", "plot", "outputs"}
 # [a, "b c"] is a list.
-LISTS = {*("corpus", "include", "exclude", "val_include"), *("stop", "banned", "forced", "options", "beside")}
+LISTS = {
+    *("corpus", "include", "exclude", "val_include", "tokenizers"),
+    *("stop", "banned", "forced", "options", "beside"),
+}
 
 
 class InputError(ValueError):
