@@ -48,12 +48,12 @@ PATHS = {  # the word null means None, ~ is the home directory
         "outputs",
         "against",
     ),
-    *("json", "plot", "tokenizer.path", "tokenizer.encoding", "pairs", "out"),
+    *("json", "plot", "tokenizer.path", "tokenizer.encoding", "tokenizers", "pairs", "out"),
 }
 # Files to write, perhaps only after hours: where they are to go is checked before.
 OUTPUTS = {"json", "plot", "outputs"}
 # [a, "b c"] is a list.
-LISTS = {"corpus", *PATTERNS, *("stop", "banned", "forced", "options", "beside")}
+LISTS = {"corpus", "tokenizers", *PATTERNS, *("stop", "banned", "forced", "options", "beside")}
 
 
 class InputError(ValueError):

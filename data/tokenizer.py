@@ -10,7 +10,7 @@ from . import InputError
 from .tokenizer_base import END, FORMAT, UNKNOWN, Tokenizer, TokenizerConfig, digest, read, well_formed
 from .tokenizer_kinds import KINDS, BytePairTokenizer
 
-__all__ = ["END", "UNKNOWN", "Tokenizer", "TokenizerConfig", "build", "load"]
+__all__ = ["END", "UNKNOWN", "Tokenizer", "TokenizerConfig", "build", "load", "shortfall"]
 
 
 def build(
@@ -28,6 +28,16 @@ def build(
     if counts is not None:
         return BytePairTokenizer.learn(config, counts)
     return KINDS[config.kind].train(config, map(well_formed, texts), workers=workers)
+
+
+def shortfall(config: TokenizerConfig, tokenizer: Tokenizer) -> str | None:
+    """The line that says so where the text did not give as many tokens as the config asks for."""
+    if config.path is not None or config.kind not in ("bpe", "sentencepiece"):
+        return None
+    if tokenizer.vocab_size >= config.vocab_size:
+        return None
+    size = tokenizer.vocab_size
+    return f"tokenizer.vocab_size={config.vocab_size} is lowered to {size}: the text has no more to give"
 
 
 def load(directory: Path) -> Tokenizer:

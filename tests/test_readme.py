@@ -20,6 +20,7 @@ from scripts.compress import CompressConfig
 from scripts.evaluate import EvaluateConfig
 from scripts.faults import FaultsConfig
 from scripts.speeches import SpeechesConfig
+from scripts.tokenizer import ToolConfig
 from train import TrainConfig
 
 from .programs import ROOT
@@ -36,6 +37,7 @@ PROGRAMS = {
     "scripts.cloze": ("cloze", ClozeConfig),
     "scripts.compress": ("compress", CompressConfig),
     "scripts.faults": ("faults", FaultsConfig),
+    "scripts.tokenizer": ("tokenize", ToolConfig),
 }
 SET_UP = ("git clone", "source .venv/bin/activate")
 LINKED = ["scripts/quickstart.sh", "scripts/test.sh"]

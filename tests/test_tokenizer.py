@@ -35,6 +35,8 @@ ALL = pytest.mark.parametrize("name", CONFIGS)
 LOSSLESS = pytest.mark.parametrize("name", [name for name in CONFIGS if name != "char"])
 BYTE_LEVEL = pytest.mark.parametrize("name", ["byte", "bpe", "bpe gpt4", "bpe own", "ranks"])
 TEXT = st.text(max_size=50) | st.text("ab'I \n\t\r\0\x1c\x85\ufeff\ufffd\u2581é日😀٣<0x41>", max_size=40)
+PLANE = st.integers(0, 16).flatmap(lambda p: st.characters(min_codepoint=p << 16, max_codepoint=p << 16 | 0xFFFF))
+PLANES = st.text(max_size=50) | st.text(PLANE.filter(lambda c: not 0xD800 <= ord(c) <= 0xDFFF), max_size=20) | TEXT
 # tiktoken and regex may know different versions of Unicode: no characters that Python itself does not know.
 ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=50) | st.text(
     "ab'I \n\t1é日😀", max_size=40
@@ -66,6 +68,33 @@ def test_round_trip_of_any_text_is_exact(name: str, text: str) -> None:
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode_bytes(ids) == text.encode()
     assert b"".join(tokenizer.token_bytes(number) for number in ids) == text.encode()
+
+
+@pytest.mark.slow
+@LOSSLESS
+@settings(max_examples=10_000, deadline=None)
+@given(text=PLANES)
+def test_round_trip_of_ten_thousand_texts_is_exact(name: str, text: str) -> None:
+    tokenizer = made(name)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode_batch([text])[0]) == text
+
+
+@pytest.mark.slow
+@BYTE_LEVEL
+@settings(max_examples=10_000, deadline=None)
+@given(data=st.binary(max_size=100))
+def test_ten_thousand_strings_of_bytes_can_be_written(name: str, data: bytes) -> None:
+    tokenizer = made(name)
+    id_of = single_bytes(name)
+    assert tokenizer.decode_bytes([id_of[byte] for byte in data]) == data
+
+
+@functools.cache
+def single_bytes(name: str) -> dict[int, int]:
+    tokenizer = made(name)
+    found = {tokenizer.token_bytes(token): token for token in reversed(range(tokenizer.vocab_size))}
+    return {byte: found[bytes([byte])] for byte in range(256)}
 
 
 @ALL

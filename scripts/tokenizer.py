@@ -1,0 +1,204 @@
+"""Tokenizers on their own: trains one, compares several on a corpus, shows how they cut a text, exports one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conf import cli
+from conf.tokens import comparison_table, show_cuts
+from data import InputError
+from data.corpora import documents
+from data.fertility import Words, fertility
+from data.huggingface import exported
+from data.tokenizer import Tokenizer, TokenizerConfig, build, load, shortfall
+
+MODES = ("train", "compare", "show", "export")
+TRAINED: dict[str, dict[str, Any]] = {  # what a name in `tokenizers` stands for; `name:8192` sets the vocabulary's size
+    "byte": {"kind": "byte"},
+    "char": {"kind": "char"},
+    "bpe": {"kind": "bpe", "pattern": "gpt2"},
+    "bpe-gpt4": {"kind": "bpe", "pattern": "gpt4"},
+    "unigram": {"kind": "sentencepiece", "algorithm": "unigram"},
+    "sentencepiece-bpe": {"kind": "sentencepiece", "algorithm": "bpe"},
+}
+HELD_OUT = 10  # one document in so many is compared on, the others are trained on
+
+
+@dataclass
+class ToolConfig:
+    """The keys of `python -m scripts.tokenizer`."""
+
+    mode: str = "train"  # train | compare | show | export
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # the one to train
+    tokenizers: Any = None  # compare, show, export: folders, bpe:8192, char..., encodings and ranks files of tiktoken
+    corpus: Any = "shakespeare"  # train, compare, show: what is learned from and compared on
+    include: Any = None
+    exclude: Any = None
+    text_field: str = "text"
+    datasets: str = "datasets"  # where downloads are kept
+    text: str | None = None  # show; null: standard input
+    out: str | None = None  # train: a new folder; export: the tokenizer.json to write
+    workers: int = 0  # processes that training uses; 0: as many as there are CPUs
+    max_bytes: int = 20_000_000  # compare: of at most so much text
+    json: str | None = None  # compare: the figures
+    debug: bool = False
+
+    def problems(self) -> list[str]:
+        found = [] if self.mode in MODES else [f"mode={self.mode!r} is not one of {', '.join(MODES)}"]
+        names = self.names
+        if not all(isinstance(name, str) and name for name in names):
+            found.append(f"tokenizers={self.tokenizers!r} must be a name or a list of names, none of them empty")
+        if self.mode in ("train", "export") and not self.out:
+            what = "a new folder, such as out=out/tokenizer" if self.mode == "train" else "a file, out=tokenizer.json"
+            found.append(f"out is required: {what}")
+        if self.mode == "export" and len(names) != 1:
+            found.append("tokenizers is required: the folder of the one to export, such as tokenizers=out/tokenizer")
+        if self.mode in ("compare", "show") and not names:
+            found.append("tokenizers is required: for example tokenizers=[bpe:4096,unigram:4096,out/tokenizer]")
+        for name, least in (("workers", 0), ("max_bytes", 1)):
+            if getattr(self, name) < least:
+                found.append(f"{name}={getattr(self, name)} must be at least {least}")
+        return found
+
+    @property
+    def names(self) -> list[Any]:
+        if self.tokenizers is None:
+            return []
+        return self.tokenizers if isinstance(self.tokenizers, list) else [self.tokenizers]
+
+
+def texts_of(cfg: ToolConfig) -> list[str]:
+    found = documents(
+        cfg.corpus,
+        include=cfg.include,
+        exclude=cfg.exclude,
+        text_field=cfg.text_field,
+        cache=Path(cfg.datasets).expanduser(),
+    )
+    return [document.text for document in found]
+
+
+def split(texts: list[str]) -> tuple[list[str], list[str]]:
+    """(what to learn from, what to compare on): different documents where there are enough."""
+    if len(texts) < HELD_OUT:
+        return texts, texts
+    numbered = list(enumerate(texts))
+    return [text for n, text in numbered if n % HELD_OUT], [text for n, text in numbered if not n % HELD_OUT]
+
+
+def named(cfg: ToolConfig, name: str, texts: list[str] | None) -> Tokenizer:
+    """The tokenizer that a name stands for; texts: to learn from, None if there are none."""
+    kind, _, size = name.partition(":")
+    if kind in TRAINED and not os.path.exists(name):
+        if size and not size.isdecimal():
+            raise InputError(f"tokenizers: {name!r}: {size!r} is not a size; write {kind}:4096")
+        if texts is None:
+            raise InputError(
+                f"tokenizers: {name!r} must be trained first: mode=train out=FOLDER, then tokenizers=FOLDER"
+            )
+        wanted = replace(cfg.tokenizer, path=None, vocab_size=int(size or cfg.tokenizer.vocab_size), **TRAINED[kind])
+        return build(wanted, texts, workers=cfg.workers)
+    path = Path(name).expanduser()
+    for folder in (path, path / "tokenizer"):
+        if (folder / "tokenizer.json").is_file():
+            return load(folder)
+    if path.is_dir():
+        raise InputError(f"tokenizers: there is no tokenizer.json in {name}")
+    try:
+        return build(replace(cfg.tokenizer, kind="tiktoken", encoding=name, path=None), [])
+    except InputError as error:
+        raise InputError(f"tokenizers: {name!r} is no folder, nor one of {', '.join(TRAINED)}; {error}") from None
+
+
+def train(cfg: ToolConfig) -> None:
+    folder = Path(cfg.out or "").expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"out={cfg.out} is there already; name a new folder")
+    texts = texts_of(cfg)
+    start = time.perf_counter()
+    tokenizer = build(cfg.tokenizer, texts, workers=cfg.workers)
+    seconds = time.perf_counter() - start
+    tokenizer.save(folder)
+    n_bytes = sum(len(text.encode()) for text in texts)
+    if line := shortfall(cfg.tokenizer, tokenizer):
+        print(line)
+    print(
+        f"{folder}: kind {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, from {n_bytes:,} bytes in {seconds:.1f} s"
+    )
+
+
+def compare(cfg: ToolConfig) -> None:
+    texts = texts_of(cfg)
+    learn, held = split(texts)
+    held = beginning(held, cfg.max_bytes)
+    n_bytes = sum(len(text.encode()) for text in held)
+    words = [Words.of(text) for text in held]
+    rows = []
+    for name in cfg.names:
+        tokenizer = named(cfg, name, learn)
+        start = time.perf_counter()
+        encoded = tokenizer.encode_batch(held)
+        seconds = time.perf_counter() - start
+        tokens = sum(map(len, encoded))
+        found = fertility(tokenizer, words, encoded)
+        rows.append(
+            {
+                "name": name,
+                "kind": tokenizer.kind,
+                "vocab_size": tokenizer.vocab_size,
+                "tokens": tokens,
+                "bytes_per_token": n_bytes / max(1, tokens),
+                "used": len(np.unique(np.concatenate(encoded))) / tokenizer.vocab_size,
+                "megabytes_per_second": n_bytes / 1e6 / seconds,
+                "fertility": {
+                    script: {"words": one.words, "per_word": one.per_word, "per_character": one.per_character}
+                    for script, one in found.items()
+                },
+            }
+        )
+    where = f"{len(held):,} documents that none was trained on here" if len(texts) >= HELD_OUT else "the training text"
+    comparison_table(rows, title=f"{n_bytes:,} bytes, {where}")
+    if cfg.json:
+        Path(cfg.json).write_text(json.dumps({"bytes": n_bytes, "tokenizers": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def beginning(texts: list[str], most: int) -> list[str]:
+    """The first of the texts, as many as have at most so many bytes; at least one."""
+    sizes = np.cumsum([len(text.encode()) for text in texts])
+    return texts[: max(1, int(np.searchsorted(sizes, most, side="right")))]
+
+
+def show(cfg: ToolConfig) -> None:
+    text = sys.stdin.read() if cfg.text is None else cfg.text
+    needed = any(name.partition(":")[0] in TRAINED and not os.path.exists(name) for name in cfg.names)
+    texts = texts_of(cfg) if needed else []
+    for name in cfg.names:
+        tokenizer = named(cfg, name, texts)
+        ids = tokenizer.encode(text)
+        count = f"{len(ids):,} token" + ("s" if len(ids) != 1 else "")
+        show_cuts(map(tokenizer.token_bytes, ids), title=f"{name}: {count} of {len(text.encode()):,} bytes")
+
+
+def export(cfg: ToolConfig) -> None:
+    place = Path(cfg.out or "").expanduser()
+    if place.is_dir():
+        place /= "tokenizer.json"
+    content = exported(named(cfg, cfg.names[0], None))
+    place.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{place}: {len(content['model']['vocab']):,} tokens; special tokens' names in text are special tokens there")
+
+
+def main(cfg: ToolConfig, overrides: cli.Overrides) -> None:
+    {"train": train, "compare": compare, "show": show, "export": export}[cfg.mode](cfg)
+
+
+if __name__ == "__main__":
+    cli.run(main, ToolConfig, name="tokenize")
