@@ -133,8 +133,8 @@ def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
         for side, text in rules.splitting.sides(document.text, chosen=chosen)
     ]
     found: dict[str, Encoded] = {}
-    for side, part in parts:
-        (ids,) = tokenizer.encode_batch([part.text])  # one by one: no threads beside processes
+    batch = tokenizer.encode_batch([part.text for _, part in parts])
+    for (side, part), ids in zip(parts, batch, strict=True):
         if side not in found:
             found[side] = Encoded(Statistics(tokenizer.vocab_size, looked_at=encoding.looked_at))
         encoded = found[side]
