@@ -10,6 +10,7 @@ from conf import cli
 BENCHMARKS = {
     "decode": "tokens per second of one text, against transformers' and nanoGPT's generate with the same weights",
     "next_word": "how fast the order of the next words is certified, and whether random samples agree",
+    "tokenizer": "how fast vocabularies are learned and text is encoded, beside other programs",
     "bulk": "many prompts in batches, against one after the other",
 }
 

@@ -25,6 +25,19 @@ def test_decode_prints_its_table_and_a_line_of_json():
     assert result["logit_difference"]["float32"]["largest"] < 1e-4 < result["logit_difference"]["int8"]["largest"]
 
 
+def test_tokenizer_compares_with_the_definition_and_with_tiktoken(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(6):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"to be or not to be, {number}\n" * 300)
+    contenders = "contenders=[nextword,sentencepiece]"
+    ended = bench("tokenizer", f"corpora=['{tmp_path}/texts:300']", "oracle=20", "repeats=1", contenders)
+    assert ended.status == 0 and not ended.err, ended.err
+    result = json.loads(ended.out.splitlines()[-1])
+    assert result["benchmark"] == "tokenizer" and len(result["results"]) == 2
+    assert result["targets"]["merges equal to those of the definition"] == [1.0, 1.0]
+    assert set(result["results"][0]["seconds"]) == {"nextword", "sentencepiece"}
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
@@ -33,6 +46,8 @@ def test_decode_prints_its_table_and_a_line_of_json():
         (["decode", "tokens=0"], "1.."),
         (["decode", "against=nowhere"], "model.py"),
         (["decode", "dtypes=[int4]"], "int8"),
+        (["tokenizer", "corpora=[shakespeare]"], "shakespeare:4096"),
+        (["tokenizer", "contenders=[nextword,bert]"], "rustbpe"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, part):
