@@ -13,6 +13,7 @@ BENCHMARKS = {
     "next_word": "how fast the order of the next words is certified, and whether random samples agree",
     "prepare": "a corpus of 2 GB: MB/s and peak memory of its preparation",
     "tokens": "how many tokens the default preset needs to the loss of a well-tuned GPT-2 with AdamW",
+    "tokenizer": "how fast vocabularies are learned and text is encoded, beside other programs",
     "bulk": "many prompts in batches, against one after the other",
     "train": "time to a loss, tokens per second and use of a GPU in training, against nanoGPT",
     "curate": "exact and near copies planted among many documents: how many are found, and how fast",

@@ -40,6 +40,19 @@ def test_prepare_makes_a_corpus_and_measures_memory(layout, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"{layout}-1MB"]
 
 
+def test_tokenizer_compares_with_the_definition_and_with_tiktoken(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(6):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"to be or not to be, {number}\n" * 300)
+    contenders = "contenders=[nextword,sentencepiece]"
+    ended = bench("tokenizer", f"corpora=['{tmp_path}/texts:300']", "oracle=20", "repeats=1", contenders)
+    assert ended.status == 0 and not ended.err, ended.err
+    result = json.loads(ended.out.splitlines()[-1])
+    assert result["benchmark"] == "tokenizer" and len(result["results"]) == 2
+    assert result["targets"]["merges equal to those of the definition"] == [1.0, 1.0]
+    assert set(result["results"][0]["seconds"]) == {"nextword", "sentencepiece"}
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
@@ -50,6 +63,8 @@ def test_prepare_makes_a_corpus_and_measures_memory(layout, tmp_path):
         (["decode", "tokens=0"], "1.."),
         (["decode", "against=nowhere"], "model.py"),
         (["decode", "dtypes=[int4]"], "int8"),
+        (["tokenizer", "corpora=[shakespeare]"], "shakespeare:4096"),
+        (["tokenizer", "contenders=[nextword,bert]"], "rustbpe"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, part):
