@@ -202,7 +202,10 @@ class Preparation:
         seen, read = self.inventory.seen(), sum(self.inventory.counts)
         if not seen.documents:
             rules = ", ".join(f"{rule} {entry['documents']:,}" for rule, entry in self.ledger.to_dict().items())
-            raise InputError(f"curate: none of the {counted(read)} is left ({rules}); loosen these rules")
+            raise InputError(
+                f"corpus={self.config.corpus!r}: none of its {counted(read)} is left ({rules}); add text, or loosen "
+                "the rules of curate"
+            )
         self.rules = replace(self.rules, splitting=self.rules.splitting.decided(seen))
         self.inventory.remove_copies(self.rules.splitting, self.config.curate, self.ledger)
         self.seen = self.inventory.seen()

@@ -37,7 +37,7 @@ def in_this_process(command: list[str], **_: object) -> subprocess.CompletedProc
 
 
 def test_a_pair_is_trained_compared_and_not_done_again(poem, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.ablations.subprocess.run", in_this_process)
+    monkeypatch.setattr("conf.runs.subprocess.run", in_this_process)
     common = shlex.join([f"corpus={poem}", f"datasets={tmp_path / 'datasets'}", *NANO, "steps=4"])
     options = [f"common={common}", f"out={tmp_path / 'out'}", "name=small rate", "b=optimizer.learning_rate=1e-6"]
     first = ok("ablations", *options, "seeds=2")

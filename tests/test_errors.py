@@ -135,7 +135,7 @@ def test_all_mistakes_are_listed_at_once(base, tmp_path, monkeypatch):
         (None, [], ("corpus='text'", "no such file", "shakespeare")),
         ({}, [], ("corpus='text'", "no text")),
         ("", [], ("corpus='text'", "no text")),
-        ("\n", [], ("corpus='text'", "too short")),
+        ("\n", [], ("corpus='text'", "is left", "empty 1")),
         ("hi there", [], ("datasets/text-", "9 tokens", "model.context=8")),
         (bytes(range(256)), [], ("text:2", "0x80", "iconv")),
         (POEM, ["include=nothing*"], ("include='nothing*'", "1 documents")),

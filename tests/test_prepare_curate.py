@@ -149,7 +149,7 @@ def test_a_document_that_a_rule_drops_counts_for_the_fingerprint_too(tmp_path):
 
 def test_a_corpus_of_which_nothing_is_left_is_one_line(tmp_path):
     corpus = write(tmp_path / "notes", [f"text {i}" for i in range(100)])
-    with pytest.raises(InputError, match=r"none of the 100 documents is left \(min_characters 100\)") as caught:
+    with pytest.raises(InputError, match=r"none of its 100 documents is left \(min_characters 100\)") as caught:
         prepared(corpus, curate=CurateConfig(min_characters=1000))
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"curate\.min_letters=3"):
