@@ -14,7 +14,7 @@ import numpy as np
 
 from . import bpe
 from .pool import available_cpus
-from .pretokenize import PATTERNS, Pattern
+from .pretokenize import PATTERNS, Pattern, batches
 
 WORTH = 5_000  # characters; fewer go to tiktoken alone
 BLOCK = 20_000  # words that are looked up at a time: enough for numpy, few enough for the processor's cache
@@ -61,20 +61,18 @@ class Encoder:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, as uint32."""
-        segments = [self.pattern.segments(text) for text in texts]
-        flat = [segment for of_text in segments for segment in of_text]
-        if sum(map(len, flat)) <= WORTH:
-            encoded = [np.array(self._tiktoken.encode_ordinary(segment), np.uint32) for segment in flat]
-        elif self._cuts is None or any("\0" in segment for segment in flat):
-            found = self._tiktoken.encode_ordinary_batch(flat, num_threads=available_cpus())
-            encoded = [np.array(ids, np.uint32) for ids in found]
-        else:
-            encoded = self._look_up(flat, self._cuts)
-        remaining = iter(encoded)
-        return [
-            next(remaining) if len(of_text) == 1 else np.concatenate([next(remaining) for _ in of_text])
-            for of_text in segments
-        ]
+        cut = [[s for part in self.pattern.parts(text) for s in self.pattern.segments(part)] for text in texts]
+        encoded = (ids for batch in batches(s for of_text in cut for s in of_text) for ids in self._batch(batch))
+        found = [[next(encoded) for _ in of_text] for of_text in cut]
+        return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in found]
+
+    def _batch(self, texts: list[str]) -> list[np.ndarray]:
+        if sum(map(len, texts)) <= WORTH:
+            return [np.array(self._tiktoken.encode_ordinary(text), np.uint32) for text in texts]
+        if self._cuts is None or any("\0" in text for text in texts):
+            found = self._tiktoken.encode_ordinary_batch(texts, num_threads=available_cpus())
+            return [np.array(ids, np.uint32) for ids in found]
+        return self._look_up(texts, self._cuts)
 
     def _look_up(self, texts: list[str], cuts: np.ndarray) -> list[np.ndarray]:
         contents = [text.encode() for text in texts]

@@ -68,6 +68,14 @@ class Pattern:
         if self.compiled.match(""):
             raise InputError(f"tokenizer.pattern={self.expression!r} can match nothing at all: use + where it has *")
 
+    def parts(self, text: str) -> Iterator[str]:
+        """A long text in parts of about BATCH characters, where that makes no difference to its pieces."""
+        start = 0
+        while self.stretches and len(text) - start > 2 * BATCH and (cut := SAFE_CUT.search(text, start + BATCH)):
+            yield text[start : cut.end()]
+            start = cut.end()
+        yield text[start:]
+
     def segments(self, text: str) -> list[str]:
         """Cut the text where a piece might be very long; nearly always the answer is the text itself.
 
@@ -144,7 +152,7 @@ def count(texts: Iterable[str], pattern: Pattern, *, workers: int = 0) -> Counte
     Much text is counted by `workers` processes; 0: as many as there are CPUs.
     """
     total: Counter[str] = Counter()
-    stream = _batches(texts, pattern)
+    stream = batches(part for text in texts for part in pattern.parts(text))
     beginning = list(islice(stream, WORTH_POOL))
     if len(beginning) < WORTH_POOL or (workers or available_cpus()) < 2:
         counting = Counting(pattern)
@@ -160,19 +168,13 @@ def count(texts: Iterable[str], pattern: Pattern, *, workers: int = 0) -> Counte
     return total
 
 
-def _batches(texts: Iterable[str], pattern: Pattern) -> Iterator[list[str]]:
-    """The texts in lists of about BATCH characters; a long one in parts, where that makes no difference."""
-    batch, size = [], 0
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists of about BATCH characters."""
+    batch: list[str] = []
+    size = 0
     for text in texts:
-        start = 0
-        while pattern.stretches and len(text) - start > 2 * BATCH:
-            cut = SAFE_CUT.search(text, start + BATCH)
-            if not cut:
-                break
-            yield [text[start : cut.end()]]
-            start = cut.end()
-        batch.append(text[start:])
-        size += len(batch[-1])
+        batch.append(text)
+        size += len(text)
         if size >= BATCH:
             yield batch
             batch, size = [], 0

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from data import bpe, encoder
+from data import bpe, encoder, pretokenize
 from data.encoder import Encoder
 from data.pretokenize import PATTERNS, Pattern
 
@@ -49,6 +49,7 @@ def test_ids_are_those_of_tiktoken(name: str, small: bool, monkeypatch: pytest.M
         monkeypatch.setattr(encoder, "SLOTS", 8)
         monkeypatch.setattr(encoder, "IDS", 100)
         monkeypatch.setattr(encoder, "BLOCK", 7)
+        monkeypatch.setattr(pretokenize, "BATCH", 20)
     source = random.Random(9)
     batches = [[source.choice([random_text, random_words])(source) for _ in range(20)] for _ in range(100)]
     check(name, batches, ranks_for(name))
