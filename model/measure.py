@@ -104,10 +104,20 @@ def outlook(
         "mfu": peak and tokens_per_step * flops / costs.step / (peak * world.size),
         "total_seconds": total,
         "aside_seconds": total - steps * costs.step,
-        "peak_memory": measured.peak_memory,
+        "peak_memory": measured.peak_memory and measured.peak_memory + copied_bytes(cfg, model, deadline, compute),
         "checkpoint_bytes": saved_bytes(cfg, model),
         "kept": cfg.keep_last + 1,  # the best may be none of the last
     }
+
+
+def copied_bytes(cfg: LoopConfig, model: GPT, deadline: Deadline, compute: Compute) -> int:
+    """What a CPU's memory holds besides while training goes on: the copy that a save in the background is written from.
+
+    The three steps do not see it, for nothing is saved; nor does a run that saves at its end alone.
+    """
+    trains_on = min(deadline.save_every, deadline.eval_every) < deadline.steps
+    held = cfg.save_in_background and trains_on and compute.device.type == "cpu"
+    return saved_bytes(cfg, model) if held else 0
 
 
 def saved_bytes(cfg: LoopConfig, model: GPT) -> int:

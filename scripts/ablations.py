@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,13 +95,18 @@ def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
     return pairs
 
 
+def as_name(settings: str) -> str:
+    """Of the runs with these settings, which many a pair may share."""
+    return re.sub(r"[^\w.=]+", "-", settings).strip("-") or "as-it-is"
+
+
 def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
     result = Result(name, a, b)
     for seed in range(1, cfg.seeds + 1):
         ends = {}
         for side, settings in (("a", a), ("b", b)):  # in turn, so that a machine's moods strike both
             words = [*shlex.split(cfg.common), *shlex.split(settings), f"seed={seed}"]
-            ends[side] = train(Path(cfg.out) / "runs" / f"{name.replace(' ', '-')}-{side}-{seed}", words)
+            ends[side] = train(Path(cfg.out) / "runs" / f"{as_name(settings)}-{seed}", words)
             print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
         if ends["a"]["tokens"] != ends["b"]["tokens"]:
             raise cli.InputError(

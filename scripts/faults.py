@@ -1,7 +1,7 @@
 """Kills a training run again and again at random moments, lets it resume, and compares its end with an undisturbed one.
 
 Each attempt is a process of its own that ends by SIGKILL: in one of ten cases at any moment since its start, else while
-it trains and saves; every other one saves in the background. What was done so far stands in OUT/faults.json: the same
+it trains and saves; every other one saves in the background, or all or none by background=. What was done so far stands in OUT/faults.json: the same
 command goes on from there.
 """
 
@@ -39,6 +39,7 @@ class FaultsConfig:
     at_once: int | None = None  # how often in this call at most; null: until all are done
     save_every: int = 5  # steps between two checkpoints
     window: float = 0.5  # seconds of training in which a kill may come
+    background: bool | None = None  # how the run saves; null: both ways in turn
     seed: int = 1  # of the moments
     debug: bool = False
 
@@ -54,8 +55,8 @@ def command(cfg: FaultsConfig, name: str, *more: str) -> list[str]:
     return [sys.executable, str(TRAIN), *own, *TINY, f"save_every={cfg.save_every}", *more]
 
 
-def in_background(number: int) -> bool:
-    return number % 2 == 1
+def in_background(cfg: FaultsConfig, number: int) -> bool:
+    return number % 2 == 1 if cfg.background is None else cfg.background
 
 
 def last_step(run_dir: Path) -> int:
@@ -76,7 +77,8 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     expected = before.step if before else 0
     log = Path(cfg.out) / "attempt.log"
     any_moment, share = moments.random() < 0.1, moments.random()
-    how = ("steps=1000000000", f"resume={'true' if before else 'auto'}", f"save_in_background={in_background(number)}")
+    how = ("steps=1000000000", f"resume={'true' if before else 'auto'}")
+    how += (f"save_in_background={in_background(cfg, number)}",)
     with log.open("w", encoding="utf-8") as file:
         start = time.monotonic()
         process = subprocess.Popen(command(cfg, "killed", *how), stdout=file, stderr=subprocess.STDOUT)
@@ -130,7 +132,9 @@ def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
     equal = checkpoint.sha256(files[0]) == checkpoint.sha256(files[1])
     print(f"{len(lost)} kills in {steps[6:]} steps, each followed by a resume that went on from the newest saved step")
     for background, what in ((False, "waiting for each save"), (True, "saving in the background")):
-        some = [steps for number, steps in enumerate(lost) if in_background(number) == background] or [0]
+        some = [steps for number, steps in enumerate(lost) if in_background(cfg, number) == background]
+        if not some:
+            continue
         above = sum(steps > cfg.save_every for steps in some)
         mean = sum(some) / len(some)
         print(f"steps lost {what}: {mean:.1f} on average, {max(some)} at most, above {cfg.save_every} {above} times")

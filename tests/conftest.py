@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from model import checkpoint
 from .programs import NANO, ok, one_line, run, snapshot
 
 POEM = "Listen to your heart. Listen to your gut, your body; listen to the wind, that listens to nobody.\n"
+
+
+# A shell has its background jobs ignore interrupts, and the programs that the tests start would take that over.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

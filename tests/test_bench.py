@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
+import torch
 
-from scripts.benchmarks import measure
+from conf.cli import InputError
+from scripts.bench import as_settings
+from scripts.benchmarks import measure, nanogpt, tokens, train_loss
 
 from .programs import ROOT, finish, start
 
@@ -53,9 +57,71 @@ def test_tokenizer_compares_with_the_definition_and_with_tiktoken(tmp_path):
     assert set(result["results"][0]["seconds"]) == {"nextword", "sentencepiece"}
 
 
+def test_train_times_one_step_of_the_loop_on_a_device_it_is_given(poem):
+    ended = bench("train", "part=gpu", "device=cpu", "shapes=[toy]", f"corpus={poem}", "repeats=1", "steps=10")
+    assert ended.status == 0, ended.err
+    result = json.loads(ended.out.splitlines()[-1])
+    figures = result["shapes"]["toy"]["contenders"]["ours"]
+    assert figures["tokens_per_second"] > 0 and figures["resolved"]["device"] == "cpu"
+
+
+def test_a_loss_over_windows_counts_every_token_but_the_first_once():
+    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))  # logits that know the last token alone
+    ids = torch.arange(50) * 3 % 7
+    expected = torch.nn.functional.cross_entropy(table[ids[:-1]], ids[1:]).item()
+    for window in (1, 6, 7, 49, 64):
+        found = train_loss.split_loss(lambda inputs: table[inputs], ids, window=window, rows=2)
+        assert found == pytest.approx(expected)
+
+
+def test_nanogpts_training_time_leaves_out_its_evaluations():
+    taken = [900 if step % 10 == 0 else 20 for step in range(31)]
+    lines = [(0.0, f"iter {step}: loss 1.0, time {ms}.00ms, mfu 0") for step, ms in enumerate(taken)]
+    ran = measure.Process(lines=lines)
+    assert nanogpt.training_seconds(ran, 10) == pytest.approx(31 * 0.02)
+
+
+def test_a_process_is_told_by_its_lines_and_a_failed_one_is_an_error():
+    ran = measure.run_process([sys.executable, "-c", "import os; print('one'); print(os.environ['WHAT'])"], WHAT="two")
+    assert ran.text == "one\ntwo" and 0 < ran.until("one") <= ran.until("two") <= ran.until("three") == ran.seconds
+    with pytest.raises(InputError, match="status 3: gone"):
+        measure.run_process([sys.executable, "-c", "print('gone'); raise SystemExit(3)"])
+
+
+def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkeypatch, capsys, tmp_path):
+    ran = []
+
+    def train(run_dir, words):
+        known = dict(word.split("=", 1) for word in words)
+        assert not run_dir.exists() and run_dir not in ran and run_dir.parent == tmp_path
+        ran.append(run_dir)
+        off = abs(float(known["optimizer.learning_rate"]) - (0.003 if "optimizer" in known else 0.02))
+        return {"val_loss": 3.0 + off + int(known["seed"]) / 10 + (1 - int(known["steps"]) / 200)}
+
+    monkeypatch.setattr(tokens, "train", train)
+    cfg = tokens.Config(steps=200, shares=[1.0, 0.5], gpt2="model=gpt2_124m optimizer=adamw", out=str(tmp_path))
+    tokens.main(cfg, [])
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert result["gpt2"] == {"share": 1.0, "learning_rate": 0.003, "losses": pytest.approx([3.1, 3.2, 3.3])}
+    assert [side["learning_rate"] for side in result["default"]] == [0.02, 0.02]
+    assert result["default"][1]["losses"] == pytest.approx([3.6, 3.7, 3.8])
+    assert [line.split()[-1] for line in lines[-4:-1]] == ["3.3000", "reached", "MISSED"]
+    assert len(ran) == 4 + 2 + 2 * (3 + 2)
+
+
+def test_settings_may_be_spelled_as_options():
+    words = ["--against", "a b", "--text=x=y", "seeds=1", "--help"]
+    assert list(as_settings(words)) == ["against=a b", "text=x=y", "seeds=1", "--help"]
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
+        (["train", "target=1.9"], "corpus="),
+        (["train", "part=gpu", "device=cpu", "--against", "nowhere"], "train.py"),
+        (["train", "part=fast"], "speed"),
+        (["train", "part=gpu", "shapes=[2b]", "device=cpu"], "124m"),
         (["prepare", "layout=tar"], "jsonl"),
         (["prepare", "sizes=[]"], "1e6"),
         (["decoed"], "decode"),

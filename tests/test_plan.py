@@ -17,8 +17,10 @@ from model.config import ModelConfig
 from model.depth import settings_for
 from model.device import Compute
 from model.evaluate import summed_loss
+from model.measure import copied_bytes, saved_bytes
 from model.microbatch import MicroBatches, best_rows, divisors, recompute_activations
 from model.optim import OptimizerConfig, decay_start, rate_at
+from model.settings import LoopConfig
 from train import TrainConfig
 
 from .families import FAMILIES, make
@@ -343,3 +345,22 @@ def test_a_dry_run_of_fine_tuning_leaves_nothing(trained, tmp_path, monkeypatch)
     before = snapshot(tmp_path)
     out = ok("finetune", f"checkpoint={trained}", "examples=labels.jsonl", "steps=3", "batch_size=4", "dry_run=true")
     assert "tok/s" in out and "peak memory" in out and "no forecast" in out and snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "settings, copied",
+    [
+        ({"save_every": 5}, True),
+        ({"eval_every": 5}, True),  # a better evaluation saves
+        ({}, False),  # nothing is trained after the one save
+        ({"save_every": 5, "save_in_background": False}, False),
+        ({"save_every": 5, "device": "cuda"}, False),  # the copy is in the host's memory
+    ],
+)
+def test_the_copy_that_is_written_while_training_goes_on_is_part_of_the_peak(settings, copied):
+    device = torch.device(settings.pop("device", "cpu"))
+    cfg = LoopConfig(steps=10, **settings)
+    model = make("modern")
+    deadline = Deadline(cfg.optimizer, steps=10, eval_every=cfg.eval_every, save_every=cfg.save_every)
+    found = copied_bytes(cfg, model, deadline, Compute(device, torch.float32, False))
+    assert found == (saved_bytes(cfg, model) if copied else 0)

@@ -19,13 +19,9 @@ SHAPES = {"speed": ("cpu", "gpu", "toy"), "gpu": ("124m", "1b", "toy")}
 class Config:
     """The keys of `python -m scripts.bench train`."""
 
-    part: str = (
-        "loss"  # loss: time to a loss | speed: tokens a second on a CPU | gpu: the same on a GPU, its share used
-    )
+    part: str = "loss"  # loss: time to a loss | speed: tokens a second on a CPU | gpu: the same on a GPU
     against: str | None = None  # the folder of a nanoGPT checkout
-    corpus: str | None = (
-        None  # loss, speed: a text file, taken as characters (nanoGPT's is tinyshakespeare's input.txt)
-    )
+    corpus: str | None = None  # loss, speed: a text file, taken as characters (nanoGPT's is tinyshakespeare's)
     common: str = ""  # more settings of each of our runs, as on train.py's command line
     seeds: int = 5  # loss: runs of each, in turn
     seed: int = 1  # of the first; each run after it has the next
@@ -33,12 +29,8 @@ class Config:
     any: str | None = None  # loss: an experiment with any model
     target: float | None = None  # loss: the loss to reach; null: that of nanoGPT's own final weights
     limit: float | None = None  # loss: the seconds that a whole process may take
-    window: int | None = (
-        None  # loss: characters that the final evaluation sees; null: 64, with a target the model's own
-    )
-    steps: int | None = (
-        None  # loss: of nanoGPT's run, null: 2000 as in its README; speed, gpu: timed of each, null: some
-    )
+    window: int | None = None  # loss: characters that the evaluation sees; null: 64, with target= the model's own
+    steps: int | None = None  # loss: nanoGPT's, null: 2000 as in its README; speed, gpu: how many are timed of each
     shapes: list[str] | None = None  # speed: cpu, gpu (nanoGPT's recipes), toy; gpu: 124m, 1b, toy; null: the first two
     dropout: float = 0.0  # speed, gpu: outside of attention, on both sides
     repeats: int = 3  # speed, gpu
