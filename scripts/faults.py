@@ -1,8 +1,8 @@
 """Kills a training run again and again at random moments, lets it resume, and compares its end with an undisturbed one.
 
 Each attempt is a process of its own that ends by SIGKILL: in one of ten cases at any moment since its start, else while
-it trains and saves; every other one saves in the background, or all or none by background=. What was done so far stands in OUT/faults.json: the same
-command goes on from there.
+it trains and saves; every other one saves in the background (or all, or none: background=). What was done so far stands
+in OUT/faults.json: the same command goes on from there.
 """
 
 from __future__ import annotations
