@@ -33,6 +33,9 @@ class EvaluateConfig:
     include: Any = None
     exclude: Any = None
     text_field: str = "text"
+    document_separator: str | None = None  # this and the next two as for scripts.prepare
+    invalid_utf8: str = "auto"
+    broken_lines: int = 0
     examples: str | None = None  # labelled examples: exact match of greedy completions
     datasets: str = "datasets"
     batch_size: int = 32
@@ -58,6 +61,9 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
         include=cfg.include,
         exclude=cfg.exclude,
         text_field=cfg.text_field,
+        document_separator=cfg.document_separator,
+        invalid_utf8=cfg.invalid_utf8,
+        broken_lines=cfg.broken_lines,
         val_fraction=0.0,
         datasets=cfg.datasets,
         tokenizer=TokenizerConfig(path=str(lm.directory / "tokenizer")),

@@ -153,6 +153,20 @@ def test_a_corpus_is_scored_in_bits_per_byte(trained, tmp_path):
     )
 
 
+def test_evaluation_reads_a_corpus_as_preparation_does(trained, tmp_path):
+    corpus = tmp_path / "two.txt"
+    corpus.write_bytes(POEM.encode() + b"<|>\n" + POEM.encode()[:-1] + b"\xff\n")
+    base = ["evaluate", f"checkpoint={trained}", f"corpus={corpus}", "device=cpu", f"datasets={tmp_path / 'datasets'}"]
+    assert "UTF-8" in run(*base).err
+    out = ok(*base, "invalid_utf8=skip", "document_separator=<|>")
+    assert f"over {len(POEM):,} bytes" in out
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({"text": POEM}) + "\n{broken\n")
+    base[2] = f"corpus={lines}"
+    assert run(*base).status == 2
+    assert f"over {len(POEM):,} bytes" in ok(*base, "broken_lines=1")
+
+
 def test_examples_resume_as_text_does(trained, tmp_path):
     examples = tmp_path / "labels.jsonl"
     rows = [{"prompt": f"{number}:", "completion": str(number % 3)} for number in range(40)]

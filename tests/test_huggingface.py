@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError
+from data import InputError, bpe
 from data.huggingface import LETTERS, exported
 from data.pretokenize import LONGEST_RUN
 from data.tokenizer import END, Tokenizer, TokenizerConfig, build
@@ -57,6 +57,17 @@ def test_transformers_opens_it(tmp_path: Path) -> None:
     text = f"To be{END}<|user|> or not"
     assert theirs(text)["input_ids"] == tokenizer.encode(text, allowed_special=True)
     assert theirs.convert_tokens_to_ids(END) == tokenizer.end_id and len(theirs) == tokenizer.vocab_size
+
+
+def test_a_piece_that_merges_do_not_lead_to_is_one_token_if_it_is_one(tmp_path: Path) -> None:
+    tokens = [b"bc", b"ab", b"cd", b"abcd"]  # "abcd": b and c come together first, and then nothing else does
+    ranks = bpe.SINGLE_BYTES | {token: 256 + number for number, token in enumerate(tokens)}
+    (tmp_path / "own.tiktoken").write_bytes(bpe.format_ranks(ranks))
+    tokenizer = build(TokenizerConfig(kind="tiktoken", encoding=str(tmp_path / "own.tiktoken")), [])
+    theirs = opened(tokenizer, tmp_path)
+    for text in ("abcd", "abcd abcd", "xabcd", "abcde"):
+        assert theirs.encode(text).ids == tokenizer.encode(text), text
+    assert tokenizer.encode("abcd") == [259] and len(tokenizer.encode("abcde")) == 4
 
 
 def test_bytes_are_written_as_gpt2_writes_them() -> None:
