@@ -112,15 +112,18 @@ def _pairs(words: list[str], occurrences: list[int]) -> tuple[defaultdict[str, i
     """
     pair_counts: defaultdict[str, int] = defaultdict(int)
     words_with: defaultdict[str, list[int]] = defaultdict(list)
-    text = np.frombuffer("".join(words).encode("latin-1"), np.uint8).astype(np.int64)
-    owner = np.repeat(np.arange(len(words)), [len(word) for word in words])
-    inside = np.flatnonzero(owner[1:] == owner[:-1])
-    codes, owner = text[inside] * 256 + text[inside + 1], owner[inside]
+    text = np.frombuffer("".join(words).encode("latin-1"), np.uint8).astype(np.uint16)
+    owner = np.repeat(np.arange(len(words), dtype=np.uint32), [len(word) for word in words])
+    inside = owner[1:] == owner[:-1]
+    codes, owner = (text[:-1] << 8 | text[1:])[inside], owner[:-1][inside]
     order = np.argsort(codes, kind="stable")
     codes, owner = codes[order], owner[order]
-    for start, stop in pairwise([*np.flatnonzero(np.diff(codes, prepend=-1)), len(codes)]):
-        pair = chr(codes[start] // 256) + chr(codes[start] % 256)
-        words_with[pair] = owner[start:stop].tolist()
+    del text, inside, order  # tens of megabytes, which the lists below need
+    numbers = np.array(range(len(words)), object)  # one object for each index, wherever it occurs: millions of times
+    borders = np.flatnonzero(codes[1:] != codes[:-1]) + 1
+    for start, stop in pairwise([0, *borders.tolist(), len(codes)] if len(codes) else []):
+        pair = chr(codes[start] >> 8) + chr(codes[start] & 255)
+        words_with[pair] = numbers[owner[start:stop]].tolist()
         pair_counts[pair] = sum(map(occurrences.__getitem__, words_with[pair]))
     return pair_counts, words_with
 

@@ -54,7 +54,7 @@ def word_kinds() -> np.ndarray:
 
 def _table(members: tuple[tuple[int, str], ...], *, otherwise: int) -> np.ndarray:
     table = np.full(0x110000, otherwise, np.uint8)
-    everything = "".join(map(chr, range(0x110000)))
+    everything = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     for number, pattern in members:
         for match in regex.finditer(pattern, everything):
             table[match.start() : match.end()] = number

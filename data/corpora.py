@@ -38,7 +38,7 @@ class Corpus:
     def __init__(self, sources: str | list[str], reading: Reading, *, cache: Path) -> None:
         self.sources = [sources] if isinstance(sources, str) else list(sources)
         self.given, self.reading, self.cache = sources, reading, cache
-        self.spool = Spool(cache, reading.text_field)
+        self.spool = Spool(cache)
 
     def __enter__(self) -> Corpus:
         return self
@@ -51,7 +51,9 @@ class Corpus:
         for number, source in enumerate(self.sources):
             prefix = own_name(source) if len(self.sources) > 1 else ""
             for file in files_of(source, self.cache, self.spool):
-                yield number, replace(file, name=f"{prefix}/{file.name}") if prefix else file
+                named = replace(file, name=f"{prefix}/{file.name}") if prefix else file
+                if not matches(named.name, self.reading.exclude, default=False):  # need not even be readable
+                    yield number, named
 
     def n_bytes(self) -> int:
         """How much there is to read from the disk."""
@@ -59,16 +61,17 @@ class Corpus:
 
     def blocks(self) -> Iterator[Block]:
         """The corpus in blocks of about BLOCK bytes."""
-        source, n_bytes = 0, 0
+        source = n_bytes = size = 0  # size: in memory, where what is packed takes more
         held: list[Piece] = []
         for number, file in self.files():
             for piece in pieces(file, text_field=self.reading.text_field, separator=self.reading.separator):
-                if held and (number != source or n_bytes + piece.n_bytes > BLOCK or len(held) == MOST_PIECES):
+                more = max(piece.n_bytes, len(piece.content or b""))
+                if held and (number != source or size + more > BLOCK or len(held) == MOST_PIECES):
                     yield Block(source, held, n_bytes)
-                    held, n_bytes = [], 0
+                    held, n_bytes, size = [], 0, 0
                 source = number
                 held.append(piece)
-                n_bytes += piece.n_bytes
+                n_bytes, size = n_bytes + piece.n_bytes, size + more
         if held:
             yield Block(source, held, n_bytes)
 
@@ -77,7 +80,7 @@ class Corpus:
         reading = self.reading
         if n_documents:
             return
-        if left_out.found and (reading.include or reading.exclude):
+        if (left_out.found and reading.include) or reading.exclude:
             raise InputError(
                 f"corpus={self.given!r}: none of its {left_out.found} documents is left after "
                 f"include={reading.include!r}, exclude={reading.exclude!r} and dropping empty ones; see that a pattern "

@@ -140,7 +140,8 @@ def class_shares(text: str) -> tuple[float, float, float]:
         counts += np.bincount(kinds, minlength=counts.size)
     total = max(1, int(counts.sum() - counts[characters.WHITE_SPACE]))
     letters, digits = counts[characters.LETTER] / total, counts[characters.DIGIT] / total
-    return float(letters), float(digits), float(1 - letters - digits) if counts.sum() else 0.0
+    others = counts.sum() - counts[[characters.WHITE_SPACE, characters.LETTER, characters.DIGIT]].sum()
+    return float(letters), float(digits), float(others / total)
 
 
 def repeated_lines(text: str) -> float:

@@ -2,8 +2,8 @@
 
 Near copies are found as Broder (1997) showed: two documents are as similar as the share of their shingles, runs of
 three words, that both have (Jaccard); and of a random order of all shingles, the first one in either document is the
-same with just that probability. A signature keeps one byte of that first shingle for each of 128 orders (Li and König
-2010), so that 128 bytes stand for a document of any length. Signatures that agree in a whole band of bytes (Leskovec,
+same with just that probability. A signature keeps one byte of that first shingle for each of 256 orders (Li and König
+2010), so that 256 bytes stand for a document of any length. Signatures that agree in a whole band of bytes (Leskovec,
 Rajaraman and Ullman, chapter 3) are compared in full. The orders are computed by rensa, the rest by numpy.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 from . import InputError, characters
 from .curate import CurateConfig
 
-SIGNATURE = 128  # bytes a document, and random orders
+SIGNATURE = 256  # bytes a document, and random orders: they tell similarity to about 0.03
+CAUTION = 0.02  # by which they must exceed it: better to keep a near copy than to drop what is none
 SHINGLE = 3  # words
 FEWEST = 8  # shingles: below it similarity says nothing, and a document is only compared as a whole
 PIECE = 250_000  # characters of a document that are looked at together
@@ -86,15 +87,24 @@ def duplicates(
     """
     order = np.argsort(~np.asarray(is_val, bool), kind="stable")  # place in the order -> position
     found: dict[int, Copy] = {}
-    gone: set[int] = set()  # places of documents that another stands for, whether they are removed or not
+    gone: set[int] = set()  # places of documents that are removed, or have the very text of another
+    in_training: dict[int, int] = {}  # of a text that validation has too, the first place in training, if it stays
     for earlier, later in exact_pairs(digests, order):
-        found[int(order[later])] = _copy("duplicate", int(order[earlier]), int(order[later]), is_val, config)
+        copy = _copy("duplicate", int(order[earlier]), int(order[later]), is_val, config)
+        if config.exact_duplicates and not copy.removed and in_training.setdefault(earlier, later) != later:
+            copy = _copy("duplicate", int(order[in_training[earlier]]), int(order[later]), is_val, config)
+        found[int(order[later])] = copy
         gone.add(later)
     if signatures is not None and len(order):
         for earlier, later in near_pairs(signatures, order, config.similarity):
             if earlier not in gone and later not in gone:
-                found[int(order[later])] = _copy("near", int(order[earlier]), int(order[later]), is_val, config)
-                gone.add(later)
+                copy = _copy("near", int(order[earlier]), int(order[later]), is_val, config)
+                found[int(order[later])] = copy
+                if copy.removed:
+                    gone.add(later)
+        for position, copy in found.items():  # what stays beside its equal goes with it
+            if not copy.removed and (first := found.get(copy.of)) and first.removed:
+                found[position] = _copy("near", first.of, position, is_val, config)
     return found
 
 
@@ -120,11 +130,12 @@ def exact_pairs(digests: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, i
 def near_pairs(signatures: np.ndarray, order: np.ndarray, similarity: float) -> Iterator[tuple[int, int]]:
     """(earlier, later) places of documents whose signatures say that they are that similar, by the later one."""
     rows = band_rows(similarity)
-    pairs = []
+    together = np.empty(0, np.int64)  # later * N + earlier, rising; most pairs meet in many bands
     for start in range(0, SIGNATURE - rows + 1, rows):
-        pairs.append(_band_pairs(signatures[:, start : start + rows], signatures, order, similarity))
-    together = np.unique(np.concatenate(pairs), axis=0)  # sorted by the later one
-    yield from ((earlier, later) for later, earlier in together.tolist())
+        pairs = _band_pairs(signatures[:, start : start + rows], signatures, order, similarity)
+        together = np.union1d(together, pairs[:, 0] * len(order) + pairs[:, 1])
+    for later, earlier in (divmod(code, len(order)) for code in map(int, together)):
+        yield earlier, later
 
 
 def band_rows(similarity: float) -> int:
@@ -156,7 +167,7 @@ def _band_pairs(band: np.ndarray, signatures: np.ndarray, order: np.ndarray, sim
             one, two = signatures[order[later]], signatures[order[earlier]]
             # Bytes that agree by chance, one in 256, are taken off. Documents that are too short agree in nothing.
             equal = ((one == two).mean(axis=1) - 1 / 256) / (1 - 1 / 256)
-            near = (equal >= similarity) & one.any(axis=1)
+            near = (equal >= min(1.0, similarity + CAUTION)) & one.any(axis=1)
             found.append(np.stack([later[near], earlier[near]], axis=1))
     return np.concatenate(found)
 

@@ -11,11 +11,11 @@ from typing import IO, Any
 
 from . import InputError
 from .compressed import SUFFIXES, open_stream
+from .jsonl import LONGEST_LINE
 from .sources import File
 
 PIECE = 1 << 20  # bytes that a piece of a large file has at least
 LARGEST_DOCUMENT = 8 << 20  # bytes; a longer text is cut at a paragraph
-LONGEST_LINE = 64 << 20  # bytes of one line of JSON
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 TEXT, LINES, SEPARATED, ROWS, BINARY = "text", "lines", "separated", "rows", "binary"
@@ -66,11 +66,11 @@ def _stream(file: File, kind: str, cut: Callable[[bytes], int]) -> Iterator[Piec
     line, done, whole = 1, 0, True
     with open_stream(Path(file.path), name=file.place if file.shared else file.name) as (stream, packed):
         for content, last in _runs(stream, cut):
-            if line == 1 and kind == TEXT and not file.named and b"\0" in content:
-                yield Piece(BINARY, file.path, file.name, file.named, file.n_bytes, content=b"")
+            if line == 1 and kind != LINES and not file.named and b"\0" in content:
+                yield Piece(BINARY, file.place, file.name, file.named, file.n_bytes, content=b"")
                 return
             now, whole = packed.tell(), whole and last
-            yield Piece(kind, file.path, file.name, file.named, now - done, line, whole, content)
+            yield Piece(kind, file.place, file.name, file.named, now - done, line, whole, content)
             done, line = now, line + content.count(b"\n")
 
 
@@ -106,7 +106,7 @@ def _after_paragraph(content: bytes) -> int:
         if (place := content.rfind(border, LARGEST_DOCUMENT // 2, LARGEST_DOCUMENT)) >= 0:
             return place + len(border)
     place = LARGEST_DOCUMENT
-    while content[place] & 0xC0 == 0x80:
+    while place > LARGEST_DOCUMENT - 3 and content[place] & 0xC0 == 0x80:  # UTF-8 has no more in a row
         place -= 1
     return place
 
@@ -147,5 +147,9 @@ def _table(file: File, text_field: str) -> Iterator[Piece]:
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file.place}: not a readable parquet file ({reason}); copy it again") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file.place}: in rows {row} to {row + 255} there is text that is not UTF-8 ({error})"
+        ) from None
     except OSError as error:
         raise InputError(f"{file.place}: {error.strerror or error}; check the path and its permissions") from None

@@ -105,6 +105,7 @@ def _mapped(file: IO[bytes], dtype: Any) -> np.ndarray:
 def _without_a_name(folder: Path) -> IO[bytes]:
     """A file that vanishes with the process: in `folder` if one can write there, for it may become large."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder)
     except OSError:
         return tempfile.TemporaryFile()

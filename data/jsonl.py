@@ -9,6 +9,8 @@ from pathlib import Path
 from . import InputError
 from .compressed import open_stream
 
+LONGEST_LINE = 64 << 20  # bytes of one line of JSON
+
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
     """(line number from 1, object) of each line of a .jsonl, .jsonl.gz or .jsonl.zst file, however large; blank lines

@@ -38,11 +38,16 @@ class Pool:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Ends the processes, whose memory is then free; what is mapped later is done here."""
         for process, ours in self.workers:
             ours.close()  # ends it
             process.kill()  # even in the middle of something
         for process, _ours in self.workers:
             process.wait()
+        self.workers = []
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """(item, function(item)) of each item, in order. `function` is a module's, or a partial of one.
@@ -59,7 +64,7 @@ class Pool:
             worker = self.workers[number % len(self.workers)][1]
             try:
                 worker.send((function, item))
-            except BrokenPipeError:
+            except (BrokenPipeError, ConnectionResetError):
                 raise _gone() from None
             waiting.append((worker, item))
         while waiting:
@@ -69,7 +74,7 @@ class Pool:
         worker, item = waiting.popleft()
         try:
             error, result = worker.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: it was ended while it sent
             raise _gone() from None
         if error is not None:
             raise error
@@ -84,7 +89,7 @@ def available_cpus() -> int:
 def _start() -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
     with theirs:
-        command = [sys.executable, "-c", START, str(ROOT), str(theirs.fileno())]
+        command = [sys.executable, "-P", "-c", START, str(ROOT), str(theirs.fileno())]
         # One thread each: all cores have a process. A group of its own: Ctrl-C is for us, and we end the workers.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         process = subprocess.Popen(
@@ -97,6 +102,10 @@ def _gone() -> InputError:
     return InputError("a worker process was ended from outside (by a lack of memory?); workers=1 needs the least of it")
 
 
+def _raise(what: str) -> None:
+    raise RuntimeError(what)
+
+
 def serve(descriptor: int) -> None:
     """A worker: applies each function that comes to its item, until the connection ends."""
     connection = Connection(descriptor)
@@ -105,11 +114,13 @@ def serve(descriptor: int) -> None:
     def receive() -> None:
         # In a thread, so that the pool never waits to send while we wait to send to it; and it sees at once that the
         # pool is gone, by kill -9 too.
-        try:
-            while True:
+        while True:
+            try:
                 todo.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)
+            except (EOFError, OSError):
+                os._exit(0)
+            except Exception:  # what came cannot be loaded here: say so in its turn, and go on listening
+                todo.put((_raise, traceback.format_exc()))
 
     threading.Thread(target=receive, daemon=True).start()
     while True:

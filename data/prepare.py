@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from . import InputError, passes
+from . import InputError, memory, passes
 from . import tokenizer as tokenizers
 from .corpora import Corpus
 from .curate import CurateConfig
@@ -301,10 +301,12 @@ def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None
         temporary.mkdir()
         say(f"{name}: {counted(seen.documents)}, {seen.n_bytes:,} bytes; building the tokenizer")
         tokenizer, share = work.build_tokenizer()
+        memory.give_back()  # millions of small objects lived there
         tokenizer.save(temporary / "tokenizer")
         say(f"{name}: encoding, vocabulary of {tokenizer.vocab_size:,}")
         dtype = "uint16" if tokenizer.vocab_size <= 65_536 else "uint32"
         splits, statistics = work.encode(temporary, tokenizer, dtype)
+        work.pool.end()  # the report takes memory too
         for split, figures in splits.items():
             if not figures["documents"]:
                 raise InputError(
@@ -326,7 +328,9 @@ def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None
         pieces = {split: sample(open_split(temporary, split), most=MOST) for split in splits}
         measured = yardsticks(pieces[TRAIN], pieces.get(VAL), tokenizer)
         settings = asdict(config.curate)
-        summary = summarise(statistics, work.ledger, tokenizer, settings=settings, yardsticks=measured)
+        summary = summarise(
+            statistics, work.ledger, tokenizer, settings=settings, yardsticks=measured, documents=seen.documents
+        )
         (temporary / "report.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         show(summary, temporary / PICTURE)
         picture = PICTURE if (temporary / PICTURE).exists() else None

@@ -32,15 +32,21 @@ def summarise(
     *,
     settings: dict[str, Any],
     yardsticks: dict[str, Any] | None = None,
+    documents: int | None = None,
 ) -> Summary:
     """What report.json holds. statistics: by split, `train` and perhaps `val`; settings: asdict of the CurateConfig;
-    yardsticks: what data/yardsticks.py found."""
+    yardsticks: what data/yardsticks.py found; documents: how many are left, where they may be in both splits."""
     splits = {name: split.to_dict(tokenizer) for name, split in statistics.items()}
     curation = {rule: {"what": what_it_is(rule)} | entry for rule, entry in ledger.to_dict().items()}
-    dropped = [entry for rule, entry in curation.items() if not entry["count"] and not rule.endswith(", kept")]
-    kept = {key: sum(split[key] for split in splits.values()) for key in ("documents", "bytes")}
+    removed = [entry for rule, entry in curation.items() if not rule.endswith(", kept")]
+    left = {key: sum(split[key] for split in splits.values()) for key in ("documents", "bytes")}
+    left["documents"] = left["documents"] if documents is None else documents
     return {
-        "read": {key: kept[key] + sum(entry[key] for entry in dropped) for key in ("documents", "bytes")},
+        "read": {
+            "documents": left["documents"] + sum(entry["documents"] for entry in removed if not entry["count"]),
+            "bytes": left["bytes"] + sum(entry["bytes"] for entry in removed),
+        },
+        "left": left,
         "settings": settings,
         "curation": curation,
         "splits": splits,
@@ -113,7 +119,7 @@ def _curation(summary: Summary) -> list[str]:
         examples = ", ".join(code(example, limit=60) for example in entry["examples"][:3])
         size = [f"{entry['bytes']:,}", percent(entry["bytes"] / n_bytes)]
         rows.append([entry["what"], f"{entry['documents']:,}", inside, *size, examples])
-    left = {key: sum(split[key] for split in summary["splits"].values()) for key in ("documents", "bytes")}
+    left = summary["left"]
     text += f", {left['documents']:,} with {left['bytes']:,} bytes ({percent(left['bytes'] / n_bytes)}) are left. "
     columns = "what|> documents|> lines or characters in them|> bytes|> of all|such as"
     return ["## What curation did", "", text + _rules(summary["settings"]), "", *table(columns, rows)]

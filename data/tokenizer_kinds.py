@@ -175,11 +175,17 @@ class SentencePieceTokenizer(Tokenizer):
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         import sentencepiece
 
+        failed: list[BaseException] = []  # in reading the texts: sentencepiece makes a RuntimeError of whatever it is
+
         def lines() -> Iterator[str]:
-            for text in texts:
-                for line in cls.around.split(text)[::2]:
-                    # sentencepiece leaves out lines above 4,192 bytes.
-                    yield from (line[start : start + 1000] for start in range(0, len(line), 1000))
+            try:
+                for text in texts:
+                    for line in cls.around.split(text)[::2]:
+                        # sentencepiece leaves out lines above 4,192 bytes.
+                        yield from (line[start : start + 1000] for start in range(0, len(line), 1000))
+            except BaseException as error:
+                failed.append(error)
+                raise
 
         model = io.BytesIO()
         try:
@@ -201,6 +207,8 @@ class SentencePieceTokenizer(Tokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if failed:
+                raise failed[0] from None
             reason = str(error).splitlines()[0].rpartition("] ")[2] or "no text to train on"
             raise InputError(f"sentencepiece, with tokenizer.vocab_size={config.vocab_size}: {reason}") from None
         content = model.getvalue()

@@ -23,7 +23,7 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, kind: str, *, decay: float = 0.99, fraction: float = 0.1) -> None:
-        self.kind, self.decay, self.fraction = kind, decay, fraction
+        self.model, self.kind, self.decay, self.fraction = model, kind, decay, fraction
         self.parameters = dict(model.named_parameters())
         self.mean: list[Tensor] = []
         self.count = 0  # steps in the mean
@@ -34,6 +34,7 @@ class Average:
         if self.kind == "none":
             return
         if self.kind == "tail" and step <= steps - max(1, round(self.fraction * steps)):
+            self.mean, self.count = [], 0  # a longer run's tail is another
             return
         weights = [sharded.part(p) for p in self.parameters.values()]
         self.count += 1
@@ -54,6 +55,7 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        sharded.forget_gathered(self.model)
         for p, mean in zip(self.parameters.values(), self.mean, strict=False):
             own = sharded.part(p)
             held = own.clone()

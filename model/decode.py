@@ -109,6 +109,9 @@ def make_cache(model: GPT, rows: int, capacity: int, compute: Compute) -> KVCach
     cache = KVCache(model.config, rows, capacity=capacity, device=compute.device, dtype=dtype)
     if compute.device.type == "cpu" and compute.compile:
         cache.keys, cache.values = in_huge_pages(cache.keys), in_huge_pages(cache.values)
+    if compute.device.type == "cuda" and compute.compile:
+        for tensor in (*cache.keys, *cache.values, cache.length, cache.ids):  # a graph that changes what may move is
+            torch._dynamo.mark_static_address(tensor)  # not captured
     return cache
 
 

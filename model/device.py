@@ -37,6 +37,8 @@ class Compute:
     ) -> Compute:
         """Turns `auto` into facts. Raises InputError for what this machine does not have."""
         where = resolve_device(device, local_rank)
+        if where.type == "cuda":  # read once, at the first matrix product; deterministic() needs it
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return Compute(where, resolve_dtype(dtype, where), resolve_compile(compile, where))
 
     @staticmethod
@@ -101,11 +103,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         if name not in DTYPES:
             raise InputError(f"dtype={name!r} is not one of auto, {', '.join(DTYPES)}")
         return DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and cpu_has_bfloat16():
+    if has_bfloat16(device):
         return torch.bfloat16
-    return torch.float32
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; else it is slower than float32, or not there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and cpu_has_bfloat16()
 
 
 def cpu_has_bfloat16() -> bool:
@@ -144,7 +151,6 @@ def deterministic(wanted: bool) -> Iterator[None]:
     if not wanted:  # setting what is already so would import the compiler, which takes a second
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +27,9 @@ GPUS = {
     "T4": GPU(14.6, 65e12),
     "V100": GPU(31.7, 125e12),
     "A10": GPU(22.0, 125e12),
+    "A10G": GPU(22.0, 70e12),
     "L4": GPU(22.0, 121e12),
+    "L40": GPU(44.5, 181e12),
     "L40S": GPU(44.5, 362e12),
     "RTX3090": GPU(23.6, 71e12),
     "RTX4090": GPU(23.6, 165e12),
@@ -44,8 +48,9 @@ ASSUMED_MFU = 0.4  # what well-tuned sharded training of large models reaches; o
 
 def find_gpu(name: str) -> GPU | None:
     """The GPU that a name means: H100, or what the driver calls it, such as `NVIDIA H100 80GB HBM3`."""
-    plain = name.upper().replace(" ", "").replace("GEFORCE", "")
-    known = [key for key in GPUS if key.replace("-", "") in plain.replace("-", "")]
+    words = [word.removesuffix("GB") for word in re.findall(r"\w+", name.upper())]
+    words_and_pairs = {*words, *(a + b for a, b in itertools.pairwise(words))}  # whole words: an RTX A1000 is no A100
+    known = [key for key in GPUS if words_and_pairs.issuperset(key.split("-"))]
     return GPUS[max(known, key=len)] if known else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from . import sharded
 from .device import Compute
 from .gpt import GPT
 from .language_model import LanguageModel, Tokenizer
@@ -24,7 +25,8 @@ def sample_text(
     try:
         lm = LanguageModel(model, tokenizer, replace(compute, compile=False), Path())
         sampling = SamplingConfig(temperature=0.8)
-        return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
+        with sharded.gathered(model):
+            return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
     finally:
         model._compiled_call_impl = compiled
         model.train(was_training)

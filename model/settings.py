@@ -12,7 +12,7 @@ from . import InputError, parallel
 from .attention import choose_kernel
 from .average import KINDS
 from .budget import seconds_of
-from .device import Compute, cpu_has_bfloat16
+from .device import Compute, has_bfloat16
 from .evaluate import summed_loss
 from .gpt import GPT
 from .microbatch import best_rows
@@ -126,10 +126,9 @@ def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World, *
     Device and compile stay as they were asked for: a run may go on elsewhere. Newton-Schulz, Muon's iteration,
     tolerates bfloat16 and takes it where that is fast, whatever the model's own format.
     """
-    fast = compute.device.type == "cuda" or (compute.device.type == "cpu" and cpu_has_bfloat16())
     optimizer = cfg.optimizer
     if optimizer.newton_schulz == "auto":
-        optimizer = replace(optimizer, newton_schulz="bfloat16" if fast else "float32")
+        optimizer = replace(optimizer, newton_schulz="bfloat16" if has_bfloat16(compute.device) else "float32")
     share = cfg.batch_size // world.size
     rows = cfg.micro_batch
     if rows == "auto":

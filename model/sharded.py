@@ -6,7 +6,9 @@ so an optimizer or a checkpoint is written once, for both.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -59,6 +61,25 @@ def part(tensor: Any) -> Tensor:
 def whole(tensor: Any) -> Tensor:
     """The tensor with the rows of all ranks, on each of them; all must ask."""
     return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
+
+
+def forget_gathered(model: nn.Module) -> None:
+    """To be called where weights were changed: FSDP keeps those outside the blocks gathered after an evaluation."""
+    reshard: Any = getattr(model, "reshard", None)
+    if reshard is not None:
+        reshard()
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside it parts of the model other than itself can be called; all ranks must ask, and call the same."""
+    unshard: Any = getattr(model, "unshard", None)
+    if unshard is not None:
+        unshard()
+    try:
+        yield
+    finally:
+        forget_gathered(model)
 
 
 def rows_of(tensor: Tensor) -> slice:
@@ -164,9 +185,10 @@ class Owners:
 def exchange(outgoing: list[list[Tensor]], arriving: list[list[Tensor]]) -> None:
     """Sends outgoing[r] to rank r and fills arriving[r] from it; the shapes must agree on both sides."""
     sizes = [[sum(piece.numel() for piece in pieces) for pieces in side] for side in (outgoing, arriving)]
-    sent = torch.cat([piece.flatten() for pieces in outgoing for piece in pieces])
+    targets = [piece for pieces in arriving for piece in pieces]
+    rows = [piece.flatten() for pieces in outgoing for piece in pieces]
+    sent = torch.cat(rows) if rows else targets[0].new_empty(0)  # of more ranks than matrices some own none
     received = sent.new_empty(sum(sizes[1]))
     dist.all_to_all_single(received, sent, sizes[1], sizes[0])
-    targets = [piece for pieces in arriving for piece in pieces]
     for target, values in zip(targets, received.split([target.numel() for target in targets]), strict=True):
         target.copy_(values.view_as(target))

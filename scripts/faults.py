@@ -77,8 +77,8 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     expected = before.step if before else 0
     log = Path(cfg.out) / "attempt.log"
     any_moment, share = moments.random() < 0.1, moments.random()
-    how = ("steps=1000000000", f"resume={'true' if before else 'auto'}")
-    how += (f"save_in_background={in_background(cfg, number)}",)
+    how = ["steps=1000000000", f"resume={'true' if before else 'auto'}"]
+    how.append(f"save_in_background={in_background(cfg, number)}")
     with log.open("w", encoding="utf-8") as file:
         start = time.monotonic()
         process = subprocess.Popen(command(cfg, "killed", *how), stdout=file, stderr=subprocess.STDOUT)

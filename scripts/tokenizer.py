@@ -177,7 +177,10 @@ def beginning(texts: list[str], most: int) -> list[str]:
 
 
 def show(cfg: ToolConfig) -> None:
-    text = sys.stdin.read() if cfg.text is None else cfg.text
+    try:
+        text = sys.stdin.buffer.read().decode() if cfg.text is None else cfg.text
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 ({error}); convert it (iconv)") from None
     needed = any(name.partition(":")[0] in TRAINED and not os.path.exists(name) for name in cfg.names)
     texts = texts_of(cfg) if needed else []
     for name in cfg.names:

@@ -31,6 +31,19 @@ def test_tail_is_the_plain_mean_of_the_last_steps_and_begins_there():
     assert seen[15:] == pytest.approx([sum(range(16, step + 1)) / (step - 15) for step in range(16, 21)])
 
 
+def test_a_run_made_longer_after_its_tail_begins_another_tail():
+    model = make("modern", n_layer=1)
+    average = Average(model, "tail", fraction=0.1)
+    for step in range(1, 41):
+        model.embed.weight.data.fill_(step)
+        average.update(step, 20 if step <= 20 else 40)
+        with average.applied():
+            seen = model.embed.weight[0, 0].item()
+        assert seen == (
+            19.5 if step == 20 else pytest.approx(sum(range(37, step + 1)) / (step - 36)) if step > 36 else step
+        )
+
+
 def test_ema_starts_as_a_plain_mean_and_then_forgets():
     seen, _ = path("ema", 40, decay=0.9)
     assert seen[:10] == pytest.approx([(step + 1) / 2 for step in range(1, 11)])
