@@ -24,6 +24,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 3  # items that a worker may hold: one at work, the others so that it need not wait
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # all cores have a process
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "4000000",  # bytes; glibc raises it by itself, and then keeps what large arrays leave
+    "MALLOC_TRIM_THRESHOLD_": "4000000",
+}
 ROOT = Path(__file__).resolve().parent.parent
 START = "import sys; sys.path.insert(0, sys.argv[1]); from data.pool import serve; serve(int(sys.argv[2]))"
 
@@ -90,8 +97,8 @@ def _start() -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
     with theirs:
         command = [sys.executable, "-P", "-c", START, str(ROOT), str(theirs.fileno())]
-        # One thread each: all cores have a process. A group of its own: Ctrl-C is for us, and we end the workers.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+        # A group of its own: Ctrl-C is for us, and we end the workers.
+        environment = os.environ | ENVIRONMENT
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], process_group=0, env=environment, stdin=subprocess.DEVNULL
         )
