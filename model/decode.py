@@ -13,10 +13,11 @@ from .cache import KVCache
 from .device import Compute
 from .gpt import GPT
 from .memory import in_huge_pages, move_to_huge_pages
+from .straight import Graph, Straight
 
 BLOCK = 64  # a compiled step on a CPU looks at a multiple of so many slots
 Step = Callable[[GPT, KVCache, Tensor, Compute], Tensor]
-_compiled: WeakKeyDictionary[GPT, dict[tuple, Step]] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[GPT, dict[tuple, tuple[Step, Graph]]] = WeakKeyDictionary()
 
 
 class Decoder:
@@ -68,13 +69,17 @@ class Decoder:
     @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
         """One more token in each row: ids (B,) -> logits (B, V). A row that is full loses its last token first."""
-        self.cache.length.clamp_(max=self.capacity - 1)
+        if self.compiled and self.compute.device.type == "cpu":
+            if (held := int(self.length)) >= self.capacity:
+                self.length.fill_(held := self.capacity - 1)
+            self.cache.look((held // BLOCK + 1) * BLOCK)
+            return self._step(self.model, self.cache, ids[:, None], self.compute)[:, 0]
+        self.length.clamp_(max=self.capacity - 1)
         if not self.compiled:
             return step(self.model, self.cache, ids[:, None], self.compute)[:, 0]
-        on_cpu = self.compute.device.type == "cpu"
-        self.cache.look((int(self.length) // BLOCK + 1) * BLOCK if on_cpu else self.cache.capacity)
+        self.cache.look(self.cache.capacity)
         logits = self._step(self.model, self.cache, ids[:, None].contiguous(), self.compute)[:, 0]
-        return logits if on_cpu else logits.clone()  # a captured graph writes its next logits over these
+        return logits.clone()  # a captured graph writes its next logits over these
 
     @torch.no_grad()
     def extend(self, ids: Tensor) -> Tensor:
@@ -125,18 +130,21 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
     key = (rows, capacity, compute, model.training, type(model.unembed))
     known = _compiled.setdefault(model, {})
     if key not in known:
-        options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
+        options: dict = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+        graph = Graph()
         if compute.device.type == "cpu":
             move_to_huge_pages(model)
         else:
-            options["triton.cudagraphs"] = True
+            options |= {"triton.cudagraphs": True, "size_asserts": False}
         own = FunctionType(step.__code__.replace(), step.__globals__)
-        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+        backend = graph if compute.device.type == "cpu" else "inductor"
+        compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
         cache = make_cache(model, rows, capacity, compute)
         if compute.device.type == "cpu":
             cache.look(BLOCK)
             torch._dynamo.mark_dynamic(cache.slots, 0)
         with torch.no_grad():
             compiled(model, cache, torch.zeros(rows, 1, dtype=torch.int64, device=compute.device), compute)
-        known[key] = compiled
-    return known[key]
+        known[key] = compiled, graph
+    compiled, graph = known[key]
+    return Straight(compiled, graph) if compute.device.type == "cpu" else compiled
