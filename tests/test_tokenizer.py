@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +332,17 @@ def test_too_small_a_sentencepiece_vocabulary_is_an_input_error() -> None:
     with pytest.raises(InputError, match="vocab_size=260") as caught:
         build(TokenizerConfig(kind="sentencepiece", vocab_size=260), CORPUS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [InputError("changed"), KeyboardInterrupt(), OSError("gone")])
+def test_a_failure_in_reading_is_not_sentencepieces(error: BaseException) -> None:
+    def texts() -> Iterator[str]:
+        yield "some words and more words " * 50
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        build(TokenizerConfig("sentencepiece", vocab_size=300), texts())
+    assert caught.value is error
 
 
 def test_named_encodings_without_a_network_point_to_ranks_files(monkeypatch: pytest.MonkeyPatch) -> None:
