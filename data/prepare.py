@@ -245,11 +245,8 @@ class Preparation:
             read = partial(passes.training_text, rules, share)
             found = self.over("tokenizer", read, self.tasks())
             tokenizer = tokenizers.build(wanted, (text for _, texts in found for text in texts))
-        if tokenizer.vocab_size < wanted.vocab_size:
-            self.say(
-                f"tokenizer.vocab_size={wanted.vocab_size} is more than this text can give: it has "
-                f"{tokenizer.vocab_size:,} tokens"
-            )
+        if line := tokenizers.shortfall(wanted, tokenizer):
+            self.say(line)
         return tokenizer, share
 
     def encode(
