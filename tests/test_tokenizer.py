@@ -297,6 +297,14 @@ def test_patterns_that_one_of_the_two_engines_refuses(pattern: str) -> None:
         build(TokenizerConfig(pattern=pattern), ["abc"])
 
 
+@pytest.mark.parametrize("pattern", ["gpt9", "GPT-4", "cl100k_base"])
+def test_a_bare_word_is_no_pattern(pattern: str, tmp_path: Path) -> None:
+    (problem,) = TokenizerConfig(pattern=pattern).problems()
+    assert all(part in problem for part in (repr(pattern), "gpt2", "gpt4")) and "\n" not in problem
+    assert not TokenizerConfig(pattern=pattern, kind="char").problems()
+    assert not TokenizerConfig(pattern=r"\w").problems()
+
+
 @pytest.mark.parametrize("ids", [[-1], [0, 10**9], [257], np.array([300])])
 def test_an_id_of_another_tokenizer_is_an_input_error(ids) -> None:
     with pytest.raises(InputError, match="is not in 0 to 256"):
