@@ -94,10 +94,15 @@ def split(texts: list[str]) -> tuple[list[str], list[str]]:
     return [text for n, text in numbered if n % HELD_OUT], [text for n, text in numbered if not n % HELD_OUT]
 
 
+def trained_here(name: str) -> bool:
+    """Whether a name means a tokenizer to be trained; else it is there already, and who knows what it has seen."""
+    return name.partition(":")[0] in TRAINED and not os.path.exists(name)
+
+
 def named(cfg: ToolConfig, name: str, texts: list[str] | None) -> Tokenizer:
     """The tokenizer that a name stands for; texts: to learn from, None if there are none."""
     kind, _, size = name.partition(":")
-    if kind in TRAINED and not os.path.exists(name):
+    if trained_here(name):
         if size and not size.isdecimal():
             raise InputError(f"tokenizers: {name!r}: {size!r} is not a size; write {kind}:4096")
         if texts is None:
@@ -153,6 +158,7 @@ def compare(cfg: ToolConfig) -> None:
             {
                 "name": name,
                 "kind": tokenizer.kind,
+                "trained_here": trained_here(name),
                 "vocab_size": tokenizer.vocab_size,
                 "tokens": tokens,
                 "bytes_per_token": n_bytes / max(1, tokens),
@@ -164,7 +170,9 @@ def compare(cfg: ToolConfig) -> None:
                 },
             }
         )
-    where = f"{len(held):,} documents that none was trained on here" if len(texts) >= HELD_OUT else "the training text"
+    where = "the training text"
+    if len(texts) >= HELD_OUT:
+        where = f"{len(held):,} documents that what is trained here does not learn from"
     comparison_table(rows, title=f"{n_bytes:,} bytes, {where}")
     if cfg.json:
         Path(cfg.json).write_text(json.dumps({"bytes": n_bytes, "tokenizers": rows}, indent=1) + "\n", encoding="utf-8")
@@ -181,8 +189,7 @@ def show(cfg: ToolConfig) -> None:
         text = sys.stdin.buffer.read().decode() if cfg.text is None else cfg.text
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 ({error}); convert it (iconv)") from None
-    needed = any(name.partition(":")[0] in TRAINED and not os.path.exists(name) for name in cfg.names)
-    texts = texts_of(cfg) if needed else []
+    texts = texts_of(cfg) if any(map(trained_here, cfg.names)) else []
     for name in cfg.names:
         tokenizer = named(cfg, name, texts)
         ids = tokenizer.encode(text)

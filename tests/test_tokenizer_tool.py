@@ -48,6 +48,10 @@ def test_train_show_compare_export(corpus: Path, tmp_path: Path) -> None:
     assert figures["tokenizers"][0]["tokens"] == sum(len(tokenizer.encode(text)) for text in held)
     assert figures["tokenizers"][1]["fertility"]["Cyrillic"]["per_character"] == 1
     assert "Cyrillic" in ended.out and "bytes/token" in ended.out
+    # Only what is trained here has surely not learned from the documents that it is compared on.
+    assert [row["trained_here"] for row in figures["tokenizers"]] == [False, True, True]
+    assert "tok *" in ended.out and "char *" not in ended.out and "bpe:300 *" not in ended.out
+    assert "may have been trained on this text" in ended.out
 
     ended = run("mode=export", "tokenizers=tok", "out=.", cwd=tmp_path)
     assert ended.status == 0 and not ended.err, ended.err
