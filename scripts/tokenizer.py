@@ -18,6 +18,7 @@ from data import InputError
 from data.corpora import documents
 from data.fertility import Words, fertility
 from data.huggingface import exported
+from data.reading import LeftOut, Reading
 from data.tokenizer import Tokenizer, TokenizerConfig, build, load, shortfall
 
 MODES = ("train", "compare", "show", "export")
@@ -42,7 +43,10 @@ class ToolConfig:
     corpus: Any = "shakespeare"  # train, compare, show: what is learned from and compared on
     include: Any = None
     exclude: Any = None
-    text_field: str = "text"
+    text_field: str = "text"  # this and the next three as python -m scripts.prepare takes them (data/prepare.py)
+    document_separator: str | None = None  # a line equal to it stands between the documents of one file of text
+    invalid_utf8: str = "auto"  # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
+    broken_lines: int = 0  # so many broken lines of .jsonl files are left out; one more is an error
     datasets: str = "datasets"  # where downloads are kept
     text: str | None = None  # show; null: standard input
     out: str | None = None  # train: a new folder; export: the tokenizer.json to write
@@ -63,10 +67,10 @@ class ToolConfig:
             found.append("tokenizers is required: the folder of the one to export, such as tokenizers=out/tokenizer")
         if self.mode in ("compare", "show") and not names:
             found.append("tokenizers is required: for example tokenizers=[bpe:4096,unigram:4096,out/tokenizer]")
-        for name, least in (("workers", 0), ("max_bytes", 1)):
+        for name, least in (("workers", 0), ("max_bytes", 1), ("broken_lines", 0)):
             if getattr(self, name) < least:
                 found.append(f"{name}={getattr(self, name)} must be at least {least}")
-        return found
+        return found + Reading(separator=self.document_separator, invalid_utf8=self.invalid_utf8).problems()
 
     @property
     def names(self) -> list[Any]:
@@ -76,14 +80,22 @@ class ToolConfig:
 
 
 def texts_of(cfg: ToolConfig) -> list[str]:
+    left_out = LeftOut()
     found = documents(
         cfg.corpus,
         include=cfg.include,
         exclude=cfg.exclude,
         text_field=cfg.text_field,
+        document_separator=cfg.document_separator,
+        invalid_utf8=cfg.invalid_utf8,
+        broken_lines=cfg.broken_lines,
         cache=Path(cfg.datasets).expanduser(),
+        left_out=left_out,
     )
-    return [document.text for document in found]
+    texts = [document.text for document in found]
+    if line := str(left_out):
+        print(line)
+    return texts
 
 
 def split(texts: list[str]) -> tuple[list[str], list[str]]:
