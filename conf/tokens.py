@@ -12,19 +12,22 @@ MOST_SCRIPTS = 4
 
 def comparison_table(rows: Sequence[Row], *, title: str) -> None:
     """Prints a row a tokenizer: `name`, `vocab_size`, `bytes_per_token`, `used` (share of the vocabulary), and
-    `megabytes_per_second`; of the most frequent scripts `fertility`, {script: {`per_word`, `per_character`}}."""
+    `megabytes_per_second`; of the most frequent scripts `fertility`, {script: {`per_word`, `per_character`}}.
+    One that was not `trained_here` is marked."""
     page = Page()
     scripts = list(dict.fromkeys(script for row in rows for script in row["fertility"]))[:MOST_SCRIPTS]
-    caption = "of each script: tokens/word and tokens/character, of words as runs of its letters"
+    captions = ["of each script: tokens/word and tokens/character, of words as runs of its letters"] if scripts else []
+    if not all(row["trained_here"] for row in rows):
+        captions.append("* was loaded: it may have been trained on this text")
     columns = ["*tokenizer", "vocabulary", "used", "bytes/token", "MB/s", *scripts]
-    table = page.table(title, columns, caption if scripts else "")
+    table = page.table(title, columns, "\n".join(captions))
     for row in rows:
         cells = [f"{row['vocab_size']:,}", f"{row['used']:.1%}", f"{row['bytes_per_token']:.3f}"]
         cells.append(f"{row['megabytes_per_second']:.1f}")
         for script in scripts:
             found = row["fertility"].get(script)
             cells.append(f"{found['per_word']:.2f} {found['per_character']:.2f}" if found else "")
-        table.add_row(page.plain(row["name"]), *cells)
+        table.add_row(page.plain(row["name"] + ("" if row["trained_here"] else " *")), *cells)
     page.print(table)
 
 

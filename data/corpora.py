@@ -98,6 +98,8 @@ def documents(
     exclude: str | list[str] | None = None,
     text_field: str = "text",
     document_separator: str | None = None,
+    invalid_utf8: str = "auto",
+    broken_lines: int = 0,
     cache: str | Path = "datasets",
     left_out: LeftOut | None = None,
 ) -> Iterator[Document]:
@@ -106,10 +108,11 @@ def documents(
     A .jsonl file holds one document a line, in its `text_field`, a .parquet file one a row; .gz and .zst are unpacked;
     a line equal to document_separator ends a document in other files. include, exclude: patterns on the names of
     documents or files, in which `*` also crosses "/". What was left out is noted in `left_out`. In folders and glob
-    patterns hidden files are passed over, and so are binary ones; empty documents always are.
+    patterns hidden files are passed over, and so are binary ones; empty documents always are. invalid_utf8 and
+    broken_lines as in PrepareConfig (prepare.py).
     Raises InputError if nothing is left.
     """
-    reading = Reading(include, exclude, text_field, document_separator)
+    reading = Reading(include, exclude, text_field, document_separator, invalid_utf8)
     left_out, kept = left_out or LeftOut(), 0
     with Corpus(corpus, reading, cache=Path(cache)) as opened:
         for block in opened.blocks():
@@ -118,5 +121,5 @@ def documents(
                 for document in documents_of(piece, reading, noted):
                     kept += 1
                     yield document
-                left_out.merge(noted, broken_lines=0)
+                left_out.merge(noted, broken_lines=broken_lines)
         opened.check_not_empty(kept, left_out)

@@ -24,7 +24,7 @@ from .ledger import Ledger
 from .manifest import about, corpus_name, provenance, tokenizer_settings, whole_or_why
 from .passes import Encoding, Rules, Task
 from .pool import Pool, available_cpus
-from .reading import INVALID, LeftOut, Reading
+from .reading import LeftOut, Reading
 from .references import sample
 from .report import report, summarise
 from .shards import DTYPES, FORMAT, SplitWriter, open_split
@@ -72,14 +72,15 @@ class PrepareConfig:
                 found.append(f"{name}={value!r} must be a string or a list of strings, none of them empty")
         if not 0 <= self.val_fraction < 1:
             found.append(f"val_fraction={self.val_fraction} must be at least 0 and below 1")
-        if self.invalid_utf8 not in INVALID:
-            found.append(f"invalid_utf8={self.invalid_utf8!r} is not one of {', '.join(INVALID)}")
-        if self.document_separator is not None and (not self.document_separator or "\n" in self.document_separator):
-            found.append(f"document_separator={self.document_separator!r} must be a line of text, without its end")
+        found += self.reading.problems()
         for name, least in (("broken_lines", 0), ("workers", 0), ("tokenizer_sample", 1)):
             if getattr(self, name) < least:
                 found.append(f"{name}={getattr(self, name)} must be at least {least}")
         return found + self.tokenizer.problems() + self.curate.problems()
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.include, self.exclude, self.text_field, self.document_separator, self.invalid_utf8)
 
 
 class Progress(Protocol):
@@ -109,10 +110,9 @@ def prepare(
     if problems := config.problems():
         raise InputError("; ".join(problems))
     folder, name = Path(config.datasets).expanduser(), corpus_name(config.corpus)
-    reading = Reading(config.include, config.exclude, config.text_field, config.document_separator, config.invalid_utf8)
     try:
         with ExitStack() as held:
-            corpus = held.enter_context(Corpus(config.corpus, reading, cache=folder))
+            corpus = held.enter_context(Corpus(config.corpus, config.reading, cache=folder))
             work = held.enter_context(Preparation(config, corpus, say, progress))
             work.scan()
             target = folder / f"{name}-{work.fingerprint[:12]}"
@@ -245,11 +245,8 @@ class Preparation:
             read = partial(passes.training_text, rules, share)
             found = self.over("tokenizer", read, self.tasks())
             tokenizer = tokenizers.build(wanted, (text for _, texts in found for text in texts))
-        if tokenizer.vocab_size < wanted.vocab_size:
-            self.say(
-                f"tokenizer.vocab_size={wanted.vocab_size} is more than this text can give: it has "
-                f"{tokenizer.vocab_size:,} tokens"
-            )
+        if line := tokenizers.shortfall(wanted, tokenizer):
+            self.say(line)
         return tokenizer, share
 
     def encode(

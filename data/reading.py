@@ -45,6 +45,15 @@ class Reading:
     separator: str | None = None
     invalid_utf8: str = "auto"
 
+    def problems(self) -> list[str]:
+        """What is wrong with it, under the names of the settings."""
+        found = []
+        if self.invalid_utf8 not in INVALID:
+            found.append(f"invalid_utf8={self.invalid_utf8!r} is not one of {', '.join(INVALID)}")
+        if self.separator is not None and (not self.separator or "\n" in self.separator):
+            found.append(f"document_separator={self.separator!r} must be a line of text, without its end")
+        return found
+
 
 @dataclass
 class LeftOut:

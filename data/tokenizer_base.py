@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import InputError, bpe
-from .pretokenize import Pattern
+from .pretokenize import PATTERNS, Pattern
 
 END = "<|endoftext|>"  # follows each document and starts the stream; an empty prompt is it
 UNKNOWN = "<|unknown|>"  # of kind char: stands for each character that the training text did not have
@@ -59,6 +59,9 @@ class TokenizerConfig:
         if self.min_frequency < 1:
             found.append(f"tokenizer.min_frequency={self.min_frequency} must be at least 1")
         if self.kind in ("bpe", "tiktoken"):
+            if self.pattern not in PATTERNS and re.fullmatch(r"[\w-]+", self.pattern):  # it could match itself alone
+                names = " nor ".join(PATTERNS)
+                found.append(f"tokenizer.pattern={self.pattern!r} is neither {names}, nor a regular expression")
             try:
                 bpe.production_encoder(bpe.SINGLE_BYTES, Pattern(self.pattern))
             except InputError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -13,7 +14,11 @@ from conf import cli
 from conf.runs import train
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+T95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
 
 
 @dataclass
@@ -95,9 +100,10 @@ def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def as_name(settings: str) -> str:
-    """Of the runs with these settings, which many a pair may share."""
-    return re.sub(r"[^\w.=]+", "-", settings).strip("-") or "as-it-is"
+def as_name(settings: str, words: list[str]) -> str:
+    """Of the run of one side's settings, which many a pair may share: `words` are all that it is called with."""
+    known = re.sub(r"[^\w.=]+", "-", settings)[:100].strip("-") or "as-it-is"
+    return f"{known}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]}"
 
 
 def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
@@ -106,7 +112,7 @@ def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
         ends = {}
         for side, settings in (("a", a), ("b", b)):  # in turn, so that a machine's moods strike both
             words = [*shlex.split(cfg.common), *shlex.split(settings), f"seed={seed}"]
-            ends[side] = train(Path(cfg.out) / "runs" / f"{as_name(settings)}-{seed}", words)
+            ends[side] = train(Path(cfg.out) / "runs" / as_name(settings, words), words)
             print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
         if ends["a"]["tokens"] != ends["b"]["tokens"]:
             raise cli.InputError(

@@ -59,6 +59,12 @@ def in_background(cfg: FaultsConfig, number: int) -> bool:
     return number % 2 == 1 if cfg.background is None else cfg.background
 
 
+def figures(run_dir: Path) -> int | None:
+    """Which file of figures is there: a process replaces that of the one before it, which knows of lost steps too."""
+    path = run_dir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
+
+
 def last_step(run_dir: Path) -> int:
     """The last completed step that the run wrote down."""
     path = run_dir / "metrics.jsonl"
@@ -74,7 +80,7 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     moments = random.Random(cfg.seed * 1_000_003 + number)
     run_dir = Path(cfg.out) / "killed"
     before = checkpoint.newest(run_dir, say=print)
-    expected = before.step if before else 0
+    expected, earlier = before.step if before else 0, figures(run_dir)
     log = Path(cfg.out) / "attempt.log"
     any_moment, share = moments.random() < 0.1, moments.random()
     how = ["steps=1000000000", f"resume={'true' if before else 'auto'}"]
@@ -82,7 +88,7 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     with log.open("w", encoding="utf-8") as file:
         start = time.monotonic()
         process = subprocess.Popen(command(cfg, "killed", *how), stdout=file, stderr=subprocess.STDOUT)
-        while not any_moment and process.poll() is None and not trains(log, run_dir, expected):
+        while not any_moment and process.poll() is None and not trains(run_dir, expected, earlier):
             time.sleep(0.002)
         usual_start = 4.0 if any_moment else 0.0
         while process.poll() is None and time.monotonic() - start < share * usual_start:
@@ -99,12 +105,12 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
             raise InputError(f"{log}: went on from step {found} instead of {expected}")
     now = checkpoint.newest(run_dir, say=print)
     intact = now.step if now else 0
-    return (last_step(run_dir) if "parameters," in said else intact), intact  # else the figures are an earlier one's
+    return (last_step(run_dir) if figures(run_dir) != earlier else intact), intact
 
 
-def trains(log: Path, run_dir: Path, step: int) -> bool:
-    """Whether the process that writes this log has begun to train."""
-    return "parameters," in log.read_text(encoding="utf-8") and last_step(run_dir) > step
+def trains(run_dir: Path, step: int, earlier: int | None) -> bool:
+    """Whether a process that began with these figures there, and goes on from that step, has trained."""
+    return figures(run_dir) != earlier and last_step(run_dir) > step
 
 
 def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:

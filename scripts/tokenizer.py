@@ -18,6 +18,7 @@ from data import InputError
 from data.corpora import documents
 from data.fertility import Words, fertility
 from data.huggingface import exported
+from data.reading import LeftOut, Reading
 from data.tokenizer import Tokenizer, TokenizerConfig, build, load, shortfall
 
 MODES = ("train", "compare", "show", "export")
@@ -42,7 +43,10 @@ class ToolConfig:
     corpus: Any = "shakespeare"  # train, compare, show: what is learned from and compared on
     include: Any = None
     exclude: Any = None
-    text_field: str = "text"
+    text_field: str = "text"  # this and the next three as python -m scripts.prepare takes them (data/prepare.py)
+    document_separator: str | None = None  # a line equal to it stands between the documents of one file of text
+    invalid_utf8: str = "auto"  # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
+    broken_lines: int = 0  # so many broken lines of .jsonl files are left out; one more is an error
     datasets: str = "datasets"  # where downloads are kept
     text: str | None = None  # show; null: standard input
     out: str | None = None  # train: a new folder; export: the tokenizer.json to write
@@ -63,10 +67,10 @@ class ToolConfig:
             found.append("tokenizers is required: the folder of the one to export, such as tokenizers=out/tokenizer")
         if self.mode in ("compare", "show") and not names:
             found.append("tokenizers is required: for example tokenizers=[bpe:4096,unigram:4096,out/tokenizer]")
-        for name, least in (("workers", 0), ("max_bytes", 1)):
+        for name, least in (("workers", 0), ("max_bytes", 1), ("broken_lines", 0)):
             if getattr(self, name) < least:
                 found.append(f"{name}={getattr(self, name)} must be at least {least}")
-        return found
+        return found + Reading(separator=self.document_separator, invalid_utf8=self.invalid_utf8).problems()
 
     @property
     def names(self) -> list[Any]:
@@ -76,14 +80,22 @@ class ToolConfig:
 
 
 def texts_of(cfg: ToolConfig) -> list[str]:
+    left_out = LeftOut()
     found = documents(
         cfg.corpus,
         include=cfg.include,
         exclude=cfg.exclude,
         text_field=cfg.text_field,
+        document_separator=cfg.document_separator,
+        invalid_utf8=cfg.invalid_utf8,
+        broken_lines=cfg.broken_lines,
         cache=Path(cfg.datasets).expanduser(),
+        left_out=left_out,
     )
-    return [document.text for document in found]
+    texts = [document.text for document in found]
+    if line := str(left_out):
+        print(line)
+    return texts
 
 
 def split(texts: list[str]) -> tuple[list[str], list[str]]:
@@ -94,10 +106,15 @@ def split(texts: list[str]) -> tuple[list[str], list[str]]:
     return [text for n, text in numbered if n % HELD_OUT], [text for n, text in numbered if not n % HELD_OUT]
 
 
+def trained_here(name: str) -> bool:
+    """Whether a name means a tokenizer to be trained; else it is there already, and who knows what it has seen."""
+    return name.partition(":")[0] in TRAINED and not os.path.exists(name)
+
+
 def named(cfg: ToolConfig, name: str, texts: list[str] | None) -> Tokenizer:
     """The tokenizer that a name stands for; texts: to learn from, None if there are none."""
     kind, _, size = name.partition(":")
-    if kind in TRAINED and not os.path.exists(name):
+    if trained_here(name):
         if size and not size.isdecimal():
             raise InputError(f"tokenizers: {name!r}: {size!r} is not a size; write {kind}:4096")
         if texts is None:
@@ -153,6 +170,7 @@ def compare(cfg: ToolConfig) -> None:
             {
                 "name": name,
                 "kind": tokenizer.kind,
+                "trained_here": trained_here(name),
                 "vocab_size": tokenizer.vocab_size,
                 "tokens": tokens,
                 "bytes_per_token": n_bytes / max(1, tokens),
@@ -164,7 +182,9 @@ def compare(cfg: ToolConfig) -> None:
                 },
             }
         )
-    where = f"{len(held):,} documents that none was trained on here" if len(texts) >= HELD_OUT else "the training text"
+    where = "the training text"
+    if len(texts) >= HELD_OUT:
+        where = f"{len(held):,} documents that what is trained here does not learn from"
     comparison_table(rows, title=f"{n_bytes:,} bytes, {where}")
     if cfg.json:
         Path(cfg.json).write_text(json.dumps({"bytes": n_bytes, "tokenizers": rows}, indent=1) + "\n", encoding="utf-8")
@@ -181,8 +201,7 @@ def show(cfg: ToolConfig) -> None:
         text = sys.stdin.buffer.read().decode() if cfg.text is None else cfg.text
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 ({error}); convert it (iconv)") from None
-    needed = any(name.partition(":")[0] in TRAINED and not os.path.exists(name) for name in cfg.names)
-    texts = texts_of(cfg) if needed else []
+    texts = texts_of(cfg) if any(map(trained_here, cfg.names)) else []
     for name in cfg.names:
         tokenizer = named(cfg, name, texts)
         ids = tokenizer.encode(text)

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from conf.cli import InputError
-from scripts.ablations import AblationsConfig, Result, markdown, read_pairs
+from scripts.ablations import T95, AblationsConfig, Result, markdown, read_pairs
 
 from .programs import NANO, ok, run
 
@@ -20,6 +20,8 @@ def test_the_interval_is_the_paired_t_interval():
     # differences -0.1, -0.2, -0.1: standard deviation 0.0577, over the root of 3, times t(2) = 4.303
     assert result.margin == pytest.approx(0.1434, abs=1e-4) and result.verdict == "no difference shown"
     assert Result("x", "", "", a_losses=[3.0, 3.2], b_losses=[2.0, 2.2]).verdict == "B is better"
+    many = Result("x", "", "", a_losses=[0.0] * 11, b_losses=[0.0, 1.0] * 5 + [0.0])
+    assert many.margin == pytest.approx(2.228 * 0.5222 / 11**0.5, abs=1e-4) and len(T95) == 30
     assert "| x | as it is | as it is | 3.1000 ± 0.1000 | 2.9667 ± 0.0577 |" in markdown([result], AblationsConfig())
 
 
@@ -45,7 +47,15 @@ def test_a_pair_is_trained_compared_and_not_done_again(poem, tmp_path, monkeypat
     [figures] = json.loads((tmp_path / "out" / "ablations.json").read_text())
     assert len(figures["a_losses"]) == 2 and figures["tokens"] == 4 * 4 * 32 and figures["difference"] > 0
     assert (tmp_path / "out" / "ablations.md").read_text() in first
-    assert ok("ablations", *options, "seeds=2") == first
+    runs = sorted((tmp_path / "out" / "runs").iterdir())
+    assert ok("ablations", *options, "seeds=2") == first and len(runs) == 4
+    # Other settings of every run make other runs, and none goes on from one of these.
+    before = [(run / "metrics.jsonl").read_text() for run in runs]
+    longer = [options[0].replace("steps=4", "steps=5"), *options[1:]]
+    ok("ablations", *longer, "seeds=2")
+    [figures] = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    assert figures["tokens"] == 5 * 4 * 32 and len(list((tmp_path / "out" / "runs").iterdir())) == 8
+    assert [(run / "metrics.jsonl").read_text() for run in runs] == before
     refused = run("ablations", *options[:-1], "b=steps=5", "name=more", "seeds=2")
     assert refused.status == 2 and "make steps * batch_size equal" in refused.err
     refused = run("ablations", *options[:-1], "b=model.n_layer=0", "name=none", "seeds=2")

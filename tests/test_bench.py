@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -72,6 +73,12 @@ def test_a_loss_over_windows_counts_every_token_but_the_first_once():
     for window in (1, 6, 7, 49, 64):
         found = train_loss.split_loss(lambda inputs: table[inputs], ids, window=window, rows=2)
         assert found == pytest.approx(expected)
+
+
+def test_a_run_is_a_line_with_its_seed_where_it_has_one():
+    run = train_loss.Run(None, 1.5, 20.0, 10.0, 0.0, False, {"start": 2.0, "end": 0.0})
+    assert train_loss.line("nanoGPT", run).split() == ["nanoGPT", "-", "1.5000", "10.00", "0.0", "20.0", "start", "2.0"]
+    assert train_loss.line("any", dataclasses.replace(run, seed=3)).split()[:2] == ["any", "3"]
 
 
 def test_nanogpts_training_time_leaves_out_its_evaluations():

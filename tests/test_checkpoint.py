@@ -85,14 +85,12 @@ def test_damage_is_seen_and_the_older_step_is_used_loudly(tmp_path, file, harm):
     if harm == "truncate":
         path.write_bytes(content[: len(content) // 2])
     elif harm == "flip":
-        content[len(content) // 2] ^= 1
+        place = content.index(b'"sha256": "') + 20 if file == "manifest.json" else len(content) // 2
+        content[place] ^= 1  # elsewhere in the manifest it may be white space: then nothing is wrong
         path.write_bytes(content)
     else:
         path.unlink()
     said = []
-    if file == "manifest.json" and harm == "flip":
-        checkpoint.newest(tmp_path, say=said.append)  # may hit white space: then nothing is wrong
-        return
     found = checkpoint.newest(tmp_path, say=said.append)
     assert found is not None and found.step == 1
     assert "step_00000002" in said[0] and "falling back" in said[0]

@@ -86,6 +86,12 @@ def test_include_and_exclude_cross_slashes(folder):
     assert "include='*.doc'" in error_of(str(folder), include="*.doc")
 
 
+def test_excluded_files_need_not_be_readable(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(b"damaged")
+    (tmp_path / "b.txt").write_text("b")
+    assert texts(str(tmp_path), exclude="*.gz") == {"b.txt": "b"}
+
+
 def test_home_is_expanded_and_a_byte_order_mark_dropped(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfhi")

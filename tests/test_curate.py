@@ -64,6 +64,11 @@ def test_each_filter_drops_what_is_beyond_its_limit_and_names_itself(rules, drop
     assert refuse(dropped, CurateConfig()) is None
 
 
+def test_a_share_of_symbols_is_exact():
+    config = CurateConfig(max_symbols=0.0)
+    assert all(refuse("a" * n + "1" * m, config) is None for n in range(30) for m in range(1, 30))
+
+
 def test_letters_are_counted_in_every_script_and_in_long_documents():
     for text in ("Übergrößenträger", "здоровье", "患者接受治疗", "स्वास्थ्य", "รักษา", "صحة"):
         assert refuse(text, CurateConfig(min_letters=1.0)) is None

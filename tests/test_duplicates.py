@@ -72,6 +72,16 @@ def test_a_rule_that_is_off_still_counts():
     }
 
 
+def test_no_near_copy_of_validation_stays_because_it_is_there_twice():
+    rng = random.Random(1)
+    held = text_of(rng, 300)
+    near = with_changes(held, rng, 25)
+    copies = found([held, near, near], val={0}, config=CurateConfig(near_duplicates=True, exact_duplicates=False))
+    assert {i: c.removed for i, c in copies.items()} == {1: True, 2: True}
+    copies = found([held] * 3, val={0}, config=CurateConfig(overlap=False))
+    assert {i: c.removed for i, c in copies.items()} == {1: False, 2: True}
+
+
 def test_what_is_near_to_a_removed_document_only_stays():
     rng = random.Random(4)
     first = text_of(rng, 600)

@@ -7,12 +7,14 @@ import itertools
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from model import InputError, checkpoint, saving
 from model.background import Saver
+from scripts import faults
 
 from .families import make
 from .programs import ok
@@ -189,6 +191,23 @@ def test_an_error_of_the_program_in_the_thread_is_no_full_disk(tmp_path):
     )
     with pytest.raises(KeyError), Saver(tmp_path, keep_last=1, background=True, peers=saving.Peers()) as saver:
         saver.save(new, best=None)
+
+
+@pytest.mark.parametrize("figures, done", [("", 0), ("cut", 0), ("cut and own", 3)])
+def test_steps_that_an_earlier_process_lost_are_not_counted_again(tmp_path, monkeypatch, figures, done):
+    """A run says its size, then cuts the figures back to the step that it goes on from; a kill may come in between."""
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    metrics.parent.mkdir()
+    metrics.write_text('{"step": 12}\n')
+    (tmp_path / "new.jsonl").write_text('{"step": 3}\n' if "own" in figures else "")
+    work = f"import os; os.replace({str(tmp_path / 'new.jsonl')!r}, {str(metrics)!r})" if figures else ""
+    (tmp_path / "train.py").write_text(f"import time\nprint('5 parameters,', flush=True)\n{work}\ntime.sleep(60)\n")
+    monkeypatch.setattr(faults, "TRAIN", tmp_path / "train.py")
+    draws = iter([0.05, 0.4])  # at any moment; a while after the start
+    monkeypatch.setattr(
+        faults, "random", SimpleNamespace(Random=lambda seed: SimpleNamespace(random=lambda: next(draws)))
+    )
+    assert faults.attempt(faults.FaultsConfig(out=str(tmp_path)), 0) == (done, 0)
 
 
 @pytest.mark.slow

@@ -170,6 +170,15 @@ def test_a_large_binary_file_in_a_folder_is_not_read_to_its_end(tmp_path, monkey
     assert left_out.examples == ["a.bin (binary)"] and left_out.counts == {"binary": [1, 5000]}
 
 
+def test_bytes_that_go_on_and_on_are_no_endless_character(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "LARGEST_DOCUMENT", 500)
+    (tmp_path / "x").write_bytes(b"\x80" * 2000)
+    (tmp_path / "y").write_text("why")
+    left_out = LeftOut()
+    assert list(texts(str(tmp_path), left_out)) == ["y"]
+    assert sum(size for _, size in left_out.counts.values()) == 2000
+
+
 def test_include_and_exclude_mean_a_file_or_a_document_in_it(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(lines())
     (tmp_path / "y.txt").write_text("why")
@@ -203,6 +212,14 @@ def test_standard_input_is_spooled_and_its_format_seen(tmp_path, monkeypatch):
     assert texts("-", cache=tmp_path) == {"stdin": "{not json}\nplain text"}
 
 
+@pytest.mark.parametrize("first", ['{"body": "cut sho', "", '{"body": "' + "w " * 600_000 + '"}'])
+def test_json_lines_on_standard_input_are_seen_whatever_the_first(tmp_path, monkeypatch, first):
+    content = "\n".join([first, *(json.dumps({"body": f"t {n}"}) for n in range(40))])
+    monkeypatch.setattr(sys, "stdin", Input(content.encode()))
+    with Corpus("-", Reading(text_field="body"), cache=tmp_path) as corpus:
+        assert {piece.kind for block in corpus.blocks() for piece in block.pieces} == {formats.LINES}
+
+
 def test_folders_are_walked_in_the_order_of_whole_names(tmp_path):
     names = ["a/b.txt", "a-c.txt", "a.txt", "a/b/c.txt", "ab/x.txt", "a b.txt", "é.txt", "z/0/1/2.txt"]
     for name in names:
@@ -223,3 +240,9 @@ def test_blocks_are_of_one_source_and_not_larger_than_they_must_be(tmp_path, mon
     assert [block.source for block in blocks] == [0] * 10 + [1] * 10
     assert all(len(block.pieces) == 3 for block in blocks)
     assert File("p", "n", 1).place == "p"
+
+
+def test_blocks_are_small_in_memory_too(tmp_path):
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1_000_000))
+    with Corpus(str(tmp_path / "x.jsonl.gz"), Reading(), cache=tmp_path) as corpus:
+        assert max(sum(len(p.content) for p in b.pieces) for b in corpus.blocks()) < 4 << 20

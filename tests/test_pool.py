@@ -60,6 +60,23 @@ def test_a_worker_that_is_ended_from_outside_is_one_line():
         list(pool.map(os._exit, range(9, 30)))
 
 
+class Unloadable:
+    def __reduce__(self):
+        return __import__, ("no_such_module_at_all",)
+
+
+def test_what_a_worker_cannot_load_is_an_error_and_no_wait():
+    with Pool(2) as pool, pytest.raises(RuntimeError, match="no_such_module_at_all"):
+        list(pool.map(len, [Unloadable(), "a"]))
+
+
+def test_the_working_directory_is_not_where_workers_import_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue.py").write_text("raise SystemExit")
+    with Pool(2) as pool:
+        assert [n for _, n in pool.map(len, ["a", "bb"])] == [1, 2]
+
+
 def test_workers_end_with_a_pool_that_is_killed():
     code = "import os; from data.pool import Pool; p = Pool(2); print(*(w[0].pid for w in p.workers), flush=True)"
     ended = finish(start("-c", code + "; list(p.map(int, '12')); os.kill(os.getpid(), 9)"))

@@ -228,7 +228,7 @@ def test_a_vocabulary_that_is_too_large_is_lowered_and_that_is_said(notes, tmp_p
     directory = prepare(config(tmp_path, tokenizer=TokenizerConfig(kind="bpe", vocab_size=5000)), say=said.append)
     size = tokenizer.load(directory / "tokenizer").vocab_size
     assert 257 < size < 5000
-    assert any(f"vocab_size=5000 is more than this text can give: it has {size} tokens" in line for line in said)
+    assert any(f"tokenizer.vocab_size=5000 is lowered to {size}" in line for line in said)
 
 
 def test_broken_lines_are_counted_up_to_a_limit(tmp_path):

@@ -119,6 +119,19 @@ def test_planted_copies_go_and_training_has_nothing_of_validation(tmp_path):
     assert "07.txt (of 00-again.txt)" in (folder / "report.md").read_text()
 
 
+def test_where_each_document_is_on_both_sides_none_is_a_copy_in_validation(tmp_path):
+    texts = [f"{n} words" for n in range(200)] + ["one that is long " * 5000]
+    folder = prepared(write(tmp_path / "notes", texts + texts[:200], files=1))
+    assert json.loads((folder / "index.json").read_text())["split"] == "position"
+    assert {rule: entry["documents"] for rule, entry in summary_of(folder)["curation"].items()} == {"duplicate": 200}
+
+
+def test_a_document_in_both_splits_is_read_once(tmp_path):
+    texts = [f"document {n} " * 100 + "\nrights\n" for n in range(3)]
+    folder = prepared(write(tmp_path / "notes", texts), curate=CurateConfig(drop_lines="rights"))
+    assert summary_of(folder)["read"] == {"documents": 3, "bytes": len("".join(texts))}
+
+
 def test_what_is_left_out_trains_no_tokenizer(tmp_path):
     texts = [f"document {i} of plain words\n" for i in range(50)]
     copies = ["qqxzqqxz jjkvjjkv " * 50] * 30 + ["#" * 400 + "\u2603"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError, tokenizer
+from data import InputError, corpora, tokenizer
 from data import prepare as preparation
 from data.files import lock
 from data.prepare import open_split, prepare
@@ -79,6 +79,32 @@ def test_a_document_that_changes_meanwhile_is_noticed(notes, tmp_path, monkeypat
 
     monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
     with pytest.raises(InputError, match=r"007\.txt.* changed"):
+        run(tmp_path)
+    assert published(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "shorter"])
+def test_files_that_come_or_go_meanwhile_are_noticed(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(corpora, "MOST_PIECES", 10)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for n in range(30):
+        (notes / f"{n:02}.jsonl").write_text(f'{{"text": "{n} a"}}\n{{"text": "{n} b"}}\n')
+    build = tokenizer.build
+
+    def change_then_build(*arguments, **_):
+        if change == "more":
+            for n in range(30, 45):
+                (notes / f"{n}.jsonl").write_text('{"text": "new"}\n')
+        elif change == "fewer":
+            for n in range(20, 30):
+                (notes / f"{n}.jsonl").unlink()
+        else:
+            (notes / "29.jsonl").write_text('{"text": "29 a"}\n')
+        return build(*arguments)
+
+    monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
+    with pytest.raises(InputError, match={"more": "changed|grew", "fewer": "vanished", "shorter": "vanished"}[change]):
         run(tmp_path)
     assert published(tmp_path) == []
 

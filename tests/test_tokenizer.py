@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,14 @@ def test_patterns_that_one_of_the_two_engines_refuses(pattern: str) -> None:
         build(TokenizerConfig(pattern=pattern), ["abc"])
 
 
+@pytest.mark.parametrize("pattern", ["gpt9", "GPT-4", "cl100k_base"])
+def test_a_bare_word_is_no_pattern(pattern: str, tmp_path: Path) -> None:
+    (problem,) = TokenizerConfig(pattern=pattern).problems()
+    assert all(part in problem for part in (repr(pattern), "gpt2", "gpt4")) and "\n" not in problem
+    assert not TokenizerConfig(pattern=pattern, kind="char").problems()
+    assert not TokenizerConfig(pattern=r"\w").problems()
+
+
 @pytest.mark.parametrize("ids", [[-1], [0, 10**9], [257], np.array([300])])
 def test_an_id_of_another_tokenizer_is_an_input_error(ids) -> None:
     with pytest.raises(InputError, match="is not in 0 to 256"):
@@ -331,6 +340,17 @@ def test_too_small_a_sentencepiece_vocabulary_is_an_input_error() -> None:
     with pytest.raises(InputError, match="vocab_size=260") as caught:
         build(TokenizerConfig(kind="sentencepiece", vocab_size=260), CORPUS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [InputError("changed"), KeyboardInterrupt(), OSError("gone")])
+def test_a_failure_in_reading_is_not_sentencepieces(error: BaseException) -> None:
+    def texts() -> Iterator[str]:
+        yield "some words and more words " * 50
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        build(TokenizerConfig("sentencepiece", vocab_size=300), texts())
+    assert caught.value is error
 
 
 def test_named_encodings_without_a_network_point_to_ranks_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,10 @@ def test_train_show_compare_export(corpus: Path, tmp_path: Path) -> None:
     assert figures["tokenizers"][0]["tokens"] == sum(len(tokenizer.encode(text)) for text in held)
     assert figures["tokenizers"][1]["fertility"]["Cyrillic"]["per_character"] == 1
     assert "Cyrillic" in ended.out and "bytes/token" in ended.out
+    # Only what is trained here has surely not learned from the documents that it is compared on.
+    assert [row["trained_here"] for row in figures["tokenizers"]] == [False, True, True]
+    assert "tok *" in ended.out and "char *" not in ended.out and "bpe:300 *" not in ended.out
+    assert "may have been trained on this text" in ended.out
 
     ended = run("mode=export", "tokenizers=tok", "out=.", cwd=tmp_path)
     assert ended.status == 0 and not ended.err, ended.err
@@ -70,12 +74,35 @@ def test_train_show_compare_export(corpus: Path, tmp_path: Path) -> None:
         (["mode=export", "tokenizers=letters", "out=x"], "of kind char cannot be exported"),
         (["corpus=texts", "out=letters"], "is there already"),
         (["corpus=texts", "out=x", "tokenizer.pattern=("], "is not a regular expression"),
+        (["corpus=texts", "out=x", "tokenizer.pattern=gpt9"], "neither gpt2 nor gpt4"),
+        (["corpus=texts", "out=x", "invalid_utf8=mend"], "invalid_utf8='mend' is not one of"),
+        (["corpus=texts", "out=x", "document_separator="], "document_separator="),
+        (["corpus=texts", "out=x", "broken_lines=-1"], "broken_lines=-1"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], part: str, corpus: Path, tmp_path: Path) -> None:
     build(TokenizerConfig(kind="char"), TEXTS).save(tmp_path / "letters")
     ended = run(*arguments, cwd=tmp_path)
     assert ended.status == 2 and part in ended.err and ended.err.count("\n") == 1, ended.err
+
+
+def test_a_corpus_is_read_as_preparation_reads_it(tmp_path: Path) -> None:
+    """What a tokenizer of kind char learns are the characters of all documents."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_bytes(b"one\n#|\ntwo\n")  # no # where it ends a document
+    (texts / "b.txt").write_bytes(b"three \xff\n")
+    (texts / "c.jsonl").write_text('{"text": "four"}\n{"text": "fi')
+    settings = ["document_separator=#|", "invalid_utf8=replace", "broken_lines=1"]
+    kind = ["corpus=texts", "tokenizer=char"]
+    ended = run(*kind, *settings, "out=tok", cwd=tmp_path)
+    assert ended.status == 0 and not ended.err, ended.err
+    assert "c.jsonl:2 (broken line)" in ended.out and "b.txt:1 (not UTF-8, replaced by U+FFFD)" in ended.out
+    assert json.loads((tmp_path / "tok" / "tokenizer.json").read_text())["characters"] == "".join(
+        sorted(set("one\ntwothree \ufffdfour"))
+    )
+    ended = run(*kind, *settings[:2], "out=other", cwd=tmp_path)
+    assert ended.status == 2 and "c.jsonl:2" in ended.err and ended.err.count("\n") == 1
 
 
 def test_what_a_text_could_not_give_is_said() -> None:

@@ -34,7 +34,7 @@ VAL_FRACTION = 0.1  # the end of the text, as nanoGPT cuts it
 class Run:
     """One run of one contender, from a cold start."""
 
-    seed: int
+    seed: int | None  # None: nanoGPT's train.py always takes its own
     loss: float  # nats a character on the whole validation split, float32, the weights after the last update
     process: float  # seconds, the preparation of the text left out on both sides
     training: float  # of these, from the first step to the last; evaluations, saves and compilation left out
@@ -69,7 +69,7 @@ def undisturbed(run: Callable[[Path], Process], folder: Path) -> tuple[Process, 
     return ran, place
 
 
-def theirs(folder: Path, text: str, seed: int, cfg: Any) -> Run:
+def theirs(folder: Path, text: str, cfg: Any) -> Run:
     steps = cfg.steps or 2000
     ran, _ = undisturbed(lambda place: nanogpt.train(folder, steps), folder)
     model, known = nanogpt.trained_model(folder, steps), sorted(set(text))
@@ -78,7 +78,7 @@ def theirs(folder: Path, text: str, seed: int, cfg: Any) -> Run:
     training = nanogpt.training_seconds(ran, min(nanogpt.EVAL_EVERY, steps))
     start = ran.until("step 0:")  # imports, and its first evaluation
     parts = {"start": start, "training": training, "evaluating and saving": ran.seconds - start - training}
-    return Run(seed, loss, ran.seconds, training, 0.0, ran.disturbed, parts)
+    return Run(None, loss, ran.seconds, training, 0.0, ran.disturbed, parts)
 
 
 def ours(experiment: str, folder: Path, text: str, seed: int, cfg: Any) -> Run:
@@ -127,7 +127,7 @@ def main(cfg: Any) -> None:
         contenders: dict[str, Callable[[int], Run]] = {}
         if cfg.against is not None:
             nanogpt.copy(cfg.against, cfg.corpus, folder / "nanogpt")
-            contenders["nanoGPT"] = lambda seed: theirs(folder / "nanogpt", text, seed, cfg)
+            contenders["nanoGPT"] = lambda seed: theirs(folder / "nanogpt", text, cfg)
         prepared = own_settings(replace(cfg, common=""), folder)
         run_process([sys.executable, "-m", "scripts.prepare", *prepared], folder=ROOT)
         for key, name in experiments.items():
@@ -146,7 +146,7 @@ def line(key: str, run: Run) -> str:
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.parts.items() if round(seconds, 1))
     mark = "   (disturbed by others)" if run.disturbed else ""
     figures = f"{run.loss:7.4f} {run.training:9.2f} {run.compiling:9.1f} {run.process:8.1f}"
-    return f"{key:<12} {run.seed:>4} {figures}   {parts}{mark}"
+    return f"{key:<12} {'-' if run.seed is None else run.seed:>4} {figures}   {parts}{mark}"
 
 
 def report(cfg: Any, runs: dict[str, list[Run]], imports: float) -> None:
