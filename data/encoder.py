@@ -19,8 +19,8 @@ from .pretokenize import PATTERNS, Pattern, batches
 WORTH = 5_000  # characters; fewer go to tiktoken alone
 BLOCK = 20_000  # words that are looked up at a time: enough for numpy, few enough for the processor's cache
 LONGEST = 16  # bytes of a word that has a place in the table
-SLOTS = 1 << 19  # of the table, a power of two
-IDS = 1 << 21  # after so many, those of words that have lost their places too, the table begins anew
+SLOTS = 1 << 18  # of the table, a power of two
+IDS = 1 << 20  # after so many, those of words that have lost their places too, the table begins anew
 BORDER = b"\0"  # between texts; one that has it inside goes to tiktoken alone
 
 # Which bits of the first and of the second eight bytes belong to a word, by its length.
