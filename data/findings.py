@@ -27,6 +27,16 @@ def looked_at(summary: Summary) -> dict[str, Any]:
     return summary["splits"]["train"]["looked_at"]
 
 
+def estimated(summary: Summary, number: int, thing: str = "") -> str:
+    """What a count of the close look makes of all training documents, where it was taken of some of them: two digits,
+    and `about`."""
+    looked, total = looked_at(summary)["documents"], summary["splits"]["train"]["documents"]
+    if looked == total:
+        return count(number, thing) if thing else f"{number:,}"
+    number = int(float(format(number * total / max(1, looked), ".2g")))
+    return "about " + (count(number, thing) if thing else f"{number:,}")
+
+
 def code(text: str, *, limit: int = 90) -> str:
     """Any text as Markdown's code, on one line and safe in a table."""
     text = " ".join(text.split()) if text.strip() else repr(text)[1:-1]
@@ -78,7 +88,7 @@ def _damage(summary: Summary) -> Iterator[str]:
     if damage["documents"] > 0.001 * total:
         example = damage["examples"][0]
         yield (
-            f"**{count(damage['documents'], 'document')}** ({percent(damage['documents'] / total)}) show traces of a "
+            f"**{estimated(summary, damage['documents'], 'document')}** ({percent(damage['documents'] / total)}) show traces of a "
             f"wrong decoding, such as {code(example['text'])} in {code(example['name'])}. "
             "`curate.repair_mojibake=true` puts right what can be, `curate.max_mojibake=0.001` drops the worst."
         )
@@ -93,7 +103,7 @@ def _lines(summary: Summary) -> Iterator[str]:
         share = sum(row["bytes"] for row in costly) / max(1, look["characters"])
         yield (
             f"**{count(len(costly), 'line')}** recurring all over take {percent(share)} of the text; the costliest, "
-            f"{code(costly[0]['line'], limit=60)}, stands there {costly[0]['times']:,} times. To remove them: "
+            f"{code(costly[0]['line'], limit=60)}, stands there {estimated(summary, costly[0]['times'])} times. To remove them: "
             f"{code('curate.drop_lines=' + json.dumps(shortened, ensure_ascii=False), limit=250)}"
         )
 
@@ -105,7 +115,7 @@ def _letters(summary: Summary) -> Iterator[str]:
     if 0 < few < 0.5 * look["documents"]:
         names = ", ".join(code(row["name"], limit=40) for row in look["fewest_letters"][:3])
         yield (
-            f"**{count(few, 'document')}** ({percent(few / look['documents'])}) consist of letters for less than half "
+            f"**{estimated(summary, few, 'document')}** ({percent(few / look['documents'])}) consist of letters for less than half "
             f"({names}): tables, numbers, noise? `curate.min_letters={FEW_LETTERS}` drops them."
         )
 
@@ -126,7 +136,7 @@ def _scripts(summary: Summary) -> Iterator[str]:
         if 0 < row["documents"] < STRAY_SCRIPT * look["documents"]:
             names = ", ".join(code(name, limit=40) for name in row["examples"][:3])
             yield (
-                f"**{count(row['documents'], 'document')}** ({percent(row['documents'] / look['documents'])}) are "
+                f"**{estimated(summary, row['documents'], 'document')}** ({percent(row['documents'] / look['documents'])}) are "
                 f"mostly {row['script']} ({names}): meant to be there? `exclude=` leaves documents out by name."
             )
 
@@ -135,7 +145,7 @@ def _invisible(summary: Summary) -> Iterator[str]:
     look = looked_at(summary)
     if look["classes"]["control"]:
         yield (
-            f"**{count(look['classes']['control'], 'control character')}** are in the text: "
+            f"**{estimated(summary, look['classes']['control'], 'control character')}** are in the text: "
             "`curate.control_characters=true` removes them."
         )
 
@@ -144,7 +154,7 @@ def _hyphens(summary: Summary) -> Iterator[str]:
     look = looked_at(summary)
     if look["hyphens"] > look["characters"] / 3000:
         yield (
-            f"**{look['hyphens']:,} lines end in a hyphen**: words cut in two by a page's layout stay so; "
+            f"**{estimated(summary, look['hyphens'])} lines end in a hyphen**: words cut in two by a page's layout stay so; "
             "a converter that joins them (when a PDF is exported) is worth more than a larger model."
         )
 

@@ -284,9 +284,9 @@ class Preparation:
 
 def looked_at(documents: int, n_bytes: int) -> float:
     """The share of the documents whose characters and lines the report looks at, for that costs as much as encoding: a
-    tenth, but at least some 3 MB and ten documents, and at most some 64 MB where ten documents are not more.
+    tenth, but at least some 32 MB and ten documents, and at most some 64 MB where ten documents are not more.
     """
-    return min(1.0, max(3e6, min(0.1 * n_bytes, 64e6), 10 * n_bytes / max(1, documents)) / max(1, n_bytes))
+    return min(1.0, max(32e6, min(0.1 * n_bytes, 64e6), 10 * n_bytes / max(1, documents)) / max(1, n_bytes))
 
 
 def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None]) -> None:

@@ -104,7 +104,8 @@ def _middle(lengths: list[dict[str, Any]]) -> str:
 
 def _to_decide(summary: Summary) -> list[str]:
     found = findings(summary)
-    return ["## To decide", "", *(f"- {sentence}" for sentence in found)] if found else []
+    basis = [f"{_basis(summary)}What stands after “about” is reckoned from these.", ""] if _basis(summary) else []
+    return ["## To decide", "", *basis, *(f"- {sentence}" for sentence in found)] if found else []
 
 
 def _curation(summary: Summary) -> list[str]:
@@ -198,7 +199,7 @@ def _basis(summary: Summary) -> str:
     train = summary["splits"]["train"]
     if looked_at(summary)["documents"] == train["documents"]:
         return ""
-    return f"In {looked_at(summary)['documents']:,} of the {train['documents']:,} training documents, drawn by chance. "
+    return f"Looked at: {looked_at(summary)['documents']:,} of the {train['documents']:,} training documents, drawn by chance. "
 
 
 def _quantile(bins: list[int], part: float) -> str:

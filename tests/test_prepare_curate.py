@@ -181,7 +181,9 @@ def test_by_default_curation_leaves_the_text_of_documents_as_it_is():
 
 def test_how_much_is_looked_at_closely_is_bounded():
     assert looked_at(100, 1_000_000) == 1
-    assert looked_at(10_000, 100_000_000) == pytest.approx(0.1)
+    assert looked_at(300_000, 32_000_000) == 1
+    assert looked_at(10_000, 64_000_000) == pytest.approx(0.5)
+    assert looked_at(40_000, 400_000_000) == pytest.approx(0.1)
     assert looked_at(400_000, 2_000_000_000) == pytest.approx(0.032)
     assert looked_at(250, 2_000_000_000) == pytest.approx(0.04)  # ten of them
     assert looked_at(1, 2_000_000_000) == 1

@@ -94,6 +94,20 @@ def test_a_close_look_at_a_share_takes_the_same_documents_everywhere():
     assert parts[0].texture.documents + parts[1].texture.documents == half.texture.documents
 
 
+def test_what_was_seen_of_some_documents_is_reckoned_for_all():
+    some = [Document(f"{n}.txt", f"{n} text und Ã¼ber\x07 {BOILERPLATE}\n{'1' * 200 * (n % 2)}") for n in range(2000)]
+    for share, words in ((1, "**1,000 documents**"), (0.25, "**about 1,000 documents**")):
+        statistics = {"train": counted(some, looked_at=share)}
+        text = report(summarise(statistics, Ledger(), BYTE, settings=asdict(CurateConfig())), title="sample")
+        decide = text.split("## To decide")[1].split("##")[0]
+        (few,) = [line for line in decide.split("\n") if "min_letters" in line]
+        assert ("about" in decide) == ("documents, drawn by chance" in decide) == (share < 1)
+        number = few.split("**")[1].removeprefix("about ").split()[0]
+        assert (words in few) if share == 1 else 900 <= int(number.replace(",", "")) <= 1100, few
+        assert ("**2,000 documents**" if share == 1 else "**about 2,000 documents**") in decide
+        assert ("**2,000 control" if share == 1 else "**about 2,000 control") in decide
+
+
 def test_frequent_lines_survive_any_number_of_rare_ones():
     rng = random.Random(1)
     tables = [FrequentLines(capacity=20) for _ in range(3)]
