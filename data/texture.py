@@ -20,8 +20,10 @@ SAMPLE = 256  # characters of a document from which its script is judged
 EXAMPLES = 5
 SHARES = 100  # bins of the histograms of shares
 DAMAGE = (0.001, 0.01)  # traces of a wrong decoding a character: documents above these are counted
-DIGITS = 5  # that a line must have for its shape to be counted
 SHAPES = 2_000  # different shapes of lines that are kept
+_DIGITS = re.compile(
+    rb"\0" + 4 * rb"[^\0\n]{0,2}+\0"
+)  # five or more close together: an identifier, a telephone, a date
 _HOLES = bytes.maketrans(b"0123456789", bytes(10))
 # Two patterns that begin with one character each, which is fast. Not "p <a and b> c", hardly ever.
 _TAG = re.compile(
@@ -246,14 +248,16 @@ class Texture:
 
 
 def shapes(text: str) -> list[str]:
-    """The lines with some digits, `#` in place of each run of them; without long lines, which are prose or tables."""
+    """The lines with digits like an identifier's, `#` for each run; without long lines, which are prose or tables."""
     content = text.encode(errors="replace").translate(_HOLES)  # of bytes, for that is fast in any script
-    lines = [
-        line for line in content.split(b"\n") if b"\0" in line and len(line) <= LINE and line.count(b"\0") >= DIGITS
-    ]
-    if not lines:
-        return []
-    return re.sub(rb"\0+", b"#", b"\n".join(map(bytes.strip, lines))).decode().split("\n")
+    lines, stop = [], 0
+    while match := _DIGITS.search(content, stop):
+        start = content.rfind(b"\n", 0, match.start()) + 1
+        stop = content.find(b"\n", match.end())
+        stop = len(content) if stop < 0 else stop
+        if stop - start <= LINE:
+            lines.append(content[start:stop].strip())
+    return re.sub(rb"\0+", b"#", b"\n".join(lines)).decode().split("\n") if lines else []
 
 
 def main_script(text: str) -> str:
