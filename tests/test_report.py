@@ -12,13 +12,14 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from conf import cli
 from data import tokenizer as tokenizers
 from data.corpora import Document
 from data.curate import CurateConfig, clean
 from data.findings import code, findings
 from data.ledger import Ledger
+from data.prepare import PrepareConfig
 from data.report import report, summarise
 from data.statistics import Statistics
 from data.survey import survey
@@ -164,8 +165,8 @@ def test_what_would_remove_a_line_can_be_pasted_into_a_shell_and_removes_it(line
     text = report(survey(some, BYTE)[0], title="lines")
     (pasted,) = [part for part in text.split("`") if "curate.drop_lines=" in part]
     (word,) = shlex.split(pasted)
-    override = OverridesParser.create().parse_override(word)
-    cleaned, removed = clean(some[0].text, CurateConfig(drop_lines=override.value()))
+    config, _ = cli.compose(PrepareConfig, name="prepare", arguments=[word])
+    cleaned, removed = clean(some[0].text, config.curate)
     assert cleaned == "0: some text that is by itself\n" and removed["drop_lines"][0] == 1
 
 
