@@ -86,9 +86,8 @@ class Corpus:
                 f"include={reading.include!r}, exclude={reading.exclude!r} and dropping empty ones; see that a pattern "
                 "matches whole names, like 'comedies/*'"
             )
-        raise InputError(
-            f"corpus={self.given!r} has no text: {left_out or 'there are no files'}; name text files in UTF-8"
-        )
+        why = str(left_out) or ("there is nothing in its files" if any(self.files()) else "there are no files")
+        raise InputError(f"corpus={self.given!r} has no text: {why}; name text files in UTF-8")
 
 
 def documents(

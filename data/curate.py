@@ -6,7 +6,7 @@ Here are those that look at one document; data/duplicates.py compares documents 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from typing import Any
 
@@ -107,6 +107,13 @@ def _without_lines(text: str, config: CurateConfig, removed: Cleaned) -> str:
         else:
             kept.append(line)
     return "".join(kept)
+
+
+def matching(text: str, patterns: list[str], config: CurateConfig) -> set[str]:
+    """Those of some patterns of drop_lines that match a line of a text, as the rules before drop_lines leave it."""
+    text, _ = clean(text, replace(config, drop_lines=None, line_copies=None))
+    lines = {line.strip() for line in text.splitlines()}
+    return {pattern for pattern in patterns if any(map(regex.compile(translate(pattern)).match, lines))}
 
 
 def refuse(text: str, config: CurateConfig) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .corpora import Document
-from .curate import Cleaned
+from .curate import Cleaned, CurateConfig, matching
 from .duplicates import Copy
 
 EXAMPLES = 5
@@ -16,6 +16,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.rules: dict[str, dict[str, Any]] = {}
+        self.matched: set[str] = set()  # patterns of drop_lines
 
     def drop(self, rule: str, document: Document) -> None:
         """A document that refuse() named a rule for."""
@@ -27,14 +28,21 @@ class Ledger:
         rule = copy.rule if copy.removed else f"{copy.rule}, kept"
         self._count(rule, 1, 0, n_bytes, [f"{name} (of {of})"])
 
-    def cleaned(self, cleaned: Cleaned, document: Document) -> None:
-        """What clean() removed from within a document, or put right there."""
+    def cleaned(self, cleaned: Cleaned, read: Document, config: CurateConfig) -> None:
+        """What clean() removed from within a document that was read, or put right there."""
         for rule, (count, n_bytes) in cleaned.items():
-            self._count(rule, 1, count, n_bytes, [document.name])
+            self._count(rule, 1, count, n_bytes, [read.name])
+        if "drop_lines" in cleaned and (idle := self.idle(config)):
+            self.matched |= matching(read.text, idle, config)
+
+    def idle(self, config: CurateConfig) -> list[str]:
+        """The patterns of drop_lines that matched no line so far."""
+        return [pattern for pattern in config.patterns() if pattern not in self.matched]
 
     def merge(self, other: Ledger) -> None:
         for rule, entry in other.rules.items():
             self._count(rule, entry["documents"], entry["count"], entry["bytes"], entry["examples"])
+        self.matched |= other.matched
 
     def to_dict(self) -> dict[str, Any]:
         return {rule: dict(entry) for rule, entry in sorted(self.rules.items())}

@@ -65,7 +65,7 @@ def scan(rules: Rules, block: Block) -> Scanned:
         content, name = document.text.encode(), _name(document)
         digest = hashlib.sha256(content).digest()
         state = CHOSEN if rules.splitting.chooses(document.name, digest) else 0
-        ledger.cleaned(removed, document)
+        ledger.cleaned(removed, read, curate)
         if rule := refuse(document.text, curate):
             ledger.drop(rule, document)
             state |= GONE

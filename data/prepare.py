@@ -18,7 +18,7 @@ from . import tokenizer as tokenizers
 from .corpora import Corpus
 from .curate import CurateConfig
 from .files import lock, publish, sweep
-from .findings import Summary
+from .findings import Summary, findings, idle_patterns
 from .inventory import Inventory
 from .ledger import Ledger
 from .manifest import about, corpus_name, provenance, tokenizer_settings, whole_or_why
@@ -193,6 +193,8 @@ class Preparation:
         self.corpus.check_not_empty(sum(of_source), self.left_out)
         if line := str(self.left_out):
             self.say(line)
+        if idle := self.ledger.idle(self.config.curate):
+            self.say(idle_patterns(idle))
         self.inventory.finish()
         digest.update(json.dumps(of_source).encode())
         self.fingerprint = digest.hexdigest()
@@ -281,9 +283,9 @@ class Preparation:
 
 def looked_at(documents: int, n_bytes: int) -> float:
     """The share of the documents whose characters and lines the report looks at, for that costs as much as encoding: a
-    tenth, but at least some 3 MB and ten documents, and at most some 64 MB where ten documents are not more.
+    tenth, but at least some 32 MB and ten documents, and at most some 64 MB where ten documents are not more.
     """
-    return min(1.0, max(3e6, min(0.1 * n_bytes, 64e6), 10 * n_bytes / max(1, documents)) / max(1, n_bytes))
+    return min(1.0, max(32e6, min(0.1 * n_bytes, 64e6), 10 * n_bytes / max(1, documents)) / max(1, n_bytes))
 
 
 def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None]) -> None:
@@ -326,8 +328,9 @@ def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None
         measured = yardsticks(pieces[TRAIN], pieces.get(VAL), tokenizer)
         settings = asdict(config.curate)
         summary = summarise(
-            statistics, work.ledger, tokenizer, settings=settings, yardsticks=measured, documents=seen.documents
-        )
+            statistics, work.ledger, tokenizer, settings=settings, yardsticks=measured, documents=seen.documents,
+            left_out=work.left_out,
+        )  # fmt: skip
         (temporary / "report.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         show(summary, temporary / PICTURE)
         picture = PICTURE if (temporary / PICTURE).exists() else None
@@ -342,3 +345,6 @@ def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None
         say(f"{target}: {split} {counted(figures['documents'])}, {figures['tokens']:,} tokens")
     if kind == POSITION:
         say(f"too few documents to hold some out: the last {config.val_fraction:g} of each is the validation split")
+    if things := len(findings(summary)):
+        also = f", {picture}" if picture else ""
+        say(f"{things} thing{'s' if things > 1 else ''} to decide: {target / 'report.md'}{also}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from . import InputError
 from .formats import (
@@ -26,6 +27,7 @@ from .formats import (
 from .jsonl import json_object, text_of
 
 EXAMPLES = 50  # names that are kept of what was left out; all of it is counted
+NOT_UTF8, MENDED, BROKEN = "not UTF-8: convert it with iconv", "not UTF-8, replaced by U+FFFD", "broken line"  # reasons
 INVALID = ("auto", "skip", "replace", "refuse")
 
 
@@ -83,6 +85,17 @@ class LeftOut:
         if len(self.broken) > broken_lines:
             over = f" ({broken_lines} before it were left out, as broken_lines= allows)" if broken_lines else ""
             raise InputError(self.broken[broken_lines] + over)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """By reason: documents, bytes, some of the names."""
+        return {
+            reason: {
+                "documents": documents,
+                "bytes": n_bytes,
+                "examples": [e.removesuffix(end) for e in self.examples if e.endswith(end := f" ({reason})")][:5],
+            }
+            for reason, (documents, n_bytes) in self.counts.items()
+        }
 
     def __str__(self) -> str:
         """One line, or nothing."""
@@ -194,7 +207,7 @@ def _json(content: bytes, piece: Piece, reading: Reading, left_out: LeftOut) -> 
                 text = text_of(json_object(line, place), reading.text_field, place)
                 n_bytes = len(text.encode())
             except InputError as error:
-                left_out.add(f"{piece.name}:{number}", "broken line", len(raw))
+                left_out.add(f"{piece.name}:{number}", BROKEN, len(raw))
                 left_out.broken.append(str(error))
                 continue
         yield from _of_record(f"{piece.name}:{number}", text, n_bytes)
@@ -233,7 +246,7 @@ def _decoded(content: bytes, name: str, line: int, piece: Piece, reading: Readin
                 "invalid_utf8= to skip or replace"
             ) from None
     if policy == "skip":
-        left_out.add(name, "not UTF-8: convert it with iconv", len(content))
+        left_out.add(name, NOT_UTF8, len(content))
         return None
-    left_out.add(name, "not UTF-8, replaced by U+FFFD", len(content))
+    left_out.add(name, MENDED, len(content))
     return content.decode(errors="replace")

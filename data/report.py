@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from .curate import CurateConfig
 from .findings import Summary, code, count, findings, looked_at, percent
 from .ledger import Ledger
+from .reading import LeftOut
 from .statistics import Statistics
 from .tokenizer import Tokenizer
 from .yardsticks import CONTEXTS, windows
@@ -33,9 +35,11 @@ def summarise(
     settings: dict[str, Any],
     yardsticks: dict[str, Any] | None = None,
     documents: int | None = None,
+    left_out: LeftOut | None = None,
 ) -> Summary:
     """What report.json holds. statistics: by split, `train` and perhaps `val`; settings: asdict of the CurateConfig;
-    yardsticks: what data/yardsticks.py found; documents: how many are left, where they may be in both splits."""
+    yardsticks: what data/yardsticks.py found; documents: how many are left, where they may be in both splits;
+    left_out: what could not be read."""
     splits = {name: split.to_dict(tokenizer) for name, split in statistics.items()}
     curation = {rule: {"what": what_it_is(rule)} | entry for rule, entry in ledger.to_dict().items()}
     removed = [entry for rule, entry in curation.items() if not rule.endswith(", kept")]
@@ -50,6 +54,8 @@ def summarise(
         "settings": settings,
         "curation": curation,
         "splits": splits,
+        "left_out": left_out.to_dict() if left_out else {},
+        "idle_patterns": ledger.idle(CurateConfig(**settings)),
         "yardsticks": yardsticks,
     }
 
@@ -104,7 +110,8 @@ def _middle(lengths: list[dict[str, Any]]) -> str:
 
 def _to_decide(summary: Summary) -> list[str]:
     found = findings(summary)
-    return ["## To decide", "", *(f"- {sentence}" for sentence in found)] if found else []
+    basis = [f"{_basis(summary)}What stands after “about” is reckoned from these.", ""] if _basis(summary) else []
+    return ["## To decide", "", *basis, *(f"- {sentence}" for sentence in found)] if found else []
 
 
 def _curation(summary: Summary) -> list[str]:
@@ -195,10 +202,8 @@ def _characters(summary: Summary) -> list[str]:
 
 def _basis(summary: Summary) -> str:
     """What the close look is based on, if not on all."""
-    train = summary["splits"]["train"]
-    if looked_at(summary)["documents"] == train["documents"]:
-        return ""
-    return f"In {looked_at(summary)['documents']:,} of the {train['documents']:,} training documents, drawn by chance. "
+    looked, total = looked_at(summary)["documents"], summary["splits"]["train"]["documents"]
+    return "" if looked == total else f"Looked at: {looked:,} of the {total:,} training documents, drawn by chance. "
 
 
 def _quantile(bins: list[int], part: float) -> str:

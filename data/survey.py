@@ -35,7 +35,7 @@ def survey(
     ledger, kept, digests, signatures = Ledger(), [], [], []
     for document in documents:
         text, removed = clean(document.text, config)
-        ledger.cleaned(removed, document)
+        ledger.cleaned(removed, document, config)
         if rule := refuse(text, config):
             ledger.drop(rule, document)
             continue

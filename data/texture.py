@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from heapq import heappush, heappushpop, nlargest
@@ -17,7 +18,18 @@ SHORT_LINE = 10  # characters: shorter lines repeat anyway
 LINES = 10_000  # different lines that are kept
 SAMPLE = 256  # characters of a document from which its script is judged
 EXAMPLES = 5
-SHARES = 20  # bins of the histograms of shares
+SHARES = 100  # bins of the histograms of shares
+DAMAGE = (0.001, 0.01)  # traces of a wrong decoding a character: documents above these are counted
+SHAPES = 2_000  # different shapes of lines that are kept
+_DIGITS = re.compile(
+    rb"\0" + 4 * rb"[^\0\n]{0,2}+\0"
+)  # five or more close together: an identifier, a telephone, a date
+_HOLES = bytes.maketrans(b"0123456789", bytes(10))
+# Two patterns that begin with one character each, which is fast. Not "p <a and b> c", hardly ever.
+_TAG = re.compile(
+    r"</?(?i:p|br|div|a|td|tr|th|table|span|script|style|li|ul|img|font|h[1-6]|sup|sub|b|i)(?:\s[^<>]*=[^<>]*|\s*/?)>"
+)
+_ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d+);")
 
 
 class FrequentLines:
@@ -30,7 +42,10 @@ class FrequentLines:
         self.capacity, self.missed, self.counts = capacity, 0, Counter[str]()
 
     def add(self, text: str) -> None:
-        self.counts.update([line[:LINE] for line in text.split("\n")])
+        self.count([line[:LINE] for line in text.split("\n")])
+
+    def count(self, lines: list[str]) -> None:
+        self.counts.update(lines)
         self.prune(5 * self.capacity)
 
     def merge(self, other: FrequentLines) -> None:
@@ -65,10 +80,13 @@ class Texture:
         self.documents = self.characters = 0
         self.counts = np.zeros(256, np.int64)  # of each character, up to the last that occurred
         self.lines = FrequentLines()
+        self.shapes = FrequentLines(SHAPES)  # of lines with digits, `#` for each run of them
+        self.marked_up: list[Any] = [0, []]  # documents with tags or entities of HTML, names of some
         self.shares = np.zeros((3, SHARES), np.int64)  # documents by their share of letters, digits, symbols
         self.fewest_letters: list[tuple[float, str]] = []  # heap of (minus the share, name)
         self.scripts: dict[str, list[Any]] = {}  # a document's main script -> documents, names of some
         self.damaged: list[tuple[int, str, str]] = []  # heap of (traces, name, what one of them looks like)
+        self.damaged_above = np.zeros(len(DAMAGE), np.int64)  # documents
         self.damaged_documents = self.traces = self.hyphens = 0
         self._waiting: list[tuple[str, str]] = []  # name, text: not counted yet
         self._length = 0  # characters of these
@@ -80,9 +98,13 @@ class Texture:
         if traces := characters.mojibake(text):
             self.traces += traces
             self.damaged_documents += 1
+            self.damaged_above += [traces > share * len(text) for share in DAMAGE]
             keep(self.damaged, (traces, name, _around(text)))
         self.hyphens += text.count("-\n")
         self.lines.add(text)
+        self.shapes.count(shapes(text))
+        if ("<" in text and _TAG.search(text)) or ("&" in text and _ENTITY.search(text)):
+            self._count_marked_up(1, [name])
         for start in range(0, len(text), FLUSH):
             self._waiting.append((name, text[start : start + FLUSH]))
             self._length += len(self._waiting[-1][1])
@@ -121,8 +143,11 @@ class Texture:
         for few in other.fewest_letters:
             keep(self.fewest_letters, few)
         self.shares += other.shares
+        self.damaged_above += other.damaged_above
+        self._count_marked_up(*other.marked_up)
         self._count(other.counts)
         self.lines.merge(other.lines)
+        self.shapes.merge(other.shapes)
 
     def _count(self, times: np.ndarray) -> None:
         """Adds how often each character occurred, by code point."""
@@ -158,14 +183,18 @@ class Texture:
             "mojibake": {
                 "documents": self.damaged_documents,
                 "traces": self.traces,
+                "above": dict(zip(map(str, DAMAGE), self.damaged_above.tolist(), strict=True)),
                 "examples": [
                     {"name": name, "traces": traces, "text": text}
                     for traces, name, text in sorted(self.damaged, reverse=True)
                 ],
             },
+            "high_controls": int(self.counts[0x80:0xA0].sum()),
+            "markup": dict(zip(("documents", "examples"), self.marked_up, strict=True)),
             "hyphens": self.hyphens,
             "lines": self.lines.most(12),
             "lines_missed": self.lines.missed,
+            "shapes": self._shapes(),
         }
 
     def _unusual(self) -> list[dict[str, Any]]:
@@ -178,6 +207,19 @@ class Texture:
             for point in np.argsort(-counts, kind="stable")[:8].tolist()
             if counts[point]
         ]
+
+    def _shapes(self) -> list[dict[str, Any]]:
+        """The most frequent shapes of lines with words, but for those that are mostly one line again and again."""
+        same: Counter[str] = Counter()
+        for line, times in self.lines.counts.items():
+            for shape in shapes(line):
+                same[shape] = max(same[shape], times)
+        rows = [
+            (times, shape)
+            for shape, times in self.shapes.counts.items()
+            if times > 1 and same[shape] < times / 2 and len(re.findall(r"[^\W\d_]", shape)) >= 3
+        ]
+        return [{"line": shape, "times": times} for times, shape in nlargest(EXAMPLES, rows)]
 
     def _scripts(self) -> list[dict[str, Any]]:
         times, kinds = Counter[str](), Counter[str]()
@@ -196,10 +238,26 @@ class Texture:
             for script, count in times.most_common()
         ]
 
+    def _count_marked_up(self, documents: int, names: list[str]) -> None:
+        self.marked_up = [self.marked_up[0] + documents, (self.marked_up[1] + names)[:EXAMPLES]]
+
     def _count_script(self, script: str, documents: int, names: list[str]) -> None:
         entry = self.scripts.setdefault(script, [0, []])
         entry[0] += documents
         entry[1] = (entry[1] + names)[:EXAMPLES] if len(entry[1]) < EXAMPLES else entry[1]
+
+
+def shapes(text: str) -> list[str]:
+    """The lines with digits like an identifier's, `#` for each run; without long lines, which are prose or tables."""
+    content = text.encode(errors="replace").translate(_HOLES)  # of bytes, for that is fast in any script
+    lines, stop = [], 0
+    while match := _DIGITS.search(content, stop):
+        start = content.rfind(b"\n", 0, match.start()) + 1
+        stop = content.find(b"\n", match.end())
+        stop = len(content) if stop < 0 else stop
+        if stop - start <= LINE:
+            lines.append(content[start:stop].strip())
+    return re.sub(rb"\0+", b"#", b"\n".join(lines)).decode().split("\n") if lines else []
 
 
 def main_script(text: str) -> str:

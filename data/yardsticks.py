@@ -17,6 +17,7 @@ from .tokenizer import Tokenizer
 
 MOST = 300_000  # tokens of each split to give to yardsticks(); sample() of data/references.py takes them evenly
 MOST_BYTES = 400_000  # of text that is compressed: xz takes about a fifth of a second for them
+VERBATIM_BYTES, PIECES = 200, 400  # so many pieces of validation text, of this length, are sought in training text
 CONTEXTS = (128, 256, 512, 1024, 2048)
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
@@ -25,6 +26,7 @@ def yardsticks(train: Sequence[np.ndarray], val: Sequence[np.ndarray] | None, to
     """Bits per byte, to hold a model's against, of pieces of the training tokens and of the validation tokens.
 
     gzip, xz: of the training text; xz_val, xz_val_after: of the validation text, by itself and after the training text;
+    val_verbatim: the share of short pieces of the validation text that the training text has too;
     unigram, bigram: the validation text (the training text where there is none) by counts of training tokens.
     """
     train_text, val_text = (_text(pieces, tokenizer) for pieces in (train, val or []))
@@ -44,6 +46,7 @@ def yardsticks(train: Sequence[np.ndarray], val: Sequence[np.ndarray] | None, to
     if held_out:
         found["xz_val"] = 8 * of_val / len(held_out)
         found["xz_val_after"] = 8 * (together - alone) / len(held_out)
+        found["val_verbatim"] = verbatim(val_text, train_text)
     words = set(_WORD.findall((train_text + val_text).decode("utf-8", "replace")))
     spelled = [
         tokenizer.token_bytes(number).decode("utf-8", "replace").strip(" ▁") for number in range(tokenizer.vocab_size)
@@ -72,6 +75,12 @@ def windows(n_tokens: int, lengths: Sequence[dict[str, Any]], context: int) -> d
 def epochs(n_tokens: int, *, context: int, batch_size: int, steps: int) -> float:
     """How often training sees each window of a split."""
     return steps * batch_size / max(1, (n_tokens - 1) // context - 1)
+
+
+def verbatim(text: bytes, other: bytes) -> float:
+    """The share of PIECES pieces of VERBATIM_BYTES, spread over a text evenly, that stand in another one too."""
+    starts = np.linspace(0, max(0, len(text) - VERBATIM_BYTES), PIECES).astype(int).tolist()
+    return sum(text[start : start + VERBATIM_BYTES] in other for start in starts) / PIECES
 
 
 def _text(pieces: Sequence[np.ndarray], tokenizer: Tokenizer) -> bytes:

@@ -126,7 +126,10 @@ def test_a_bad_json_line_is_named(tmp_path, line, message):
 def test_mistakes_are_named(tmp_path):
     assert "no such file or folder" in error_of("shakespear") and "shakespeare" in error_of("shakespear")
     assert "no file matches" in error_of(f"{tmp_path}/*.txt")
-    assert "has no text" in error_of(str(tmp_path))
+    assert "has no text: there are no files;" in error_of(str(tmp_path))
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    assert "has no text: there is nothing in its files;" in error_of(str(tmp_path))
+    (tmp_path / "blank.jsonl").unlink()
     (tmp_path / "bad.txt").write_bytes(b"one\ntwo \xff")
     assert "bad.txt:2: byte 0xff is not UTF-8" in error_of(str(tmp_path / "bad.txt"))
     assert "left out " in error_of(str(tmp_path))

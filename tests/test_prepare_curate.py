@@ -183,6 +183,34 @@ def test_a_picture_is_named_only_where_one_was_drawn(tmp_path):
     prepare(config, say=[].append, show=None)  # found: nothing is shown
 
 
+def test_what_could_not_be_read_is_a_matter_to_decide(tmp_path):
+    corpus = write(tmp_path / "notes", [f"text {i}" for i in range(50)])
+    (corpus / "latin.txt").write_bytes("Über".encode("latin-1"))
+    (corpus / "torn.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    text = (prepared(corpus, broken_lines=1) / "report.md").read_text().split("## To decide")[1].split("##")[0]
+    assert "**1 document** (4 bytes), such as `latin.txt`, left out for not being UTF-8" in text
+    assert "iconv" in text and "`invalid_utf8=replace`" in text
+    assert "**1 line of JSON**" in text and "`torn.jsonl:2`, broken" in text
+    text = (prepared(corpus, broken_lines=1, invalid_utf8="replace") / "report.md").read_text()
+    assert "`latin.txt`, not UTF-8: U+FFFD stands for" in text.split("## To decide")[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_to_decide_and_patterns_that_match_nothing_are_said(tmp_path, workers):
+    corpus, said = write(tmp_path / "notes", [f"text {i}\nPatient: {i}" for i in range(50)]), []
+    rules = CurateConfig(drop_lines=["Patient", "text 1*"])
+    folder = prepared(corpus, said=said, curate=rules, workers=workers)
+    wanted = "drop_lines: 'Patient' matched no line; patterns match whole lines: '*Patient*' would match"
+    assert sum(line.startswith(wanted) for line in said) == 1
+    things = (folder / "report.md").read_text().split("## To decide")[1].split("##")[0].count("\n- ")
+    assert said[-1] == f"{things} thing{'s' * (things > 1)} to decide: {folder / 'report.md'}"
+    clean = write(tmp_path / "clean", [f"text {i * 7919}" for i in range(50)])
+    prepared(clean, said=said, tokenizer=TokenizerConfig("byte"), val_fraction=0.0, curate=CurateConfig())
+    assert ("to decide" in said[-1]) == (
+        "To decide" in (next((tmp_path / "datasets").glob("clean-*")) / "report.md").read_text()
+    )
+
+
 def test_by_default_curation_leaves_the_text_of_documents_as_it_is():
     rules, changed, empty = CurateConfig(), 0, 0
     for document in documents("pystdlib", include="[a-e]*"):
@@ -194,7 +222,9 @@ def test_by_default_curation_leaves_the_text_of_documents_as_it_is():
 
 def test_how_much_is_looked_at_closely_is_bounded():
     assert looked_at(100, 1_000_000) == 1
-    assert looked_at(10_000, 100_000_000) == pytest.approx(0.1)
+    assert looked_at(300_000, 32_000_000) == 1
+    assert looked_at(10_000, 64_000_000) == pytest.approx(0.5)
+    assert looked_at(40_000, 400_000_000) == pytest.approx(0.1)
     assert looked_at(400_000, 2_000_000_000) == pytest.approx(0.032)
     assert looked_at(250, 2_000_000_000) == pytest.approx(0.04)  # ten of them
     assert looked_at(1, 2_000_000_000) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import shlex
 import unicodedata
 from collections import Counter
 from dataclasses import asdict
@@ -12,11 +13,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from conf import cli
 from data import tokenizer as tokenizers
 from data.corpora import Document
-from data.curate import CurateConfig
-from data.findings import code
+from data.curate import CurateConfig, clean
+from data.findings import code, findings
 from data.ledger import Ledger
+from data.prepare import PrepareConfig
 from data.report import report, summarise
 from data.statistics import Statistics
 from data.survey import survey
@@ -94,6 +97,22 @@ def test_a_close_look_at_a_share_takes_the_same_documents_everywhere():
     assert parts[0].texture.documents + parts[1].texture.documents == half.texture.documents
 
 
+def test_what_was_seen_of_some_documents_is_reckoned_for_all():
+    some = [
+        Document(f"{n}.txt", f"{n} text und Ã¼ber\x07 {BOILERPLATE}\n{'1' * 200 * (n % 4 == 0)}") for n in range(2000)
+    ]
+    for share, words in ((1, "**500 documents**"), (0.25, "**about ")):
+        statistics = {"train": counted(some, looked_at=share)}
+        text = report(summarise(statistics, Ledger(), BYTE, settings=asdict(CurateConfig())), title="sample")
+        decide = text.split("## To decide")[1].split("##")[0]
+        (few,) = [line for line in decide.split("\n") if "min_letters" in line]
+        assert ("about" in decide) == ("documents, drawn by chance" in decide) == (share < 1)
+        number = few.split("**")[1].removeprefix("about ").split()[0]
+        assert (words in few) if share == 1 else 400 <= int(number) <= 600, few
+        assert ("**2,000 documents**" if share == 1 else "**about 2,000 documents**") in decide
+        assert ("**2,000 control" if share == 1 else "**about 2,000 control") in decide
+
+
 def test_frequent_lines_survive_any_number_of_rare_ones():
     rng = random.Random(1)
     tables = [FrequentLines(capacity=20) for _ in range(3)]
@@ -138,6 +157,87 @@ def test_the_report_names_what_needs_a_decision():
         assert len({line.count("|") for line in rows}) <= 1, block  # every row of a table has all its cells
 
 
+@pytest.mark.parametrize(
+    "line", [BOILERPLATE, 'It\'s [1] "so" | `x`  $HOME ${a} \\ 文', "don't  a\tb; rm -rf {x: y}, (z)"]
+)
+def test_what_would_remove_a_line_can_be_pasted_into_a_shell_and_removes_it(line):
+    some = [Document(f"{n}.txt", f"{n}: some text that is by itself\n{line}\n") for n in range(200)]
+    text = report(survey(some, BYTE)[0], title="lines")
+    (pasted,) = [part for part in text.split("`") if "curate.drop_lines=" in part]
+    (word,) = shlex.split(pasted)
+    config, _ = cli.compose(PrepareConfig, name="prepare", arguments=[word])
+    cleaned, removed = clean(some[0].text, config.curate)
+    assert cleaned == "0: some text that is by itself\n" and removed["drop_lines"][0] == 1
+
+
+def decisions(some: list[Document], **rules) -> str:
+    return "\n".join(findings(survey(some, BYTE, config=CurateConfig(**rules))[0]))
+
+
+def test_what_max_mojibake_would_drop_is_counted_and_repair_comes_first():
+    some = [
+        Document(f"{n}.txt", f"{n} " + "word " * 100 + ("Ã¼" if n < 40 else "Ã¼" * 40 * (n < 60))) for n in range(400)
+    ]
+    summary, kept = survey(some, BYTE, in_val=lambda document: False)
+    above = summary["splits"]["train"]["looked_at"]["mojibake"]["above"]
+    for share in (0.001, 0.01):
+        _, left = survey(some, BYTE, config=CurateConfig(max_mojibake=share), in_val=lambda document: False)
+        assert above[str(share)] == len(kept["train"]) - len(left["train"])
+    text = decisions(some)
+    assert above == {"0.001": 60, "0.01": 20} and "First repair" in text and "worst" not in text
+    assert "=0.01` would drop" in text
+    assert "First repair" not in decisions(
+        [Document(d.name, d.text + "\ufffd" * 9) for d in some], repair_mojibake=True
+    )
+
+
+def test_halves_of_damaged_characters_are_not_to_be_removed_before_they_are_repaired():
+    damaged = [Document(f"{n}.txt", f"{n} \u00c3\u009f and a little text") for n in range(200)]
+    assert "`curate.repair_mojibake=true curate.control_characters=true`" in decisions(damaged)
+    bells = [Document(f"{n}.txt", f"{n} \x07 and a little text") for n in range(200)]
+    assert "`curate.control_characters=true` removes them" in decisions(bells)
+    assert "control character" not in decisions(damaged, repair_mojibake=True, control_characters=True)
+
+
+@pytest.mark.parametrize("markup", ["<p>", '<a href="x">', "<br/>", "</DIV>", "&nbsp;", "&#160;"])
+def test_markup_is_noticed_and_unequal_signs_are_not(markup):
+    some = [
+        Document(f"{n}.txt", f"{n} text with p < 0.05 & a <b and c> d {markup * (n % 50 == 0)}") for n in range(500)
+    ]
+    assert "10 documents** (2.0%) have tags or entities" in "\n".join(
+        findings(survey(some, BYTE, in_val=lambda document: False)[0])
+    )
+    assert "tags or entities" not in decisions([d for d in some if markup not in d.text])
+
+
+def test_lines_that_differ_in_digits_only_are_noticed_as_identifiers():
+    forms = [Document(f"{n}.txt", f"Patient: X, MRN: {1000123 + n}\n{n} Tel. 0800 123456\nfine") for n in range(300)]
+    (found,) = [line for line in decisions(forms).split("\n") if "identifiers" in line]
+    assert "`Patient: X, MRN: #`" in found and "look whether they name people" in found
+    born = "born {:02}.{:02}.1961, room {}".format
+    assert "`born #.#.#, room #`" in decisions([Document(f"{n}", born(n % 28, n % 12, n)) for n in range(300)])
+    always = [Document(f"{n}.txt", f"by itself {n}\nTel. 0800 123456\n1 {10000 + n}") for n in range(300)]
+    assert "identifiers" not in decisions(always)  # one line again and again, and numbers without words
+    parts = [counted(forms[:100]), counted(forms[100:])]
+    parts[0].merge(pickle.loads(pickle.dumps(parts[1])))
+    whole = counted(forms).to_dict(BYTE)["looked_at"]
+    assert parts[0].to_dict(BYTE)["looked_at"]["shapes"] == whole["shapes"] and whole["shapes"][0]["times"] == 300
+
+
+def test_patterns_that_match_no_line_are_named():
+    some = [Document(f"{n}.txt", f"{n} text\nPatient: {n}\nPage 1\nÃ¼ber") for n in range(20)]
+    text = decisions(some, drop_lines=["Patient", "Page ?", "Pag*", "über"], repair_mojibake=True)
+    assert "`Patient` matched no line; patterns match whole lines: `*Patient*` would" in text
+    assert "matched no line" not in decisions(some, drop_lines="Page ?")
+
+
+def test_shares_are_told_to_a_percent():
+    some = [Document(f"{n}.txt", "a" * 93 + "1" * 7 + f" {n * 'b'}") for n in range(1, 3)]
+    text = report(survey(some, BYTE, in_val=lambda document: False)[0], title="shares")
+    (row,) = [line for line in text.split("\n") if line.startswith("| digits")]
+    assert set(row.split("|")[2:-1]) <= {" 7% ", " 8% "}
+
+
 def test_a_clean_corpus_is_not_nagged_about():
     rng = random.Random(0)
     words = [f"{a}{b}" for a in "ka lo mi ru ten vor zil".split() for b in "bar dus fen gol hip".split()]
@@ -163,7 +263,23 @@ def test_validation_text_that_training_has_too_is_noticed():
     fresh = [Document(f"v{n}", "".join(rng.choice("abcdefgh ") for _ in range(600))) for n in range(60)]
     for val, noticed in ((copied, True), (fresh, False)):
         summary, _ = survey(train + val, BYTE, in_val=lambda document: document.name[0] == "v")
-        assert ("whole passages" in report(summary, title="leak")) == noticed
+        assert ("Whole passages are in both" in report(summary, title="leak")) == noticed
+        assert (summary["yardsticks"]["val_verbatim"] > 0.3) == noticed
+
+
+def test_a_template_is_not_taken_for_a_passage_in_both_splits():
+    rng = random.Random(0)
+
+    template = ["".join(rng.choice("abcdefgh ") for _ in range(60)) for _ in range(1000)]
+
+    def form(number: int) -> Document:
+        lines = [f"{line}: {rng.randrange(1000)}" for line in rng.sample(template, 5)]
+        return Document(f"{number % 7 == 0}{number}", "\n".join(lines) + "\n")
+
+    summary, _ = survey(map(form, range(700)), BYTE, in_val=lambda document: document.name.startswith("True"))
+    found, text = summary["yardsticks"], report(summary, title="forms")
+    assert found["xz_val_after"] < 0.7 * found["xz_val"] and found["val_verbatim"] == 0
+    assert "may share passages or templates" in text and "are in both" not in text
 
 
 def test_yardsticks_are_bits_per_byte_of_the_text():
