@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +23,28 @@ from data.prepare import open_split, prepare
 
 from . import programs
 from .preparing import config, folder_of, published, quiet, read, run
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("Listen to your heart. " * 20)
+    (secret := tmp_path / "notes" / "secret.txt").write_text("Listen to your gut. " * 20)
+    secret.chmod(0)
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.prepare",
+        f"corpus={tmp_path / 'notes'}",
+        f"datasets={tmp_path / 'datasets'}",
+    ]
+    if os.geteuid() == 0:  # who may read all, unless that is taken from him
+        if not shutil.which("setpriv"):
+            pytest.skip("root reads every file")
+        none = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={none}", f"--inh-caps={none}", *command]
+    ended = subprocess.run(command, cwd=programs.ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert "secret.txt: Permission denied" in ended.stderr and published(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["report", "publish", "SplitWriter"])
