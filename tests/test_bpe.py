@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import random
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 import regex
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from data import InputError, bpe, pretokenize
 from data.pretokenize import PATTERNS
+from scripts.benchmarks.tokenizer import by_definition
 
 # tiktoken and regex may know different versions of Unicode: no characters that Python itself does not know.
 ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60)
@@ -23,27 +23,9 @@ OWN_PATTERN = r"\p{Lu}?\p{Ll}+|(\d)+"  # with a group, and blind to most of Unic
 
 
 def naive_train(texts: list[str], vocab_size: int, pattern: str, min_frequency: int = 1) -> list[bytes]:
-    """The definition of BPE training: after each merge, count all pairs of all words anew."""
+    """The definition of BPE training, on pieces that the regular expression itself cuts."""
     pieces = Counter(match[0] for text in texts for match in regex.finditer(PATTERNS[pattern], text))
-    words = [([bytes([byte]) for byte in piece.encode()], count) for piece, count in pieces.items()]
-    tokens = [bytes([byte]) for byte in range(256)]
-    while len(tokens) < vocab_size:
-        pairs: Counter[tuple[bytes, bytes]] = Counter()
-        for parts, count in words:
-            for pair in pairwise(parts):
-                pairs[pair] += count
-        if max(pairs.values(), default=0) < min_frequency:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], tokens.index(pair[0]), tokens.index(pair[1])))
-        if b"".join(best) not in tokens:
-            tokens.append(b"".join(best))
-        for parts, _ in words:
-            place = 0
-            while place < len(parts) - 1:
-                if (parts[place], parts[place + 1]) == best:
-                    parts[place : place + 2] = [b"".join(best)]
-                place += 1
-    return tokens
+    return by_definition(pieces, vocab_size=vocab_size, min_frequency=min_frequency)
 
 
 def random_corpus(source: random.Random) -> list[str]:
