@@ -61,6 +61,7 @@ class Straight:
         self.count_place = _only(isinstance(value, int) for value in graph.inputs)
         self.logits_place = _only(value is logits for value in graph.outputs)
         self.inputs = list(graph.inputs)
+        graph.inputs = graph.outputs = ()  # the graph outlives this cache
 
 
 def _only(matches: Any) -> int:
