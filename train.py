@@ -227,10 +227,10 @@ def fit(
             # Log: the only read that waits for the device. A time budget is compared with the time that is left.
             if done % cfg.log_every == 0 or done == 1 or last:
                 loss_mean = mean_over_ranks(loss_sum, train_data.supervised_tokens(step))
-                figures = torch.stack([loss_mean, norm, *guard.counts]).tolist()
+                loss, grad_norm = torch.stack([loss_mean, norm]).tolist()
                 learning_rate = rate * cfg.optimizer.learning_rate
-                journal.trained(done, tokens, loss=figures[0], learning_rate=learning_rate, grad_norm=figures[1])
-                warnings = guard.report(figures[2:], limit=cfg.nonfinite_limit, describe=train_data.describe)
+                journal.trained(done, tokens, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
+                warnings = guard.report(limit=cfg.nonfinite_limit, describe=train_data.describe)
                 for warning in (*warnings, *saver.news()):
                     journal.say(warning)
                 costs = costs.known(

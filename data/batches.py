@@ -71,18 +71,25 @@ class WindowBatches:
         if weights is not None:
             parts = [(part, int(keys(1, seed, number)[0])) for number, part in enumerate(split.parts)]
         self.parts = [KINDS[mode](split, part, context=context, seed=own_seed) for part, own_seed in parts]
-        self.pieces = functools.lru_cache(maxsize=4)(self._pieces)  # of a step: it is asked for more than once
+        self.steps_at_once = max(1, 512 // batch_size)  # many at once cost little more than one
+        self._block = functools.lru_cache(maxsize=2)(self._pieces)
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each part has been seen after `step` steps, by name."""
         rows = mixture.shares(step * self.batch_size, self.weights)
         return {part.name: count / len(part) for part, count in zip(self.parts, rows, strict=True)}
 
-    def _pieces(self, step: int) -> list[list[Piece]]:
+    def pieces(self, step: int) -> list[list[Piece]]:
         """What each row of the global batch of a step is made of."""
-        rows = range(step * self.batch_size, (step + 1) * self.batch_size)
+        block, place = divmod(step, self.steps_at_once)
+        return self._block(block)[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _pieces(self, block: int) -> list[list[Piece]]:
+        """The same of all rows of a block of `steps_at_once` steps."""
+        count = self.steps_at_once * self.batch_size
+        rows = range(block * count, (block + 1) * count)
         numbers, places = np.array([mixture.interleave(row, self.weights) for row in rows]).T
-        found: list[list[Piece]] = [[]] * self.batch_size
+        found: list[list[Piece]] = [[]] * count
         for number, part in enumerate(self.parts):
             here = np.flatnonzero(numbers == number)
             epochs, windows = epoch_order(places[here], size=len(part), seed=part.seed)

@@ -27,11 +27,14 @@ class Group:
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019); the state is torch's own, names and all.
 
-    `state` holds of each parameter that was ever updated: step (), exp_avg and exp_avg_sq of its shape.
+    `state` holds of each parameter that was ever updated: step (), exp_avg and exp_avg_sq of its shape. All share one
+    step, so that it is one tensor to count up.
     """
 
     def __init__(self, groups: list[Group], *, beta1: float, beta2: float, epsilon: float, fused: bool) -> None:
         self.groups = groups
+        device = groups[0].parameters[0].device if fused and groups[0].parameters else "cpu"  # as torch has it
+        self.steps = torch.zeros((), device=device)
         self.settings: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "eps": epsilon, "maximize": False}
         self.fused = fused
         self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
@@ -42,26 +45,29 @@ class AdamW:
 
         Both are for the fused kernel alone.
         """
+        self.steps += 1
         for group in self.groups:
             moved: list[Tensor] = [p for p in group.parameters if p.grad is not None]
             if not moved:
                 continue
             states = [self._state_of(p) for p in moved]
-            means, squares, steps = ([known[key] for known in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+            means, squares = ([known[key] for known in states] for key in ("exp_avg", "exp_avg_sq"))
             grads: list[Any] = [p.grad for p in moved]
             settings = self.settings | {"lr": rate, "weight_decay": group.weight_decay, "amsgrad": False}
             if not self.fused:
-                adamw(moved, grads, means, squares, [], steps, **settings)
+                counted_there = [self.steps - 1 for _ in moved]
+                adamw(moved, grads, means, squares, [], counted_there, **settings)
                 continue
-            torch._foreach_add_(steps, 1)
             scaling: dict[str, Any] = {"grad_scale": divisor, "found_inf": skip}
-            torch._fused_adamw_(moved, grads, means, squares, [], steps, **settings, **scaling)
-            if skip is not None:
-                torch._foreach_sub_(steps, [skip] * len(steps))
+            torch._fused_adamw_(moved, grads, means, squares, [], [self.steps] * len(moved), **settings, **scaling)
+        if skip is not None:
+            self.steps -= skip
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         if not self.state[p]:
-            device = p.device if self.fused else "cpu"  # as torch has it
-            self.state[p] = {"step": torch.zeros((), device=device)}
-            self.state[p] |= {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[p] = {"step": self.steps} | {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
         return self.state[p]
+
+    def load(self, p: Tensor, key: str, value: Tensor) -> None:
+        """Puts back one tensor of the state of a parameter."""
+        self._state_of(p)[key].copy_(value)

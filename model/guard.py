@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -69,17 +70,26 @@ class Spikes:
         return spike & finite
 
 
+BAD, OVERFLOW, SPIKE = 1, 2, 3  # what may be found of an update; 0: nothing
+
+
 class SkipGuard:
-    """Decides on the device, alike on every rank, which updates to skip, and counts them; the host need not wait.
+    """Decides on the device, alike on every rank, which updates to skip; the host need not wait, and looks later.
 
     Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only
     lowers the loss scale; it counts as an overflow as long as there is a scale to lower. Spikes (see there) are looked
     for where `spike_deviations` is above 0.
     """
 
+    UNSEEN = 1000  # findings that may wait for the host
+
     def __init__(self, device: torch.device, *, spike_deviations: float = 0.0) -> None:
-        self.counts = torch.zeros(6, dtype=torch.int64, device=device)  # see check()
-        self.reported = [0, 0]  # bad, spikes
+        self.device = device
+        self.waiting: list[tuple[int, Tensor]] = []  # step and finding () of the updates since the host last looked
+        self.in_row = 0  # bad updates, up to the last that was looked at
+        self.counts = {BAD: 0, OVERFLOW: 0, SPIKE: 0}
+        self.last = {BAD: 0, OVERFLOW: 0, SPIKE: 0}  # the step of the last one
+        self.reported = dict(self.counts)
         self.spikes = Spikes(spike_deviations, device) if spike_deviations else None
 
     def check(self, norm: Tensor, step: int, scale: LossScale, *, loss: Tensor | None = None) -> Tensor:
@@ -87,36 +97,48 @@ class SkipGuard:
 
         `loss` () is that of the batch; it is needed only where spikes are looked for.
         """
-        unfinished = ~torch.isfinite(norm)
-        overflow = unfinished & (scale.scale > 1) if scale.active else torch.zeros_like(unfinished)
-        bad = unfinished & ~overflow
-        spike = torch.zeros_like(bad)
+        skip = finding = ~(norm < math.inf)  # nor is NaN
+        if scale.active:
+            finding = torch.where(skip & (scale.scale > 1), OVERFLOW, finding)
         if self.spikes is not None and loss is not None:
             spike = self.spikes.check(norm, loss)
-        in_row, total, last, overflows, spikes, last_spike = self.counts
-        in_row = torch.where(bad, in_row + 1, torch.where(unfinished, in_row, torch.zeros_like(in_row)))
-        now = torch.full_like(last, step)
-        last, last_spike = torch.where(bad, now, last), torch.where(spike, now, last_spike)
-        self.counts = torch.stack([in_row, total + bad, last, overflows + overflow, spikes + spike, last_spike])
-        return unfinished | spike
+            skip, finding = skip | spike, torch.where(spike, SPIKE, finding)
+        self.waiting.append((step, finding))
+        if len(self.waiting) == self.UNSEEN:
+            self.look()
+        return skip
 
-    def report(self, counts: list[float], *, limit: int, describe: Callable[[int], str]) -> list[str]:
-        """What `counts`, once read, have to say: warnings about new skips.
+    def look(self) -> None:
+        """Takes the findings since the last look to the host, which waits for them, and counts them."""
+        if not self.waiting:
+            return
+        findings = torch.stack([finding for _, finding in self.waiting]).tolist()
+        for (step, _), finding in zip(self.waiting, map(int, findings), strict=True):
+            if finding:
+                self.counts[finding] += 1
+                self.last[finding] = step
+            if finding == BAD:
+                self.in_row += 1
+            elif finding != OVERFLOW:
+                self.in_row = 0
+        self.waiting = []
+
+    def report(self, *, limit: int, describe: Callable[[int], str]) -> list[str]:
+        """Warnings about updates that were skipped since the last report.
 
         describe(step) names the batch. Raises InputError after `limit` bad updates in a row.
         """
-        in_row, total, last, _, spikes, last_spike = (int(count) for count in counts)
-        where, spike_where = (f"the last at step {step + 1}: {describe(step)}" for step in (last, last_spike))
-        if in_row >= limit:
+        self.look()
+        at = {finding: f"the last at step {step + 1}: {describe(step)}" for finding, step in self.last.items()}
+        if self.in_row >= limit:
             raise InputError(
-                f"{in_row} updates in a row had no finite gradient, {where}; lower optimizer.learning_rate"
+                f"{self.in_row} updates in a row had no finite gradient, {at[BAD]}; lower optimizer.learning_rate"
             )
         found = []
-        if new := total - self.reported[0]:
-            found.append(f"warning: skipped {new} update(s) whose gradient is not finite, {where}")
-        if new := spikes - self.reported[1]:
-            found.append(f"warning: skipped {new} update(s) whose gradient or loss stands out, {spike_where}")
-        self.reported = [total, spikes]
+        for finding, what in ((BAD, "gradient is not finite"), (SPIKE, "gradient or loss stands out")):
+            if new := self.counts[finding] - self.reported[finding]:
+                found.append(f"warning: skipped {new} update(s) whose {what}, {at[finding]}")
+        self.reported = dict(self.counts)
         return found
 
     def state(self) -> dict[str, Tensor]:
@@ -127,4 +149,4 @@ class SkipGuard:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for name in self.state().keys() & state.keys():
-            setattr(self.spikes, name.removeprefix("spikes."), state[name].to(self.counts.device))
+            setattr(self.spikes, name.removeprefix("spikes."), state[name].to(self.device))

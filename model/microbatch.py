@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from . import InputError, memory, parallel
 from .device import Compute
 from .gpt import GPT
+from .seeds import seed_generator
 
 SPARE = 0.92  # of a GPU's memory may be planned with: the rest is fragmentation and other libraries'
 
@@ -40,7 +41,7 @@ class MicroBatches:
         part: the batch and its gradient stay the same. Raises InputError where one row does not fit.
         """
         while True:
-            torch.manual_seed(seed)
+            seed_generator(seed, self.compute.device)
             try:
                 return self.accumulate(inputs, targets, weight, starts)
             except RuntimeError as error:

@@ -132,7 +132,7 @@ class Optimizer:
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm over all gradients, a tensor ()."""
-        norm = torch.nn.utils.get_total_norm(self.gradients())
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients())))
         if any(map(sharded.is_sharded, self.parameters.values())):
             squares = norm.square()
             torch.distributed.all_reduce(squares)
@@ -209,8 +209,7 @@ class Optimizer:
             if name not in self.parts or (value.dim() and value.shape != self.parameters[name].shape):
                 raise InputError(f"the saved optimizer state of {name!r} does not fit this model")
             p = self.parts[name]
-            own = value[sharded.rows_of(self.parameters[name])] if value.dim() else value
-            self.adamw.state[p][key] = own.to(p.device).clone()
+            self.adamw.load(p, key, value[sharded.rows_of(self.parameters[name])] if value.dim() else value)
         if self.muon is not None:
             for name, momentum in self.muon.state():
                 momentum.copy_(state[f"muon.momentum.{name}"])

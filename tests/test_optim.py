@@ -10,7 +10,7 @@ from torch import nn
 
 from model import InputError
 from model.adamw import AdamW, Group
-from model.guard import LossScale, SkipGuard
+from model.guard import BAD, OVERFLOW, SPIKE, LossScale, SkipGuard
 from model.optim import Optimizer, OptimizerConfig, orthogonalise, rate_at, split_parameters
 
 from . import programs
@@ -208,19 +208,34 @@ def test_loss_scale_halves_on_overflow_and_doubles_after_2000_good_steps():
     assert still.scale.item() == 1.0 and still.state() == {}
 
 
-def test_guard_counts_bad_steps_apart_from_overflows():
+def test_guard_counts_bad_steps_apart_from_overflows(monkeypatch):
     cpu = torch.device("cpu")
     guard, plain = SkipGuard(cpu), LossScale(torch.float32, cpu)
     flags = [
         bool(guard.check(torch.tensor(norm), step, plain)) for step, norm in enumerate([1, float("nan"), float("inf")])
     ]
     assert flags == [False, True, True]
-    assert guard.counts[:4].tolist() == [2, 2, 2, 0]
+    guard.look()
+    assert guard.in_row == guard.counts[BAD] == guard.last[BAD] == 2 and guard.counts[OVERFLOW] == 0
     guard.check(ONE, 3, plain)
-    assert guard.counts[:4].tolist() == [0, 2, 2, 0]
+    guard.look()
+    assert guard.in_row == 0 and guard.counts[BAD] == guard.last[BAD] == 2
     guard, half = SkipGuard(cpu), LossScale(torch.float16, cpu)
     assert bool(guard.check(torch.tensor(float("inf")), 0, half))
-    assert guard.counts[:4].tolist() == [0, 0, 0, 1]
+    guard.look()
+    assert guard.in_row == guard.counts[BAD] == 0 and guard.counts[OVERFLOW] == 1
+    half.scale.fill_(1.0)  # no scale left to lower: bad
+    assert bool(guard.check(torch.tensor(float("inf")), 1, half))
+    guard.look()
+    assert guard.in_row == guard.counts[BAD] == guard.counts[OVERFLOW] == 1
+    monkeypatch.setattr(SkipGuard, "UNSEEN", 5)
+    for step in range(12):
+        guard.check(torch.tensor(float("nan")), step, plain)
+        assert len(guard.waiting) < 5
+    assert guard.report(limit=99, describe=str) == [
+        "warning: skipped 13 update(s) whose gradient is not finite, the last at step 12: 11"
+    ]
+    assert guard.report(limit=99, describe=str) == []
 
 
 def spiking(deviations: float, *, jump: int) -> tuple[SkipGuard, list[bool]]:
@@ -241,7 +256,7 @@ def test_spikes_are_skipped_where_asked_for_and_a_new_level_is_learned():
     assert not any(flags)
     guard, flags = spiking(6.0, jump=999)
     assert [step for step, flag in enumerate(flags) if flag] == [70]
-    [warning] = guard.report(guard.counts.tolist(), limit=10, describe=lambda step: f"batch of step {step}")
+    [warning] = guard.report(limit=10, describe=lambda step: f"batch of step {step}")
     assert "stands out" in warning and "step 71: batch of step 70" in warning
     _, flags = spiking(6.0, jump=90)
     assert flags[90] and not any(flags[105:])
@@ -255,7 +270,8 @@ def test_a_guard_put_back_decides_the_same():
         for one in (guard, other):
             one.check(torch.tensor(level), 0, LossScale(torch.float32, torch.device("cpu")), loss=torch.tensor(level))
         assert all(torch.equal(guard.state()[name], value) for name, value in other.state().items())
-        assert torch.equal(guard.counts[4] - 1, other.counts[4])
+        guard.look(), other.look()
+        assert guard.counts[SPIKE] - 1 == other.counts[SPIKE] and guard.counts[BAD] == other.counts[BAD]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
