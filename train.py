@@ -37,6 +37,7 @@ from model.depth import settings_for
 from model.device import DTYPES, Compute, deterministic, keep_freed_memory
 from model.evaluate import EvaluationData, Score, TrainingData, evaluate, summed_loss, to_device
 from model.gpt import GPT
+from model.gradients import OneGraph
 from model.guard import LossScale, SkipGuard
 from model.measure import measure, outlook, saved_bytes
 from model.microbatch import MicroBatches, recompute_activations
@@ -103,7 +104,9 @@ def fit(
         loss_of = torch.compile(summed_loss, dynamic=False)
     wrapped = parallel.wrap(model, cfg.parallel, compute)
     rows = cfg.micro_batch or cfg.batch_size // world.size
-    micro = MicroBatches(wrapped, rows, loss=loss_of, compute=compute, world=world)
+    one_graph = OneGraph.suits(compute, world) and not cfg.checkpoint_activations
+    graph = OneGraph(model, compute) if one_graph else None
+    micro = MicroBatches(wrapped, rows, loss=loss_of, compute=compute, world=world, graph=graph)
     average = Average(model, cfg.average, decay=cfg.average_decay, fraction=cfg.average_fraction)
     optimizer, scale, guard = start_optimizer(cfg, model, compute)
     resolved = what_was_resolved(cfg, model, compute, world)

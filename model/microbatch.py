@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from . import InputError, memory, parallel
 from .device import Compute
 from .gpt import GPT
+from .gradients import OneGraph
 from .seeds import seed_generator
 
 SPARE = 0.92  # of a GPU's memory may be planned with: the rest is fragmentation and other libraries'
@@ -29,8 +30,11 @@ class MicroBatches:
         loss: Callable[[Tensor, Tensor], Tensor],
         compute: Compute,
         world: parallel.World,
+        graph: OneGraph | None = None,
     ) -> None:
+        """`graph` computes loss and gradients in place of model, loss and autograd."""
         self.model, self.rows, self.loss, self.compute, self.world = model, rows, loss, compute, world
+        self.graph = graph
 
     def backward(
         self, inputs: Tensor, targets: Tensor, *, weight: Tensor | float, seed: int, starts: Tensor | None = None
@@ -57,13 +61,19 @@ class MicroBatches:
     ) -> Tensor:
         loss_sum = torch.zeros((), device=inputs.device)
         for rows in (slice(start, start + self.rows) for start in range(0, len(inputs), self.rows)):
-            with parallel.no_sync(self.model, skip=rows.stop < len(inputs)):
-                with self.compute.autocast():
-                    within = {} if starts is None else {"starts": starts[rows]}
-                    loss = self.loss(self.model(inputs[rows], **within), targets[rows])
-                (loss * weight).backward()
-            loss_sum += loss.detach()
+            part = (inputs[rows], targets[rows], None if starts is None else starts[rows])
+            if self.graph is not None:
+                loss_sum += self.graph(*part, weight=torch.as_tensor(weight))
+            else:
+                with parallel.no_sync(self.model, skip=rows.stop < len(inputs)):
+                    loss_sum += self.by_autograd(*part, weight)
         return loss_sum
+
+    def by_autograd(self, inputs: Tensor, targets: Tensor, starts: Tensor | None, weight: Tensor | float) -> Tensor:
+        with self.compute.autocast():
+            loss = self.loss(self.model(inputs, **({} if starts is None else {"starts": starts})), targets)
+        (loss * weight).backward()
+        return loss.detach()
 
     def _halve(self, share: int) -> None:
         smaller = [rows for rows in divisors(share) if rows <= self.rows // 2]

@@ -56,14 +56,14 @@ class Straight:
         graph = self.graph
         assert graph.call is not None
         self.call = graph.call
-        self.id_place = _only(value is ids for value in graph.inputs)
-        self.slots_place = _only(value is cache.slots for value in graph.inputs)
-        self.count_place = _only(isinstance(value, int) for value in graph.inputs)
-        self.logits_place = _only(value is logits for value in graph.outputs)
+        self.id_place = only(value is ids for value in graph.inputs)
+        self.slots_place = only(value is cache.slots for value in graph.inputs)
+        self.count_place = only(isinstance(value, int) for value in graph.inputs)
+        self.logits_place = only(value is logits for value in graph.outputs)
         self.inputs = list(graph.inputs)
         graph.inputs = graph.outputs = ()  # the graph outlives this cache
 
 
-def _only(matches: Any) -> int:
+def only(matches: Any) -> int:
     [place] = [place for place, match in enumerate(matches) if match]
     return place
