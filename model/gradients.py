@@ -37,7 +37,7 @@ class OneGraph:
     def __init__(self, model: GPT, compute: Compute) -> None:
         self.holder, self.compute = LossOf(model), compute
         self.parameters = dict(self.holder.named_parameters())
-        self.graph = Graph()
+        self.graph = Graph(cpp_wrapper=True)  # what calls the kernels is compiled too
         self.compiled = torch.compile(self._gradients, backend=self.graph, dynamic=False)
         self.recorded: dict[Any, Recorded | None] = {}  # by the shape of the batch
 

@@ -104,6 +104,7 @@ class Optimizer:
             rest, hidden = rest | hidden, {}
         self.config = config
         self.parameters = rest | hidden
+        self.sharded = any(map(sharded.is_sharded, self.parameters.values()))
         # Where the model is sharded, AdamW sees this rank's rows of each parameter, and Muon some matrices, whole.
         self.parts = {name: nn.Parameter(sharded.part(p)) if sharded.is_sharded(p) else p for name, p in rest.items()}
         self.owners = sharded.Owners(hidden) if any(map(sharded.is_sharded, hidden.values())) else None
@@ -128,12 +129,13 @@ class Optimizer:
 
     def gradients(self) -> list[Tensor]:
         """This rank's part of every gradient."""
-        return [sharded.part(p.grad) for p in self.parameters.values() if p.grad is not None]
+        found = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return [sharded.part(grad) for grad in found] if self.sharded else found
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm over all gradients, a tensor ()."""
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients())))
-        if any(map(sharded.is_sharded, self.parameters.values())):
+        if self.sharded:
             squares = norm.square()
             torch.distributed.all_reduce(squares)
             norm = squares.sqrt()
@@ -146,7 +148,7 @@ class Optimizer:
                 return
             torch._foreach_div_(self.gradients(), divisor)
             divisor = torch.ones_like(divisor)
-        for name, p in self.parts.items():
+        for name, p in self.parts.items() if self.sharded else ():
             grad = self.parameters[name].grad
             p.grad = None if grad is None else sharded.part(grad)
         scaling = {"divisor": divisor, "skip": skip.float()} if self.on_device else {}

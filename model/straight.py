@@ -14,7 +14,9 @@ from .cache import KVCache
 class Graph:
     """A backend for torch.compile: inductor's, which notes what its graph was last called with, and gave."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
+        """`options` are inductor's."""
+        self.options = {"size_asserts": False, **options}
         self.call: Callable[..., Sequence[Any]] | None = None
         self.inputs: tuple[Any, ...] = ()
         self.outputs: Sequence[Any] = ()
@@ -22,7 +24,7 @@ class Graph:
     def __call__(self, module: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Sequence[Any]]:
         from torch._inductor.compile_fx import compile_fx
 
-        compiled: Any = compile_fx(module, examples, config_patches={"size_asserts": False})
+        compiled: Any = compile_fx(module, examples, config_patches=self.options)
 
         def call(*inputs: Any) -> Sequence[Any]:
             self.call, self.inputs, self.outputs = compiled, inputs, compiled(*inputs)
