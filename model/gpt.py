@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .attention import attend, confine
 from .cache import KVCache
 from .config import ModelConfig
-from .fused import RMSNorm, relu_squared, rms_norm
+from .fused import RMSNorm, gelu, relu_squared, rms_norm
 from .linear import Linear, linear
 from .ngram import NGramPrior, recent
 
@@ -89,7 +89,7 @@ class MLP(nn.Module):
         elif self.activation == "relu2":
             h = relu_squared(h)
         else:
-            h = F.gelu(h, approximate="tanh" if self.activation == "gelu" else "none")  # GPT-2's is the former
+            h = gelu(h, approximate="tanh" if self.activation == "gelu" else "none")  # GPT-2's is the former
         return self.down(h)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from model.device import Compute, missing_for_compile
 from model.evaluate import IGNORE, summed_loss
+from model.fused import normal
 from model.gradients import OneGraph
 from model.microbatch import MicroBatches
 from model.parallel import World
@@ -38,9 +39,15 @@ def forget_compiled_code():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("family", "confined"), [*((family, False) for family in FAMILIES), ("modern", True)])
-def test_one_graph_gives_autograds_gradient(family, confined):
-    model = make(family, n_layer=1).train()
+FEW = {"activation": "gelu_exact", "bias": False}  # nanoGPT's: products and GELU with gradients of their own
+
+
+@pytest.mark.parametrize(
+    ("family", "confined", "changes"),
+    [*((family, False, {}) for family in FAMILIES), ("modern", True, {}), ("gpt2", False, FEW)],
+)
+def test_one_graph_gives_autograds_gradient(family, confined, changes):
+    model = make(family, n_layer=1, **changes).train()
     graph = OneGraph(model, Compute(CPU, torch.float32, compile=True))
     parts = (4, 2) if confined else (4,)  # the gradients of two parts add up
     for seed in (1, 2, 3):  # the first goes through torch.compile, the others straight
@@ -76,3 +83,11 @@ def test_dropout_follows_the_seed_in_one_graph_too():
     inputs, targets, _ = batch(1)
     losses = [micro.backward(inputs, targets, weight=1.0, seed=seed).item() for seed in (1, 1, 2, 1, 2)]
     assert losses[0] == losses[1] == losses[3] != losses[2] == losses[4]
+
+
+def test_the_normal_distribution_is_erf_s():
+    x = torch.linspace(-12, 12, 100_001)
+    share, density = normal(x)
+    exact = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1)
+    torch.testing.assert_close(share.double(), exact.cdf(x.double()), rtol=0, atol=3e-7)
+    torch.testing.assert_close(density.double(), exact.log_prob(x.double()).exp(), rtol=1e-5, atol=1e-9)
