@@ -29,7 +29,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
     So the dot product of a query and a key depends on how far apart they are, not on where they stand. A pair (a, b)
     becomes (a cos - b sin, b cos + a sin); the sign is in the table.
-    x: (B, H, T, E) or (B, K, T, E).
+    x: (B, H, T, E), with any number of heads.
     """
     cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
@@ -50,6 +50,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
+        self.heads = [config.n_head, config.kv_heads]  # of queries and of keys
         self.sizes = [config.n_head * config.head_dim] + 2 * [config.kv_heads * config.head_dim]  # H*E, K*E, K*E
         self.qk_epsilon = config.norm_epsilon if config.qk_norm else None
         self.qkv = Linear(config.d_model, sum(self.sizes), bias=config.bias)  # queries, keys, values in one product
@@ -57,14 +58,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = (
-            part.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, H*E) -> (B, H, T, E); k, v: K heads
-            for part in self.qkv(x).split(self.sizes, dim=-1)
+        # Queries and keys are turned and normalised together: half as many kernels.
+        qk, v = (
+            part.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, (H + K) * E) -> (B, H + K, T, E); v: K heads
+            for part in self.qkv(x).split([sum(self.sizes[:2]), self.sizes[2]], dim=-1)
         )
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            qk = rotate(qk, rotary)
         if self.qk_epsilon is not None:
-            q, k = rms_norm(q, self.qk_epsilon), rms_norm(k, self.qk_epsilon)
+            qk = rms_norm(qk, self.qk_epsilon)
+        q, k = qk.split(self.heads, dim=1)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, E); the mask hides the empty slots
         y = attend(q, k, v, mask)

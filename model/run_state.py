@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -105,7 +106,9 @@ def publish(
     facts: dict[str, Any],
 ) -> None:
     """Saves the run's present step, with its evaluation if there was one; all ranks take part."""
-    measured = {} if score is None else {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
+    measured = {}
+    if score is not None and math.isfinite(score.loss):  # JSON has no NaN
+        measured = {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
     tensors: dict[str, Tensor | Owned] = {}
     for part in learned:
         tensors |= part.state()

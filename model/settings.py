@@ -16,7 +16,7 @@ from .device import Compute, has_bfloat16
 from .evaluate import summed_loss
 from .gpt import GPT
 from .microbatch import best_rows
-from .optim import OptimizerConfig
+from .optim import OptimizerConfig, warmup
 
 
 @dataclass
@@ -123,12 +123,16 @@ Settings = TypeVar("Settings", bound=LoopConfig)
 def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World, *, confined: bool = False) -> Settings:
     """The settings with `auto` replaced by what it came to, so that a resumed run need not decide anew.
 
+    The same holds for a warm-up that follows the number of steps: a run that is made longer is not warmed up again.
+
     Device and compile stay as they were asked for: a run may go on elsewhere. Newton-Schulz, Muon's iteration,
     tolerates bfloat16 and takes it where that is fast, whatever the model's own format.
     """
     optimizer = cfg.optimizer
     if optimizer.newton_schulz == "auto":
         optimizer = replace(optimizer, newton_schulz="bfloat16" if has_bfloat16(compute.device) else "float32")
+    if not cfg.budget:
+        optimizer = replace(optimizer, warmup_steps=warmup(optimizer, cfg.steps))
     share = cfg.batch_size // world.size
     rows = cfg.micro_batch
     if rows == "auto":

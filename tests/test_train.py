@@ -187,6 +187,14 @@ def test_three_and_three_steps_equal_six_bit_for_bit(base, tmp_path, monkeypatch
         assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in two.items() if k not in timing}
 
 
+def test_a_run_that_is_made_longer_is_not_warmed_up_again(base, tmp_path):
+    options = [*base, "steps=20", "eval_every=1000", "log_every=1", f"run_dir={tmp_path / 'run'}"]
+    ok("train", *options)
+    assert "warm-up 2," in ok("train", f"run_dir={tmp_path / 'run'}", "resume=true", "steps=200")
+    rates = [line["learning_rate"] for line in lines(tmp_path / "run") if "learning_rate" in line]
+    assert len(rates) == 200 and rates[2] == rates[20] == max(rates) > rates[1] > rates[0]
+
+
 def wait_for_step(run_dir: Path, step: int, process) -> None:
     deadline = time.monotonic() + 120
     while not (run_dir / f"step_{step:08d}" / "manifest.json").exists():
