@@ -104,7 +104,7 @@ def fit(
         loss_of = torch.compile(summed_loss, dynamic=False)
     wrapped = parallel.wrap(model, cfg.parallel, compute)
     rows = cfg.micro_batch or cfg.batch_size // world.size
-    one_graph = OneGraph.suits(compute, world) and not cfg.checkpoint_activations
+    one_graph = OneGraph.suits(compute, world, checkpoint_activations=cfg.checkpoint_activations)
     graph = OneGraph(model, compute) if one_graph else None
     micro = MicroBatches(wrapped, rows, loss=loss_of, compute=compute, world=world, graph=graph)
     average = Average(model, cfg.average, decay=cfg.average_decay, fraction=cfg.average_fraction)
@@ -227,7 +227,7 @@ def fit(
                 cfg = replace(cfg, micro_batch=rows)
                 cli.write_config(cfg, run_dir / "config.yaml")
 
-            # Log: the only read that waits for the device. A time budget is compared with the time that is left.
+            # Log: the only reads that wait for the device. A time budget is compared with the time that is left.
             if done % cfg.log_every == 0 or done == 1 or last:
                 loss_mean = mean_over_ranks(loss_sum, train_data.supervised_tokens(step))
                 loss, grad_norm = torch.stack([loss_mean, norm]).tolist()

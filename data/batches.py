@@ -16,6 +16,7 @@ from .shards import Part, Split
 from .windows import Piece, StreamWindows, Windows
 
 IGNORE = -100  # a target from which nothing is to be learned
+ROWS_AT_ONCE = 512  # looked up together: many cost little more than one
 KINDS: dict[str, Callable[..., Windows]] = {"stream": StreamWindows, "documents": DocumentWindows}
 
 
@@ -71,8 +72,8 @@ class WindowBatches:
         if weights is not None:
             parts = [(part, int(keys(1, seed, number)[0])) for number, part in enumerate(split.parts)]
         self.parts = [KINDS[mode](split, part, context=context, seed=own_seed) for part, own_seed in parts]
-        self.steps_at_once = max(1, 512 // batch_size)  # many at once cost little more than one
-        self._block = functools.lru_cache(maxsize=2)(self._pieces)
+        self.steps_in_block = max(1, ROWS_AT_ONCE // batch_size)
+        self.pieces_of_block = functools.lru_cache(maxsize=2)(self._pieces_of_block)
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each part has been seen after `step` steps, by name."""
@@ -81,12 +82,12 @@ class WindowBatches:
 
     def pieces(self, step: int) -> list[list[Piece]]:
         """What each row of the global batch of a step is made of."""
-        block, place = divmod(step, self.steps_at_once)
-        return self._block(block)[place * self.batch_size : (place + 1) * self.batch_size]
+        block, place = divmod(step, self.steps_in_block)
+        return self.pieces_of_block(block)[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def _pieces(self, block: int) -> list[list[Piece]]:
-        """The same of all rows of a block of `steps_at_once` steps."""
-        count = self.steps_at_once * self.batch_size
+    def _pieces_of_block(self, block: int) -> list[list[Piece]]:
+        """What each row is made of in `steps_in_block` steps, the block's."""
+        count = self.steps_in_block * self.batch_size
         rows = range(block * count, (block + 1) * count)
         numbers, places = np.array([mixture.interleave(row, self.weights) for row in rows]).T
         found: list[list[Piece]] = [[]] * count

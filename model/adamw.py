@@ -33,7 +33,8 @@ class AdamW:
 
     def __init__(self, groups: list[Group], *, beta1: float, beta2: float, epsilon: float, fused: bool) -> None:
         self.groups = groups
-        device = groups[0].parameters[0].device if fused and groups[0].parameters else "cpu"  # as torch has it
+        devices = [p.device for group in groups for p in group.parameters]
+        device = devices[0] if fused and devices else "cpu"  # as torch has it
         self.steps = torch.zeros((), device=device)
         self.settings: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "eps": epsilon, "maximize": False}
         self.fused = fused
@@ -55,8 +56,8 @@ class AdamW:
             grads: list[Any] = [p.grad for p in moved]
             settings = self.settings | {"lr": rate, "weight_decay": group.weight_decay, "amsgrad": False}
             if not self.fused:
-                counted_there = [self.steps - 1 for _ in moved]
-                adamw(moved, grads, means, squares, [], counted_there, **settings)
+                steps_before = [self.steps - 1 for _ in moved]
+                adamw(moved, grads, means, squares, [], steps_before, **settings)
                 continue
             scaling: dict[str, Any] = {"grad_scale": divisor, "found_inf": skip}
             torch._fused_adamw_(moved, grads, means, squares, [], [self.steps] * len(moved), **settings, **scaling)

@@ -1,8 +1,8 @@
 """Steps of the model with a backward pass written by hand.
 
 Torch's own derivatives of these read and write each tensor up to twice as often, and on a CPU that is where small
-models spend their time. A compiler does better still from the plain formulas, and so do GPUs: they get those; but a
-compiler takes GELU's two transcendental functions as they come, which the formula here does not.
+models spend their time. A compiler does better still from the plain formulas, and so do GPUs: they get those. GELU is
+the other way round: its formula is for the compiler, which would compute an exponential twice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ def by_hand(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def compiled_training(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_grad_enabled() and torch.compiler.is_compiling()
+
+
 def rms_norm(x: Tensor, epsilon: float) -> Tensor:
     """Scales the last axis to a root mean square of 1 (Zhang and Sennrich 2019). Never has weights."""
     return RMSNormByHand.apply(x, epsilon) if by_hand(x) else F.rms_norm(x, (x.shape[-1],), eps=epsilon)
@@ -31,7 +35,7 @@ def relu_squared(x: Tensor) -> Tensor:
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x times the normal distribution's share below x (Hendrycks and Gimpel 2016); approximate: as F.gelu's."""
-    if approximate == "none" and x.device.type == "cpu" and torch.is_grad_enabled() and torch.compiler.is_compiling():
+    if approximate == "none" and compiled_training(x):
         return GeluByFormula.apply(x)
     return F.gelu(x, approximate=approximate)
 

@@ -17,7 +17,7 @@ from .straight import Graph, only
 
 
 class LossOf(nn.Module):
-    """The summed loss of a model, as a module that holds it; past what model.compile() has put in the model's place."""
+    """The summed loss of a model, as a module; of model.forward, which is the plain one where the model is compiled."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -34,35 +34,29 @@ class OneGraph:
     all weights anew at each call, would take a seventh of it; and one graph fuses what two cannot.
     """
 
+    KINDS = 8  # shapes of batches that are compiled for
+
     def __init__(self, model: GPT, compute: Compute) -> None:
         self.holder, self.compute = LossOf(model), compute
         self.parameters = dict(self.holder.named_parameters())
-        self.graph = Graph(cpp_wrapper=True)  # what calls the kernels is compiled too
-        self.compiled = torch.compile(self._gradients, backend=self.graph, dynamic=False)
-        self.recorded: dict[Any, Recorded | None] = {}  # by the shape of the batch
+        self.graph = Graph()
+        self.compiled = torch.compile(self._gradients, backend=self.graph, dynamic=False, fullgraph=True)
+        self.recorded: dict[tuple, Recorded | None] = {}  # by the shape of the batch
 
     @staticmethod
-    def suits(compute: Compute, world: parallel.World) -> bool:
-        """Whether it may stand for autograd: DDP and FSDP need that; GPUs run ahead of the host, and two graphs keep
-        less between the forward and the backward pass.
+    def suits(compute: Compute, world: parallel.World, *, checkpoint_activations: bool) -> bool:
+        """Whether it may stand for autograd: DDP, FSDP and recomputing need that; GPUs run ahead of the host, and two
+        graphs keep less between the forward and the backward pass.
         """
-        return compute.compile and compute.device.type == "cpu" and world.size == 1
+        return compute.compile and compute.device.type == "cpu" and world.size == 1 and not checkpoint_activations
+
+    def takes(self, inputs: Tensor, starts: Tensor | None) -> bool:
+        """Whether a batch of this shape is known, or worth compiling for."""
+        return self._kind(inputs, starts) in self.recorded or len(self.recorded) < self.KINDS
 
     def __call__(self, inputs: Tensor, targets: Tensor, starts: Tensor | None, *, weight: Tensor) -> Tensor:
         """Adds to each parameter the gradient of weight () * the summed loss; returns that sum, a tensor ()."""
-        changing = [*(p.detach() for p in self.parameters.values()), weight, inputs, targets]
-        changing += [] if starts is None else [starts]
-        kind = (inputs.shape, starts is None)
-        if recorded := self.recorded.get(kind):
-            *gradients, loss = recorded(changing)
-        else:
-            self.graph.inputs = self.graph.outputs = ()
-            count = len(self.parameters)
-            named = dict(zip(self.parameters, changing[:count], strict=True))
-            found, loss = self.compiled(named, *changing[count:])
-            gradients = list(found.values())
-            if kind not in self.recorded:
-                self.recorded[kind] = Recorded.of(self.graph, changing, [*gradients, loss])
+        *gradients, loss = self._call(inputs, targets, starts, weight)
         held = [p.grad for p in self.parameters.values() if p.grad is not None]
         if held:
             torch._foreach_add_(held, gradients)
@@ -70,6 +64,26 @@ class OneGraph:
             for p, gradient in zip(self.parameters.values(), gradients, strict=True):
                 p.grad = gradient
         return loss
+
+    def _call(self, inputs: Tensor, targets: Tensor, starts: Tensor | None, weight: Tensor) -> list[Tensor]:
+        """The gradients and, behind them, the loss: straight from the graph where it is recorded."""
+        changing = [*(p.detach() for p in self.parameters.values()), weight, inputs, targets]
+        changing += [] if starts is None else [starts]
+        kind = self._kind(inputs, starts)
+        if recorded := self.recorded.get(kind):
+            return recorded(changing)
+        count = len(self.parameters)
+        named = dict(zip(self.parameters, changing[:count], strict=True))
+        with torch._dynamo.config.patch(recompile_limit=256):  # which counts the graphs of other models too
+            gradients, loss = self.compiled(named, *changing[count:])
+        results = [*gradients.values(), loss]
+        if kind not in self.recorded:
+            self.recorded[kind] = Recorded.of(self.graph, changing, results, constants=list(self.holder.buffers()))
+        self.graph.forget()
+        return results
+
+    def _kind(self, inputs: Tensor, starts: Tensor | None) -> tuple:
+        return inputs.shape, starts is None, self.holder.model.training
 
     def _gradients(
         self,
@@ -98,11 +112,17 @@ class Recorded:
             self.inputs[place] = None
 
     @staticmethod
-    def of(graph: Graph, changing: Sequence[Any], results: Sequence[Tensor]) -> Recorded | None:
-        """changing: values among its inputs, results: among its outputs; None where one is not there exactly once."""
+    def of(
+        graph: Graph, changing: Sequence[Any], results: Sequence[Tensor], *, constants: Sequence[Tensor]
+    ) -> Recorded | None:
+        """changing: values among its inputs, all others are `constants`; results: among its outputs. None where that
+        is not so, or one is there more than once.
+        """
         with contextlib.suppress(ValueError):
             places = [only(value is each for value in graph.inputs) for each in changing]
-            return Recorded(graph, places, [only(value is each for value in graph.outputs) for each in results])
+            kept = [value for place, value in enumerate(graph.inputs) if place not in places]
+            if all(any(value is each for each in constants) for value in kept):
+                return Recorded(graph, places, [only(value is each for value in graph.outputs) for each in results])
         return None
 
     def __call__(self, changing: Sequence[Any]) -> list[Tensor]:

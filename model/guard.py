@@ -129,15 +129,19 @@ class SkipGuard:
         describe(step) names the batch. Raises InputError after `limit` bad updates in a row.
         """
         self.look()
-        at = {finding: f"the last at step {step + 1}: {describe(step)}" for finding, step in self.last.items()}
+
+        def where(finding: int) -> str:
+            step = self.last[finding]
+            return f"the last at step {step + 1}: {describe(step)}"
+
         if self.in_row >= limit:
             raise InputError(
-                f"{self.in_row} updates in a row had no finite gradient, {at[BAD]}; lower optimizer.learning_rate"
+                f"{self.in_row} updates in a row had no finite gradient, {where(BAD)}; lower optimizer.learning_rate"
             )
         found = []
         for finding, what in ((BAD, "gradient is not finite"), (SPIKE, "gradient or loss stands out")):
             if new := self.counts[finding] - self.reported[finding]:
-                found.append(f"warning: skipped {new} update(s) whose {what}, {at[finding]}")
+                found.append(f"warning: skipped {new} update(s) whose {what}, {where(finding)}")
         self.reported = dict(self.counts)
         return found
 

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import compiled_training
 
-def choose_product(x: Tensor, weight: Tensor) -> str:
+
+def choose_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     """Names the kernel: `sum`, `onednn`, `product` or `linear` (torch's own choice).
 
     Decoding reads every weight once for each token, so what counts is the rate at which a kernel reads them. On a CPU,
@@ -17,7 +19,7 @@ def choose_product(x: Tensor, weight: Tensor) -> str:
     that; and a compiler that fuses a whole step of one row into loops of its own comes near to the memory's rate.
     Neither has a gradient, and autocast knows neither. A compiled training step takes `product`, for its gradient.
     """
-    if x.device.type == "cpu" and torch.is_grad_enabled() and torch.compiler.is_compiling():
+    if bias is None and compiled_training(x):
         return "product"
     if x.device.type == "cpu" and not torch.is_grad_enabled():
         if torch.compiler.is_compiling():
@@ -30,13 +32,13 @@ def choose_product(x: Tensor, weight: Tensor) -> str:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., I) times weight (O, I) transposed, plus bias (O,): (..., O)."""
-    kernel = choose_product(x, weight)
+    kernel = choose_product(x, weight, bias)
     if kernel == "onednn":
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if kernel == "sum":  # in float32, whatever the weights are stored in
         y = (weight * x.float().unsqueeze(-2)).sum(-1)
         return y if bias is None else y + bias
-    if kernel == "product" and bias is None:
+    if kernel == "product":
         if torch.is_autocast_enabled("cpu"):
             x, weight = (each.to(torch.get_autocast_dtype("cpu")) for each in (x, weight))
         return Product.apply(x, weight)

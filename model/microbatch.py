@@ -32,7 +32,7 @@ class MicroBatches:
         world: parallel.World,
         graph: OneGraph | None = None,
     ) -> None:
-        """`graph` computes loss and gradients in place of model, loss and autograd."""
+        """`graph` computes loss and gradients in place of model, loss and autograd, for batches that it takes."""
         self.model, self.rows, self.loss, self.compute, self.world = model, rows, loss, compute, world
         self.graph = graph
 
@@ -62,7 +62,7 @@ class MicroBatches:
         loss_sum = torch.zeros((), device=inputs.device)
         for rows in (slice(start, start + self.rows) for start in range(0, len(inputs), self.rows)):
             part = (inputs[rows], targets[rows], None if starts is None else starts[rows])
-            if self.graph is not None:
+            if self.graph is not None and self.graph.takes(part[0], part[2]):
                 loss_sum += self.graph(*part, weight=torch.as_tensor(weight))
             else:
                 with parallel.no_sync(self.model, skip=rows.stop < len(inputs)):

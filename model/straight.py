@@ -14,9 +14,7 @@ from .cache import KVCache
 class Graph:
     """A backend for torch.compile: inductor's, which notes what its graph was last called with, and gave."""
 
-    def __init__(self, **options: Any) -> None:
-        """`options` are inductor's."""
-        self.options = {"size_asserts": False, **options}
+    def __init__(self) -> None:
         self.call: Callable[..., Sequence[Any]] | None = None
         self.inputs: tuple[Any, ...] = ()
         self.outputs: Sequence[Any] = ()
@@ -24,13 +22,17 @@ class Graph:
     def __call__(self, module: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Sequence[Any]]:
         from torch._inductor.compile_fx import compile_fx
 
-        compiled: Any = compile_fx(module, examples, config_patches=self.options)
+        compiled: Any = compile_fx(module, examples, config_patches={"size_asserts": False})
 
         def call(*inputs: Any) -> Sequence[Any]:
             self.call, self.inputs, self.outputs = compiled, inputs, compiled(*inputs)
             return self.outputs
 
         return call
+
+    def forget(self) -> None:
+        """Lets go of what it noted: a graph outlives what it was called with."""
+        self.call, self.inputs, self.outputs = None, (), ()
 
 
 class Straight:
@@ -63,7 +65,7 @@ class Straight:
         self.count_place = only(isinstance(value, int) for value in graph.inputs)
         self.logits_place = only(value is logits for value in graph.outputs)
         self.inputs = list(graph.inputs)
-        graph.inputs = graph.outputs = ()  # the graph outlives this cache
+        graph.forget()
 
 
 def only(matches: Any) -> int:

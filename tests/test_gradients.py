@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +18,7 @@ from model.parallel import World
 from tests.families import FAMILIES, make
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(bool(missing_for_compile(CPU)), reason="needs a C++ compiler")
 
 
@@ -72,8 +77,25 @@ def test_a_recorded_graph_is_called_past_torch_compile(monkeypatch):
     monkeypatch.setattr(graph, "compiled", None)
     again = gradients(model, graph, (*batch(1)[:2], None), rows=4, dtype=torch.bfloat16)
     assert again[0] == first[0] and all(map(torch.equal, first[1], again[1]))
-    held = graph.recorded[((4, 24), True)]
-    assert held is not None and not any(tuple(value.shape) == (4, 24) for value in held.inputs if value is not None)
+    [held] = graph.recorded.values()
+    assert held is not None and {id(v) for v in held.inputs if v is not None} <= {id(b) for b in model.buffers()}
+    assert not graph.graph.inputs and not graph.graph.outputs  # nothing of the first batch is kept
+
+
+def test_a_second_model_is_compiled_too_and_shapes_beyond_the_limit_go_by_autograd(monkeypatch):
+    monkeypatch.setattr(OneGraph, "KINDS", 1)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for seed in (1, 2):
+            model = make("modern", n_layer=1, seed=seed).train()
+            graph = OneGraph(model, Compute(CPU, torch.float32, compile=True))
+            for rows in (4, 3):
+                arrays = (*(array[:rows] for array in batch(1, rows=rows)[:2]), None)
+                loss, wanted = gradients(model, None, arrays, rows=rows)
+                own_loss, own = gradients(model, graph, arrays, rows=rows)
+                assert own_loss == pytest.approx(loss, rel=1e-6)
+                for found, known in zip(own, wanted, strict=True):
+                    torch.testing.assert_close(found, known, rtol=1e-4, atol=2e-6)
+            assert [recorded is not None for recorded in graph.recorded.values()] == [True]
 
 
 def test_dropout_follows_the_seed_in_one_graph_too():
@@ -91,3 +113,39 @@ def test_the_normal_distribution_is_erf_s():
     exact = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1)
     torch.testing.assert_close(share.double(), exact.cdf(x.double()), rtol=0, atol=3e-7)
     torch.testing.assert_close(density.double(), exact.log_prob(x.double()).exp(), rtol=1e-5, atol=1e-9)
+
+
+SHORT_OF_MEMORY = """
+import resource, torch
+from model.device import Compute
+from model.evaluate import summed_loss
+from model.gradients import OneGraph
+from model.microbatch import MicroBatches
+from model.parallel import World
+from tests.families import make
+torch.set_num_threads(1)
+OneGraph.KINDS = 1  # the smaller parts go by autograd, so that nothing is compiled within the limit
+model, compute = make("modern", n_layer=2).train(), Compute(torch.device("cpu"), torch.float32, compile=True)
+graph = OneGraph(model, compute)
+micro = MicroBatches(model, 2048, loss=summed_loss, compute=compute, world=World(), graph=graph)
+ids = torch.randint(90, (2048, 49))
+def backward():
+    loss = micro.backward(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weight=1e-5, seed=1).item()
+    gradient = model.embed.weight.grad.clone()
+    model.zero_grad(set_to_none=True)
+    return loss, gradient
+loss, gradient = backward()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
+again, other = backward()
+torch.testing.assert_close(other, gradient, rtol=1e-3, atol=1e-5)
+assert abs(again - loss) < 1e-5 * loss
+print("rows", micro.rows)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts memory as Linux does")
+def test_out_of_memory_within_the_graph_makes_smaller_parts():
+    ran = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout.split()[-1]) < 2048
