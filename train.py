@@ -45,7 +45,7 @@ from model.optim import Optimizer, warmup
 from model.preview import sample_text
 from model.run_state import RunState, newest_on_all, publish, restore
 from model.seeds import hash_seed
-from model.settings import LoopConfig, settle, what_was_resolved
+from model.settings import LoopConfig, compiled_where_it_pays, settle, what_was_resolved
 
 
 @dataclass
@@ -379,6 +379,9 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
             model = GPT(replace(start.config, dropout=shape.dropout))
             start.load_into(model)
         facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
+        compute = compiled_where_it_pays(cfg, model, compute, world)
+        if compute.compile and world.is_main:
+            print("compiles in the first step, which takes half a minute or more (compile=false: not)")
         fit(
             cfg, model, tokenizer, train_data, val_data,
             world=world, compute=compute, facts=facts, references=references,

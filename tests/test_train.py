@@ -12,10 +12,11 @@ import torch
 
 import train
 from data.batches import IGNORE
-from model import checkpoint, parallel, saving
+from model import checkpoint, parallel, saving, settings
 from model.device import Compute
 from model.evaluate import evaluate, summed_loss
 from model.optim import OptimizerConfig
+from model.settings import LoopConfig, compiled_where_it_pays
 
 from .families import make
 from .programs import NANO, finish, ok, run, start
@@ -185,6 +186,22 @@ def test_three_and_three_steps_equal_six_bit_for_bit(base, tmp_path, monkeypatch
     for one, two in zip(*ends, strict=True):
         timing = {"elapsed_seconds", "tokens_per_second"}
         assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in two.items() if k not in timing}
+
+
+def test_a_long_run_on_a_cpu_is_compiled_and_a_short_one_is_not(monkeypatch):
+    model, one = make("modern"), parallel.World()  # 3 layers, 64 wide, context 48: some 2e6 FLOPs a token
+    resolved = Compute.resolve("cpu", compile="auto")
+    monkeypatch.setattr(settings, "missing_for_compile", lambda device: None)
+
+    def decide(world=one, **changes) -> bool:
+        return compiled_where_it_pays(LoopConfig(**changes), model, resolved, world).compile
+
+    assert not resolved.compile and not decide(steps=10_000)
+    assert decide(steps=1_000_000) and not decide(steps=1_000_000, compile=False)
+    assert not decide(steps=1_000_000, world=parallel.World(rank=0, size=2))
+    assert decide(budget="20m") and not decide(budget="5m", steps=1_000_000)
+    monkeypatch.setattr(settings, "missing_for_compile", lambda device: "a C++ compiler")
+    assert not decide(steps=1_000_000)
 
 
 def test_a_run_that_is_made_longer_is_not_warmed_up_again(base, tmp_path):
