@@ -107,7 +107,8 @@ class LoopConfig:
         elif micro_batch is not None and micro_batch > 0 and self.batch_size // world.size % micro_batch:
             share = self.batch_size // world.size
             found.append(f"micro_batch={micro_batch} does not divide the {share} sequences of each process")
-        if self.steps >= 1 and not self.budget and (self.optimizer.warmup_steps or 0) > self.steps:
+        # A run that is resumed may end sooner than was meant when its warm-up was settled.
+        if self.steps >= 1 and not (self.budget or self.resume) and (self.optimizer.warmup_steps or 0) > self.steps:
             found.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than steps={self.steps}")
         if not -(2**63) <= self.seed < 2**63:
             found.append(f"seed={self.seed} has more than 64 bits")

@@ -49,7 +49,12 @@ FEW = {"activation": "gelu_exact", "bias": False}  # nanoGPT's: products and GEL
 
 @pytest.mark.parametrize(
     ("family", "confined", "changes"),
-    [*((family, False, {}) for family in FAMILIES), ("modern", True, {}), ("gpt2", False, FEW)],
+    [
+        ("modern", True, {}),
+        ("ngram", False, {}),
+        ("gpt2", False, FEW),
+        *(pytest.param(family, False, {}, marks=pytest.mark.slow) for family in FAMILIES),
+    ],
 )
 def test_one_graph_gives_autograds_gradient(family, confined, changes):
     model = make(family, n_layer=1, **changes).train()
@@ -125,7 +130,7 @@ from model.parallel import World
 from tests.families import make
 torch.set_num_threads(1)
 OneGraph.KINDS = 1  # the smaller parts go by autograd, so that nothing is compiled within the limit
-model, compute = make("modern", n_layer=2).train(), Compute(torch.device("cpu"), torch.float32, compile=True)
+model, compute = make("modern", n_layer=1).train(), Compute(torch.device("cpu"), torch.float32, compile=True)
 graph = OneGraph(model, compute)
 micro = MicroBatches(model, 2048, loss=summed_loss, compute=compute, world=World(), graph=graph)
 ids = torch.randint(90, (2048, 49))
