@@ -122,7 +122,9 @@ def cpu_has_bfloat16() -> bool:
 
 
 def resolve_compile(wish: bool | str, device: torch.device) -> bool:
-    """auto: on a GPU, where it always pays. On a CPU a cold compile costs 20-60 s, which short runs never earn back."""
+    """auto: on a GPU, where it always pays. On a CPU a cold compile costs 20-60 s, which short runs never earn back:
+    who knows how long the run is decides (compiled_where_it_pays in settings.py).
+    """
     if wish not in (True, False, "auto"):
         raise InputError(f"compile={wish!r} is not one of auto, true, false")
     wanted = device.type == "cuda" if wish == "auto" else bool(wish)

@@ -43,7 +43,7 @@ class LoopConfig:
     seed: int = 1  # of the weights, the order of the data and dropout
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
-    compile: Any = "auto"  # auto (on a GPU, and on a CPU for runs of ten minutes or more) | true | false
+    compile: Any = "auto"  # auto (on a GPU; train.py: also on a CPU, for ten minutes or more) | true | false
     parallel: str = "none"  # none | ddp | fsdp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     average: str = "none"  # which mean of the weights is evaluated, saved and used: none | ema | tail (the last steps)

@@ -15,7 +15,8 @@ from model.fused import normal
 from model.gradients import OneGraph
 from model.microbatch import MicroBatches
 from model.parallel import World
-from tests.families import FAMILIES, make
+
+from .families import FAMILIES, make
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
