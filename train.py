@@ -35,7 +35,7 @@ from model.budget import Costs, Deadline
 from model.config import ModelConfig
 from model.depth import settings_for
 from model.device import DTYPES, Compute, deterministic, keep_freed_memory
-from model.evaluate import EvaluationData, Score, TrainingData, evaluate, summed_loss, to_device
+from model.evaluate import EvaluationData, Score, TrainingData, evaluate, to_device
 from model.gpt import GPT
 from model.gradients import OneGraph
 from model.guard import LossScale, SkipGuard
@@ -98,15 +98,13 @@ def fit(
 
     # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
     # final parameters; restore last.
-    loss_of: Callable[[Tensor, Tensor], Tensor] = summed_loss
     if compute.compile:
         model.compile(dynamic=False)
-        loss_of = torch.compile(summed_loss, dynamic=False)
     wrapped = parallel.wrap(model, cfg.parallel, compute)
     rows = cfg.micro_batch or cfg.batch_size // world.size
     one_graph = OneGraph.suits(compute, world, checkpoint_activations=cfg.checkpoint_activations)
     graph = OneGraph(model, compute) if one_graph else None
-    micro = MicroBatches(wrapped, rows, loss=loss_of, compute=compute, world=world, graph=graph)
+    micro = MicroBatches(wrapped, rows, compute=compute, world=world, graph=graph)
     average = Average(model, cfg.average, decay=cfg.average_decay, fraction=cfg.average_fraction)
     optimizer, scale, guard = start_optimizer(cfg, model, compute)
     resolved = what_was_resolved(cfg, model, compute, world)
@@ -139,7 +137,7 @@ def fit(
         return loss_sum, norm, inputs.numel() * world.size
 
     def score(data: EvaluationData) -> Score:
-        return evaluate(model, data, compute=compute, rows=micro.rows, world=world, loss=loss_of)
+        return evaluate(model, data, compute=compute, rows=micro.rows, world=world)
 
     deadline = Deadline(
         cfg.optimizer,

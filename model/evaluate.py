@@ -1,20 +1,17 @@
-"""The loss, and the loss over a whole evaluation split, exact on any number of ranks."""
+"""The loss over a whole evaluation split, exact on any number of ranks; what training and evaluating ask of data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import parallel
 from .device import Compute
-
-IGNORE = -100  # a target that carries no loss
+from .loss import IGNORE
 
 
 class EvaluationData(Protocol):
@@ -50,11 +47,6 @@ class Score:
     tokens: int
 
 
-def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The sum over targets (B, T) of -ln p, a float32 tensor (); logits (B, T, V)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-
-
 def to_device(batch: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """A batch of numpy arrays as tensors: inputs, targets and, where it has them, the starts of documents."""
     tensors = [torch.from_numpy(array) for array in batch if array is not None]
@@ -72,7 +64,6 @@ def evaluate(
     compute: Compute,
     rows: int,
     world: parallel.World | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = summed_loss,
 ) -> Score:
     """Scores the whole split, dropout off, `rows` rows a forward on each rank. Changes nothing that training reads."""
     world = world or parallel.World()
@@ -83,7 +74,7 @@ def evaluate(
         batch = data.batch(start, start + rows)
         inputs, targets, _ = to_device(batch, compute.device)
         with compute.autocast():
-            losses.append(loss(model(inputs), targets))
+            losses.append(model(inputs, targets=targets))
         tokens += int((batch[1] != IGNORE).sum())
     model.train(was_training)
     nats = torch.stack(losses).cpu().double().sum()

@@ -19,6 +19,7 @@ from .cache import KVCache
 from .config import ModelConfig
 from .fused import RMSNorm, gelu, relu_squared, rms_norm
 from .linear import Linear, linear
+from .loss import head_loss
 from .ngram import NGramPrior, recent
 
 Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, E), or (B, 1, T, E) where rows differ
@@ -123,6 +124,10 @@ class Hidden:
         """At some of the positions: `index` is one of the leading axes, not of D."""
         return Hidden(self.h[index], None if self.row is None else self.row[index])
 
+    def flatten(self) -> Hidden:
+        """All positions on one axis: h (N, D), row (N,)."""
+        return Hidden(self.h.flatten(0, -2), None if self.row is None else self.row.flatten())
+
 
 class GPT(nn.Module):
     """A decoder-only transformer: embed, L blocks, norm, head."""
@@ -146,13 +151,22 @@ class GPT(nn.Module):
         self.make_rotary()
         self.init_weights()
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, *, starts: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        starts: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
         """ids (B, T) -> logits (B, T, V). With a cache, ids continue what it holds, and it then holds them too.
 
         T, with a cache its length + T, is at most the context; the caller sees to it. Without a cache, starts (B, T)
         says where in the row the document of each token begins: documents that share a row are then read each alone.
+        With targets (B, T): the sum of their losses instead, -ln p each and 0 where the target is -100; a tensor ().
         """
-        return self.head(self.hidden(ids, cache, starts=starts))
+        hidden = self.hidden(ids, cache, starts=starts)
+        return self.head(hidden) if targets is None else head_loss(self, hidden.flatten(), targets.flatten())
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, *, starts: Tensor | None = None) -> Hidden:
         """ids (B, T) -> the last layer's normalised output (B, T, D), and what an n-gram prior says of them."""
@@ -191,6 +205,11 @@ class GPT(nn.Module):
         if self.prior is not None:
             logits = logits + self.prior(hidden.row)
         return logits
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (V, D) of the head, its only parameter."""
+        return self.get_parameter("embed.weight" if self.unembed is None else "unembed.weight")
 
     def rotary_at(self, positions: Tensor) -> Rotary:
         """Cosines and signed sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E).

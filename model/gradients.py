@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from . import parallel
 from .device import Compute
-from .evaluate import summed_loss
 from .gpt import GPT
 from .straight import Graph, only
 
@@ -24,7 +23,7 @@ class LossOf(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor, targets: Tensor, starts: Tensor | None) -> Tensor:
-        return summed_loss(self.model.forward(inputs, starts=starts), targets)
+        return self.model.forward(inputs, starts=starts, targets=targets)
 
 
 class OneGraph:

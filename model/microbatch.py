@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +26,12 @@ class MicroBatches:
         model: nn.Module,
         rows: int,
         *,
-        loss: Callable[[Tensor, Tensor], Tensor],
         compute: Compute,
         world: parallel.World,
         graph: OneGraph | None = None,
     ) -> None:
-        """`graph` computes loss and gradients in place of model, loss and autograd, for batches that it takes."""
-        self.model, self.rows, self.loss, self.compute, self.world = model, rows, loss, compute, world
+        """`graph` computes loss and gradients in place of model and autograd, for batches that it takes."""
+        self.model, self.rows, self.compute, self.world = model, rows, compute, world
         self.graph = graph
 
     def backward(
@@ -71,7 +69,7 @@ class MicroBatches:
 
     def by_autograd(self, inputs: Tensor, targets: Tensor, starts: Tensor | None, weight: Tensor | float) -> Tensor:
         with self.compute.autocast():
-            loss = self.loss(self.model(inputs, **({} if starts is None else {"starts": starts})), targets)
+            loss = self.model(inputs, starts=starts, targets=targets)
         (loss * weight).backward()
         return loss.detach()
 
@@ -103,9 +101,7 @@ def recompute_activations(model: GPT) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def best_rows(
-    model: GPT, share: int, *, loss: Callable[[Tensor, Tensor], Tensor], compute: Compute, confined: bool = False
-) -> int:
+def best_rows(model: GPT, share: int, *, compute: Compute, confined: bool = False) -> int:
     """The number of sequences a forward that suits this device: a divisor of `share`, a rank's part of the batch.
 
     Tries 1, 2, 4... with random ids, before the model is compiled, as far as memory will go (it grows in proportion).
@@ -125,7 +121,7 @@ def best_rows(
             break
         ids = torch.randint(model.config.vocab_size, (rows, model.config.context), device=device)
         try:
-            part = MicroBatches(model, rows, loss=loss, compute=compute, world=parallel.World())
+            part = MicroBatches(model, rows, compute=compute, world=parallel.World())
             speed = speed_of(part, ids, starts=torch.zeros_like(ids) if confined else None)
         except RuntimeError as error:
             if memory.out_of_memory(error):

@@ -13,7 +13,6 @@ from .attention import choose_kernel
 from .average import KINDS
 from .budget import seconds_of
 from .device import Compute, has_bfloat16, missing_for_compile
-from .evaluate import summed_loss
 from .gpt import GPT
 from .microbatch import best_rows
 from .optim import OptimizerConfig, warmup
@@ -142,7 +141,7 @@ def settle(cfg: Settings, model: GPT, compute: Compute, world: parallel.World, *
     rows = cfg.micro_batch
     if rows == "auto":
         model.to(compute.device)
-        found = best_rows(model, share, loss=summed_loss, compute=compute, confined=confined)
+        found = best_rows(model, share, compute=compute, confined=confined)
         rows = parallel.least_over_ranks(found, compute.device)
     return replace(cfg, dtype=str(compute.dtype).removeprefix("torch."), optimizer=optimizer, micro_batch=rows)
 

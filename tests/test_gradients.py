@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.device import Compute, missing_for_compile
-from model.evaluate import IGNORE, summed_loss
+from model.evaluate import IGNORE
 from model.fused import normal
 from model.gradients import OneGraph
 from model.microbatch import MicroBatches
@@ -33,7 +33,7 @@ def batch(seed: int, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 def gradients(model, graph, arrays, *, rows: int, dtype=torch.float32) -> tuple[float, list[torch.Tensor]]:
     compute = Compute(CPU, dtype, compile=graph is not None)
-    micro = MicroBatches(model, rows, loss=summed_loss, compute=compute, world=World(), graph=graph)
+    micro = MicroBatches(model, rows, compute=compute, world=World(), graph=graph)
     loss = micro.backward(*arrays[:2], weight=torch.tensor(1 / 96), seed=5, starts=arrays[2])
     found = [p.grad for p in model.parameters()]
     model.zero_grad(set_to_none=True)
@@ -107,7 +107,7 @@ def test_a_second_model_is_compiled_too_and_shapes_beyond_the_limit_go_by_autogr
 def test_dropout_follows_the_seed_in_one_graph_too():
     model = make("modern", n_layer=1, dropout=0.3).train()
     graph = OneGraph(model, Compute(CPU, torch.float32, compile=True))
-    micro = MicroBatches(model, 4, loss=summed_loss, compute=graph.compute, world=World(), graph=graph)
+    micro = MicroBatches(model, 4, compute=graph.compute, world=World(), graph=graph)
     inputs, targets, _ = batch(1)
     losses = [micro.backward(inputs, targets, weight=1.0, seed=seed).item() for seed in (1, 1, 2, 1, 2)]
     assert losses[0] == losses[1] == losses[3] != losses[2] == losses[4]
@@ -124,7 +124,6 @@ def test_the_normal_distribution_is_erf_s():
 SHORT_OF_MEMORY = """
 import resource, torch
 from model.device import Compute
-from model.evaluate import summed_loss
 from model.gradients import OneGraph
 from model.microbatch import MicroBatches
 from model.parallel import World
@@ -133,7 +132,7 @@ torch.set_num_threads(1)
 OneGraph.KINDS = 1  # the smaller parts go by autograd, so that nothing is compiled within the limit
 model, compute = make("modern", n_layer=1).train(), Compute(torch.device("cpu"), torch.float32, compile=True)
 graph = OneGraph(model, compute)
-micro = MicroBatches(model, 2048, loss=summed_loss, compute=compute, world=World(), graph=graph)
+micro = MicroBatches(model, 2048, compute=compute, world=World(), graph=graph)
 ids = torch.randint(90, (2048, 49))
 def backward():
     loss = micro.backward(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weight=1e-5, seed=1).item()

@@ -16,7 +16,7 @@ from data.prepare import PrepareConfig, open_split, prepare
 from data.shards import Part, Tokens
 from data.tokenizer import TokenizerConfig
 from model import parallel
-from model.evaluate import summed_loss, to_device
+from model.evaluate import to_device
 
 from .families import FAMILIES, make
 from .programs import NANO, ok, run
@@ -160,10 +160,10 @@ def test_a_packed_confined_batch_learns_what_each_document_alone_would(family):
             if alone:
                 for piece in (piece for pieces in data.pieces(step) for piece in pieces):
                     row = torch.from_numpy(data.split.tokens[piece[0] : sum(piece) + 1].astype(np.int64))[None]
-                    total = total + summed_loss(model(row[:, :-1]), row[:, 1:])
+                    total = total + model(row[:, :-1], targets=row[:, 1:])
             else:
                 inputs, targets, starts = to_device(data.batch(step), torch.device("cpu"))
-                total = total + summed_loss(model(inputs, starts=starts), targets)
+                total = total + model(inputs, starts=starts, targets=targets)
         total = total / data.parts[0].targets
         total.backward()
         results.append((total.detach(), {name: p.grad for name, p in model.named_parameters()}))

@@ -16,7 +16,6 @@ from model.budget import Costs, Deadline, seconds_of
 from model.config import ModelConfig
 from model.depth import settings_for
 from model.device import Compute
-from model.evaluate import summed_loss
 from model.measure import copied_bytes, saved_bytes
 from model.microbatch import MicroBatches, best_rows, divisors, recompute_activations
 from model.optim import OptimizerConfig, decay_start, rate_at
@@ -43,7 +42,7 @@ def test_flops_are_those_that_torch_counts(family):
     model = make(family)
     ids = torch.randint(96, (1, 48))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        summed_loss(model(ids), ids).backward()
+        model(ids, targets=ids).backward()
     # The counter sees the padded head and full attention too. The first layer's input needs no gradient only where
     # the embedding is not trained, so everything counts three times.
     assert plan.flops_per_token(model) * 48 == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -214,12 +213,12 @@ def gradients(model, rows, fail=lambda rows: False, recompute=False, seed=0, wor
         recompute_activations(model)
     model.train()
 
-    def loss(logits, targets):
-        if fail(len(targets)):
+    def scarce(module, args, kwargs):
+        if fail(len(args[0])):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return summed_loss(logits, targets)
 
-    micro = MicroBatches(model, rows, loss=loss, compute=CPU, world=world or parallel.World())
+    model.register_forward_pre_hook(scarce, with_kwargs=True)
+    micro = MicroBatches(model, rows, compute=CPU, world=world or parallel.World())
     ids = torch.randint(96, (8, 33), generator=torch.Generator().manual_seed(1))
     loss_sum = micro.backward(ids[:, :-1], ids[:, 1:], weight=torch.tensor(1 / 256), seed=seed)
     return micro, loss_sum, {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -251,9 +250,10 @@ def test_out_of_memory_with_one_row_or_among_ranks_is_a_clear_error():
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory():
+    model = make("modern")
+    model.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(RuntimeError("shape")))
+    micro = MicroBatches(model, 8, compute=CPU, world=parallel.World())
     with pytest.raises(RuntimeError, match="shape"):
-        micro = MicroBatches(make("modern"), 8, loss=lambda a, b: 1 / 0, compute=CPU, world=parallel.World())
-        micro.loss = lambda logits, targets: (_ for _ in ()).throw(RuntimeError("shape"))
         micro.backward(torch.zeros(8, 4, dtype=torch.int64), torch.zeros(8, 4, dtype=torch.int64), weight=1.0, seed=0)
 
 
@@ -294,7 +294,7 @@ def test_recomputing_keeps_fewer_tensors_and_the_same_names():
             recompute_activations(model)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
-            summed_loss(model(torch.zeros(4, 48, dtype=torch.int64)), torch.zeros(4, 48, dtype=torch.int64))
+            model(torch.zeros(4, 48, dtype=torch.int64), targets=torch.zeros(4, 48, dtype=torch.int64))
         held.append(sum(sizes))
     assert held[1] < held[0] / 2 and set(model.state_dict()) == names
 
@@ -302,13 +302,13 @@ def test_recomputing_keeps_fewer_tensors_and_the_same_names():
 def test_auto_finds_a_divisor_that_fits_and_leaves_the_model_alone(monkeypatch):
     model = make("modern", n_layer=1).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert best_rows(model, 12, loss=summed_loss, compute=CPU) in divisors(12)
+    assert best_rows(model, 12, compute=CPU) in divisors(12)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     monkeypatch.setattr("model.microbatch.speed_of", lambda part, ids, starts: float(len(ids)))
-    assert best_rows(model, 12, loss=summed_loss, compute=CPU) == 12
+    assert best_rows(model, 12, compute=CPU) == 12
     monkeypatch.setattr("model.microbatch.speed_of", lambda part, ids, starts: 10.0 - abs(len(ids) - 4))
-    assert best_rows(model, 16, loss=summed_loss, compute=CPU) == 4
+    assert best_rows(model, 16, compute=CPU) == 4
 
     def scarce(part, ids, starts):
         if len(ids) > 6:
@@ -316,7 +316,7 @@ def test_auto_finds_a_divisor_that_fits_and_leaves_the_model_alone(monkeypatch):
         return float(len(ids))
 
     monkeypatch.setattr("model.microbatch.speed_of", scarce)
-    assert best_rows(model, 24, loss=summed_loss, compute=CPU) == 4
+    assert best_rows(model, 24, compute=CPU) == 4
 
 
 def test_auto_and_recomputing_are_settled_in_the_config(base, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import train
 from data.batches import IGNORE
 from model import checkpoint, parallel, saving, settings
 from model.device import Compute
-from model.evaluate import evaluate, summed_loss
+from model.evaluate import evaluate
 from model.optim import OptimizerConfig
 from model.settings import LoopConfig, compiled_where_it_pays
 
@@ -110,7 +110,7 @@ def test_logged_loss_is_the_mean_over_the_whole_batch(tmp_path):
     fit(tmp_path, steps=1, micro_batch=2)
     model, data = make("modern", n_layer=1), UnequalMasks()
     inputs, targets = (torch.from_numpy(a) for a in data.batch(0, slice(None)))
-    expected = summed_loss(model(inputs), targets).item() / data.supervised_tokens(0)
+    expected = model(inputs, targets=targets).item() / data.supervised_tokens(0)
     assert abs(lines(tmp_path)[0]["train_loss"] - expected) < 1e-5
 
 
