@@ -163,6 +163,7 @@ def tensor_files(stem: str, listed: Iterable[str]) -> list[str]:
 
 def read_config(path: Path) -> ModelConfig:
     values = read_json(path)
+    values.pop("zero_init", None)  # an older checkpoint's: it told how the weights began
     known = {f.name for f in fields(ModelConfig)}
     if unknown := sorted(values.keys() - known):
         raise InputError(f"{path}: unknown model setting {unknown[0]!r}")

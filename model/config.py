@@ -31,8 +31,7 @@ class ModelConfig:
     tied: bool = False  # the head shares the embedding's matrix
     qk_norm: bool = True  # RMS-normalise queries and keys, after rotary
     embedding_norm: bool = True  # RMS-normalise the embedding
-    zero_init: bool = True  # projections into the residual stream start at zero
-    softcap: float = 15.0  # logits -> softcap * tanh(logits / softcap); 0 switches it off
+    softcap: float = 0.0  # logits -> softcap * tanh(logits / softcap); 0: as they are
     ngram: int = 0  # logits start from counts behind up to so many tokens of context; 3: from 4-grams; 0: from nothing
     ngram_contexts: int = 0  # set from the data
 

@@ -233,33 +233,18 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draws the weights from torch's global generator.
+        """Draws the weights from torch's global generator, as GPT-2's paper does (Radford et al. 2019, §2.3).
 
-        | weight                        | modern preset (zero_init)         | GPT-2, Llama                          |
-        | ----------------------------- | --------------------------------- | ------------------------------------- |
-        | embed                         | normal, 1 where it is normalised  | normal, 0.02                          |
-        | position_embed                |                                   | normal, 0.02                          |
-        | qkv, up, gate                 | uniform, standard deviation D^-½  | normal, 0.02                          |
-        | attention.output, mlp.down    | 0: each block starts as identity  | normal, 0.02 / sqrt(2 L) (GPT-2 §2.3) |
-        | unembed                       | normal, 0.001: loss starts at lnV | normal, 0.02                          |
-        | biases 0, norm weights 1, padding rows of the vocabulary 0                                                 |
+        All matrices are normal with a standard deviation of 0.02; those that write into the residual stream, of which
+        there are 2 L, have it divided by sqrt(2 L). Biases and the vocabulary's padding rows are 0, norm weights 1.
         """
-        modern = self.config.zero_init
         for name, weight in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
             elif weight.dim() == 1:
                 nn.init.ones_(weight)
-            elif name.endswith(("attention.output.weight", "mlp.down.weight")):
-                nn.init.normal_(weight, std=0.0 if modern else 0.02 / math.sqrt(2 * self.config.n_layer))
-            elif not modern:
-                nn.init.normal_(weight, std=0.02)
-            elif name == "embed.weight":
-                nn.init.normal_(weight, std=1.0 if self.config.embedding_norm else 0.02)
-            elif name == "unembed.weight":
-                nn.init.normal_(weight, std=0.001)
             else:
-                bound = math.sqrt(3 / self.config.d_model)  # uniform on ±b has the standard deviation b / sqrt(3)
-                nn.init.uniform_(weight, -bound, bound)
+                writes = name.endswith(("attention.output.weight", "mlp.down.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
             if name in ("embed.weight", "unembed.weight"):
                 weight[self.config.vocab_size :].zero_()

@@ -19,13 +19,13 @@ class OptimizerConfig:
 
     kind: str = "muon"  # muon | adamw
     learning_rate: float = 0.02  # the highest of the schedule
-    adamw_learning_rate: float = 0.003  # muon: that of embeddings, head and 1-D parameters
+    adamw_learning_rate: float = 0.004  # muon: that of embeddings, head and 1-D parameters
     weight_decay: float = 0.1  # decoupled; never on 1-D parameters
     cautious: bool = False  # decay a weight only where the update moves it towards zero too (Chen et al. 2025)
     beta1: float = 0.9  # AdamW: memory of the mean gradient
     beta2: float = 0.95  # AdamW: memory of the mean squared gradient
     epsilon: float = 1e-8  # AdamW: smallest divisor
-    momentum: float = 0.95  # muon: memory of the gradient
+    momentum: float = 0.9  # muon: memory of the gradient
     newton_schulz: str = "auto"  # muon: format of the iteration; auto: bfloat16 where that is fast, else float32
     clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
     warmup_steps: int | None = None  # null: min(100, steps // 10)

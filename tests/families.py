@@ -13,14 +13,14 @@ from model.ngram import NGramPrior
 SHAPE = {"vocab_size": 96, "n_layer": 3, "n_head": 4, "d_model": 64, "context": 48}
 GPT2: dict[str, Any] = {
     "position": "learned", "norm": "layer", "norm_weight": True, "norm_epsilon": 1e-5, "activation": "gelu",
-    "bias": True, "tied": True, "qk_norm": False, "embedding_norm": False, "zero_init": False, "softcap": 0.0,
+    "bias": True, "tied": True, "qk_norm": False, "embedding_norm": False,
 }  # fmt: skip
 LLAMA: dict[str, Any] = {
     "n_kv_head": 2, "d_ff": 160, "norm_weight": True, "norm_epsilon": 1e-5, "activation": "swiglu", "tied": True,
-    "rotary_base": 100_000.0, "qk_norm": False, "embedding_norm": False, "zero_init": False, "softcap": 0.0,
+    "rotary_base": 100_000.0, "qk_norm": False, "embedding_norm": False,
 }  # fmt: skip
 IN_TRANSFORMERS: dict[str, dict[str, Any]] = {
-    "gpt2": GPT2, "llama": LLAMA, "modern": {}, "modern_grouped": {"n_kv_head": 2},
+    "gpt2": GPT2, "llama": LLAMA, "modern": {}, "modern_grouped": {"n_kv_head": 2, "softcap": 15.0},
 }  # fmt: skip
 FAMILIES = IN_TRANSFORMERS | {"ngram": {"ngram": 2, "ngram_contexts": 1 + 80 + 3000}}
 
@@ -89,7 +89,7 @@ def reference(family: str, model: GPT) -> torch.nn.Module:
             new["model.norm.weight"] = own["norm.weight"]
         else:
             theirs = transformers.NanoChatForCausalLM(
-                transformers.NanoChatConfig(**shape, hidden_act="relu2", final_logit_softcapping=c.softcap)
+                transformers.NanoChatConfig(**shape, hidden_act="relu2", final_logit_softcapping=c.softcap or None)
             )
             names = {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
         new["model.embed_tokens.weight"] = own["embed.weight"][:V]

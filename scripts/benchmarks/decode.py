@@ -86,7 +86,7 @@ PROMPT = [11, 42, 5, 60, 23, 7, 33, 1]
 def make_model(shape: str, seed: int) -> GPT:
     """Random weights, large enough that the greedy text does not fall into a loop at once."""
     gpt2: dict[str, Any] = {"position": "learned", "norm": "layer", "norm_weight": True, "norm_epsilon": 1e-5}
-    gpt2 |= {"activation": "gelu", "bias": True, "tied": True, "zero_init": False, "softcap": 0.0}
+    gpt2 |= {"activation": "gelu", "bias": True, "tied": True}
     torch.manual_seed(seed)
     gpt2 |= {"qk_norm": False, "embedding_norm": False}
     model = GPT(ModelConfig(**SHAPES[shape] | gpt2))
