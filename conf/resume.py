@@ -17,6 +17,7 @@ CHANGEABLE = {  # on resume; everything else would make it another run
     *("budget", "sample_every", "sample_prompt", "checkpoint_activations", "save_in_background", "save_sharded"),
     *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
 }
+LEFT_OPEN = {"optimizer.warmup_steps": None}  # the value by which a setting follows from others; else "auto"
 ITS_OWN = ("model.", "tokenizer.")  # what comes from a checkpoint that training starts from
 
 
@@ -58,7 +59,7 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
         f"{key}={value!r}, but the run in {run_dir} has {get(saved, key)!r}"
         for key, value in overrides.items()
         if key not in CHANGEABLE
-        and value not in (get(saved, key), "auto")  # what `auto` came to stands in the saved config
+        and value not in (get(saved, key), LEFT_OPEN.get(key, "auto"))  # what that came to stands in the saved config
         and not (from_checkpoint and key.startswith(ITS_OWN) and key != "model.dropout")
     ]
     if differences:

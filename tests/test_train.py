@@ -288,8 +288,9 @@ def test_only_a_restart_of_the_same_job_goes_on_by_itself(base, tmp_path, monkey
     assert run("train", *options).status == 2
 
 
-def test_resume_auto_starts_and_goes_on(base, tmp_path):
-    options = [*base, "steps=4", f"run_dir={tmp_path / 'run'}", "resume=auto"]
+@pytest.mark.parametrize("group", ["muon", "adamw"])  # which brings all settings of its own, defaults included
+def test_resume_auto_starts_and_goes_on(base, tmp_path, group):
+    options = [*base, "steps=4", f"run_dir={tmp_path / 'run'}", f"optimizer={group}", "resume=auto"]
     ok("train", *options)
     assert "is finished" in ok("train", *options)
 
