@@ -110,9 +110,10 @@ def _draw_references(axes: Any, path: Path) -> None:
     for name, loss in references.items():
         if bottom <= loss <= top:
             axes.axhline(loss, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            # Left of the legend, where the loss has long crossed the line.
             axes.annotate(
-                f"{name} {loss:.2f}", (0.01, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
-                textcoords="offset points", va="bottom", color="#6b7280", fontsize=8,
+                f"{name} {loss:.2f}", (0.8, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
+                textcoords="offset points", ha="right", va="bottom", color="#6b7280", fontsize=8,
             )  # fmt: skip
     if above:
         axes.text(

@@ -13,7 +13,7 @@ from .cache import KVCache
 from .device import Compute
 from .gpt import GPT
 from .memory import in_huge_pages, move_to_huge_pages
-from .straight import Graph, Straight
+from .recorded import Graph, Recorded
 
 BLOCK = 64  # a compiled step on a CPU looks at a multiple of so many slots
 Step = Callable[[GPT, KVCache, Tensor, Compute], Tensor]
@@ -147,4 +147,21 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
             compiled(model, cache, torch.zeros(rows, 1, dtype=torch.int64, device=compute.device), compute)
         known[key] = compiled, graph
     compiled, graph = known[key]
-    return Straight(compiled, graph) if compute.device.type == "cpu" else compiled
+    return RecordedStep(compiled, graph) if compute.device.type == "cpu" else compiled
+
+
+class RecordedStep:
+    """`step` compiled, for one cache: between two tokens their id and the slots to look at are all that changes."""
+
+    def __init__(self, compiled: Step, graph: Graph) -> None:
+        self.compiled, self.graph = compiled, graph
+        self.recorded: Recorded | None = None
+
+    def __call__(self, model: GPT, cache: KVCache, ids: Tensor, compute: Compute) -> Tensor:
+        changing = [ids, cache.slots, len(cache.slots)]
+        if self.recorded is not None:
+            return self.recorded(changing)[0]
+        logits = self.compiled(model, cache, ids, compute)
+        self.recorded = Recorded.of(self.graph, changing, [logits])
+        self.graph.forget()
+        return logits

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from . import parallel
 from .device import Compute
 from .gpt import GPT
-from .straight import Graph, only
+from .recorded import Graph, Recorded
 
 
 class LossOf(nn.Module):
@@ -99,34 +95,3 @@ class OneGraph:
 
         gradients, loss = torch.func.grad(weighted, has_aux=True)(parameters)
         return {name: gradient.contiguous() for name, gradient in gradients.items()}, loss
-
-
-class Recorded:
-    """A graph's last call, to be made again with other values of some inputs."""
-
-    def __init__(self, graph: Graph, places: list[int], results: list[int]) -> None:
-        assert graph.call is not None
-        self.call, self.inputs, self.places, self.results = graph.call, list(graph.inputs), places, results
-        for place in places:
-            self.inputs[place] = None
-
-    @staticmethod
-    def of(
-        graph: Graph, changing: Sequence[Any], results: Sequence[Tensor], *, constants: Sequence[Tensor]
-    ) -> Recorded | None:
-        """changing: values among its inputs, all others are `constants`; results: among its outputs. None where that
-        is not so, or one is there more than once.
-        """
-        with contextlib.suppress(ValueError):
-            places = [only(value is each for value in graph.inputs) for each in changing]
-            kept = [value for place, value in enumerate(graph.inputs) if place not in places]
-            if all(any(value is each for each in constants) for value in kept):
-                return Recorded(graph, places, [only(value is each for value in graph.outputs) for each in results])
-        return None
-
-    def __call__(self, changing: Sequence[Any]) -> list[Tensor]:
-        inputs = self.inputs.copy()
-        for place, value in zip(self.places, changing, strict=True):
-            inputs[place] = value
-        outputs = self.call(*inputs)
-        return [outputs[place] for place in self.results]

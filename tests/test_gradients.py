@@ -15,6 +15,7 @@ from model.fused import normal
 from model.gradients import OneGraph
 from model.microbatch import MicroBatches
 from model.parallel import World
+from model.recorded import Graph, Recorded
 
 from .families import FAMILIES, make
 
@@ -86,6 +87,35 @@ def test_a_recorded_graph_is_called_past_torch_compile(monkeypatch):
     [held] = graph.recorded.values()
     assert held is not None and {id(v) for v in held.inputs if v is not None} <= {id(b) for b in model.buffers()}
     assert not graph.graph.inputs and not graph.graph.outputs  # nothing of the first batch is kept
+
+
+def test_a_graph_is_recorded_only_where_all_that_changes_is_found_once():
+    graph = Graph()
+    x, y, weight = torch.ones(2), torch.ones(2), torch.full((2,), 3.0)
+    graph.call, graph.inputs = lambda x, n, y, w: (x * n + y * w,), (x, 5, y, weight)
+    graph.outputs = graph.call(*graph.inputs)
+    found = Recorded.of(graph, [y, x, 5], graph.outputs, constants=[weight])
+    assert found is not None and found([torch.zeros(2), torch.ones(2), 7])[0].tolist() == [7, 7]
+    assert Recorded.of(graph, [y, x, 5], graph.outputs) is not None
+    assert Recorded.of(graph, [y, x], graph.outputs, constants=[weight]) is None  # 5 may change
+    assert Recorded.of(graph, [y, x, 6], graph.outputs) is None
+    assert Recorded.of(graph, [torch.ones(2)], graph.outputs) is None
+    assert Recorded.of(graph, [x], [torch.ones(2)]) is None
+    graph.inputs = (x, 5, x, weight)
+    assert Recorded.of(graph, [x], graph.outputs) is None
+
+
+def test_a_graph_that_cannot_be_recorded_goes_on_through_torch_compile(monkeypatch):
+    monkeypatch.setattr(Recorded, "of", lambda *args, **kwargs: None)
+    model = make("modern", n_layer=1).train()
+    graph = OneGraph(model, Compute(CPU, torch.float32, compile=True))
+    for seed in (1, 2):
+        loss, wanted = gradients(model, None, (*batch(seed)[:2], None), rows=4)
+        own_loss, own = gradients(model, graph, (*batch(seed)[:2], None), rows=4)
+        assert own_loss == pytest.approx(loss, rel=1e-6)
+        for found, known in zip(own, wanted, strict=True):
+            torch.testing.assert_close(found, known, rtol=1e-4, atol=2e-6)
+    assert list(graph.recorded.values()) == [None]
 
 
 def test_a_second_model_is_compiled_too_and_shapes_beyond_the_limit_go_by_autograd(monkeypatch):
