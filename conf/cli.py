@@ -15,7 +15,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -127,8 +127,11 @@ def write_config(config: Any, path: str | Path) -> None:
         os.close(folder)
 
 
-def read_config(path: str | Path, schema: type[Config]) -> Config:
-    """Reads what write_config wrote. InputError when it is damaged or does not fit the schema."""
+def read_config(path: str | Path, schema: type[Config], *, former: Collection[str] = ()) -> Config:
+    """Reads what write_config wrote; `former` keys, which the schema had once, are passed over.
+
+    InputError when it is damaged or does not fit the schema.
+    """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -139,7 +142,7 @@ def read_config(path: str | Path, schema: type[Config]) -> Config:
         raise InputError(f"{path} is damaged: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path} is damaged: it holds no settings")
-    found = dict(leaves(data))
+    found = {key: value for key, value in leaves(data) if key not in former}
     keys = {key: hint for key, hint in keys_of(schema).items() if not dataclasses.is_dataclass(hint)}
     for key in [*(found.keys() - keys.keys()), *(keys.keys() - found.keys())]:
         verb = "has an unknown" if key in found else "lacks the"

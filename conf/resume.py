@@ -17,7 +17,8 @@ CHANGEABLE = {  # on resume; everything else would make it another run
     *("budget", "sample_every", "sample_prompt", "checkpoint_activations", "save_in_background", "save_sharded"),
     *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
 }
-LEFT_OPEN = {"optimizer.warmup_steps": None}  # the value by which a setting follows from others; else "auto"
+FORMER = {"model.zero_init"}  # what config.yaml held once: how weights began
+LEFT_OPEN = {"optimizer.warmup_steps": None}  # how this key says that it is to be found out; the others: "auto"
 ITS_OWN = ("model.", "tokenizer.")  # what comes from a checkpoint that training starts from
 
 
@@ -53,13 +54,13 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
         return replace(values, resume="auto")
     if not saved_path.is_file():
         raise InputError(f"run_dir={run_dir} holds no run to resume: {saved_path} is missing")
-    saved = read_config(saved_path, type(cfg))
+    saved = read_config(saved_path, type(cfg), former=FORMER)
     from_checkpoint = getattr(saved, "checkpoint", None) is not None  # follow_checkpoint compares what is its own
     differences = [
         f"{key}={value!r}, but the run in {run_dir} has {get(saved, key)!r}"
         for key, value in overrides.items()
         if key not in CHANGEABLE
-        and value not in (get(saved, key), LEFT_OPEN.get(key, "auto"))  # what that came to stands in the saved config
+        and value not in (get(saved, key), LEFT_OPEN.get(key, "auto"))  # the saved config has what was found
         and not (from_checkpoint and key.startswith(ITS_OWN) and key != "model.dropout")
     ]
     if differences:

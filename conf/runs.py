@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import shlex
 import subprocess
@@ -14,8 +16,19 @@ from . import cli
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
+@functools.cache
+def defaults() -> str:
+    """A short hash of all of train.py's defaults, as its help shows them."""
+    shown = subprocess.run([sys.executable, str(TRAIN), "--help"], capture_output=True, text=True, check=True).stdout
+    return hashlib.sha256(shown.encode()).hexdigest()[:6]
+
+
 def train(run_dir: Path, settings: list[str]) -> dict[str, Any]:
-    """The last evaluation's line of a run, made now unless it is there. InputError where training fails."""
+    """The last evaluation's line of a run, made now unless it is there. InputError where training fails.
+
+    Its folder is run_dir with the defaults' hash behind: made before one of them was changed, it is another run.
+    """
+    run_dir = run_dir.with_name(f"{run_dir.name}-{defaults()}")
     command = [sys.executable, str(TRAIN), *settings, f"run_dir={run_dir}", "resume=auto"]
     ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if ended.returncode:

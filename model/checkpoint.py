@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import InputError, sharded
-from .config import ModelConfig
+from .config import FORMER, ModelConfig
 from .gpt import GPT
 
 FORMAT = 1
@@ -162,8 +162,7 @@ def tensor_files(stem: str, listed: Iterable[str]) -> list[str]:
 
 
 def read_config(path: Path) -> ModelConfig:
-    values = read_json(path)
-    values.pop("zero_init", None)  # an older checkpoint's: it told how the weights began
+    values = {name: value for name, value in read_json(path).items() if name not in FORMER}
     known = {f.name for f in fields(ModelConfig)}
     if unknown := sorted(values.keys() - known):
         raise InputError(f"{path}: unknown model setting {unknown[0]!r}")

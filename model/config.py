@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FORMER = frozenset({"zero_init"})  # settings that older checkpoints still name: how weights began
+
 
 @dataclass
 class ModelConfig:

@@ -206,11 +206,6 @@ class GPT(nn.Module):
             logits = logits + self.prior(hidden.row)
         return logits
 
-    @property
-    def head_weight(self) -> Tensor:
-        """The matrix (V, D) of the head, its only parameter."""
-        return self.get_parameter("embed.weight" if self.unembed is None else "unembed.weight")
-
     def rotary_at(self, positions: Tensor) -> Rotary:
         """Cosines and signed sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E).
 

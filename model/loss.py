@@ -31,13 +31,17 @@ def head_loss(model: GPT, hidden: Hidden, targets: Tensor) -> Tensor:
     if targets.device.type != "cpu" or torch.compiler.is_compiling() or len(targets) <= tokens:
         return summed_loss(model.head(hidden), targets)
     parts = [slice(start, start + tokens) for start in range(0, len(targets), tokens)]
-    if torch.is_grad_enabled():
-        return LossInParts.apply(hidden.h, model.head_weight, model.head, hidden, targets, parts)
+    weight = getattr(model.embed if model.unembed is None else model.unembed, "weight", None)  # integers are no weight
+    if torch.is_grad_enabled() and weight is not None and weight.requires_grad:
+        return LossInParts.apply(hidden.h, weight, model.head, hidden, targets, parts)
     return torch.stack([summed_loss(model.head(hidden[part]), targets[part]) for part in parts]).sum()
 
 
 class LossInParts(torch.autograd.Function):
-    """Each part's gradient follows its loss at once, for the loss is where backward begins: no logits are kept."""
+    """Each part's gradient follows its loss at once, for the loss is where backward begins: no logits are kept.
+
+    So backward can be called once, and torch.func knows nothing of it.
+    """
 
     @staticmethod
     def forward(

@@ -22,7 +22,7 @@ def recent(ids: Tensor, count: int, *, starts: Tensor | None = None) -> Tensor:
 class NGramPrior(nn.Module):
     """A table of log-probabilities, a row for each context (see data/ngrams.py); part of a checkpoint, never trained.
 
-    Logits that have it added begin as the n-gram model: where the network says nothing, softmax gives its
+    Logits that have it added begin close to the n-gram model: where the network says nothing, softmax gives its
     probabilities, and what the network learns is how to improve on them.
     """
 

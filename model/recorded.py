@@ -52,12 +52,14 @@ class Recorded:
         graph: Graph, changing: Sequence[Any], results: Sequence[Tensor], *, constants: Sequence[Tensor] | None = None
     ) -> Recorded | None:
         """changing: tensors and integers among its inputs; results: among its outputs. None where one of them is not
-        there, or more than once, or where another input is none of the `constants` (by default any may be one).
+        there, or more than once, or where another input is none of the `constants` (by default any tensor may be one).
         """
         with contextlib.suppress(ValueError):
             places = [only(same(value, each) for value in graph.inputs) for each in changing]
             kept = [value for place, value in enumerate(graph.inputs) if place not in places]
-            if constants is None or all(any(value is each for each in constants) for value in kept):
+            if constants is None:
+                constants = [value for value in kept if isinstance(value, Tensor)]
+            if all(any(value is each for each in constants) for value in kept):
                 return Recorded(graph, places, [only(value is each for value in graph.outputs) for each in results])
         return None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import train
-from model import InputError, gpt, parallel
+from model import InputError, gpt, loss, parallel
 from model.device import Compute
 from model.optim import OptimizerConfig
 
@@ -96,6 +96,7 @@ def others(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    loss.PART_LOGITS, loss.PART_TOKENS = 0, 50  # so that the loss comes in parts here, and in one in the other process
     this = parallel.World.from_environment()
     with parallel.process_group(this, torch.device("cpu"), lambda: ""):
         if sys.argv[2] == "more":

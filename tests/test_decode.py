@@ -111,6 +111,7 @@ def assert_compiled_equals_eager(model, compute, atol):
     for position, token in enumerate(text[10:]):  # past two borders of what a compiled step looks at
         a, b = compiled.step(token[None]), eager.step(token[None])
         assert (a - b).abs().max() < atol, position
+    assert compiled._step.recorded is not None
     compiled.length.fill_(30)
     eager.length.fill_(30)
     torch.testing.assert_close(compiled.extend(text[None, :5]), eager.extend(text[None, :5]), atol=atol, rtol=0)

@@ -52,21 +52,39 @@ def test_parts_give_the_gradient_of_the_whole(family, dtype, in_parts):
         assert (found[name] - gradient).norm() <= bound * gradient.norm(), name
 
 
-def test_no_more_logits_at_a_time_than_a_part_s(in_parts, monkeypatch):
-    sizes: list[int] = []
+@pytest.fixture
+def sizes(monkeypatch):
+    """Of how many tokens the logits were, each time that a loss was computed."""
+    seen: list[int] = []
     summed = loss.summed_loss
-    monkeypatch.setattr(loss, "summed_loss", lambda *pair: sizes.append(len(pair[0])) or summed(*pair))
+    monkeypatch.setattr(loss, "summed_loss", lambda *pair: seen.append(len(pair[0])) or summed(*pair))
+    return seen
+
+
+def test_no_more_logits_at_a_time_than_a_part_s(in_parts, sizes):
     in_parts()
     gradients(make("modern").train(), torch.float32)
     assert sizes == [7] * 7 + [1]
 
 
-def test_evaluation_in_parts_is_the_same_sum(in_parts):
+def test_evaluation_in_parts_is_the_same_sum(in_parts, sizes):
     model = make("modern").eval()
     inputs, targets = batch()
     with torch.no_grad():
         whole = model(inputs, targets=targets)
         in_parts()
         torch.testing.assert_close(model(inputs, targets=targets), whole, rtol=1e-6, atol=0)
+    assert sizes == [50] + [7] * 7 + [1]
     logits = model(inputs)
     torch.testing.assert_close(loss.summed_loss(logits.flatten(0, 1), targets.flatten()), whole, rtol=1e-6, atol=0)
+
+
+def test_a_head_that_is_not_trained_has_its_loss_in_parts_too(in_parts):
+    model = make("modern").train()
+    _, wanted = gradients(model, torch.float32)
+    in_parts()
+    model.unembed.weight.requires_grad_(False)
+    _, found = gradients(model, torch.float32)
+    assert found.pop("unembed.weight") is None and found["embed.weight"] is not None
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)

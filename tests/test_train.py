@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,19 @@ def test_only_a_restart_of_the_same_job_goes_on_by_itself(base, tmp_path, monkey
     assert "is finished" in ok("train", *options)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
     assert run("train", *options).status == 2
+
+
+def test_a_run_of_before_a_setting_went_goes_on(base, tmp_path):
+    run_dir = tmp_path / "run"
+    ok("train", *base, "steps=2", f"run_dir={run_dir}")
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("\nmodel:\n", "\nmodel:\n  zero_init: true\n"))
+    assert "zero_init" in config.read_text()
+    shape = tmp_path / "model.json"
+    written = json.loads((run_dir / "step_00000002" / "model.json").read_text())
+    shape.write_text(json.dumps(written | {"zero_init": True}))
+    assert asdict(checkpoint.read_config(shape)) == written
+    assert "finished in" in ok("train", f"run_dir={run_dir}", "resume=true", "steps=4")
 
 
 @pytest.mark.parametrize("group", ["muon", "adamw"])  # which brings all settings of its own, defaults included
