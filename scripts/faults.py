@@ -23,7 +23,7 @@ from model import InputError, checkpoint
 TRAIN = Path(__file__).parent.parent / "train.py"
 TINY = (  # so small that starting Python takes longer than to train a hundred steps
     "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "model.dropout=0.1", "tokenizer=char",
-    "batch_size=4", "device=cpu", "dtype=float32", "log_every=1", "eval_every=15",
+    "batch_size=4", "device=cpu", "dtype=float32", "compile=false", "log_every=1", "eval_every=15",
     # A schedule that does not depend on the number of steps: when the last kill comes is not known before.
     "optimizer.schedule=constant", "optimizer.warmup_steps=0",
 )  # fmt: skip
