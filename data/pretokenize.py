@@ -7,6 +7,7 @@ thirty megabytes, a hundred thousand. Finding them is most of the time that trai
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
@@ -32,6 +33,17 @@ PATTERNS = {
         r"|\s+(?![\s\S])|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
 }
+
+
+def compile_known(expression: str, flags: int = 0) -> re.Pattern[str]:
+    """An expression of this file for Python's own `re`, which before 3.11.5 errs where a quantifier is possessive.
+
+    Greedy ones find the same in these, and take a little longer.
+    """
+    possessive = sys.version_info >= (3, 11, 5)
+    return re.compile(expression if possessive else re.sub(r"([?*+])\+", r"\1", expression), flags)
+
+
 # White space as `regex` and tiktoken understand it. To Python's own `re`, \x1c to \x1f are white space as well.
 SPACE, SOLID = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
 LONG_RUN = re.compile(rf"{SPACE}{{{LONGEST_RUN}}}|{SOLID}{{{LONGEST_RUN}}}")
@@ -44,8 +56,8 @@ CHANGE = re.compile(rf"{SPACE}{SOLID}|{SOLID}{SPACE}")
 # sign it takes them along; of other characters `re` may not know whether they are letters: there the stretch goes on.
 ALNUM, SIGN = "[0-9A-Za-z]", r"[!-/:-@\[-`{-~]"
 STRETCHES = {
-    PATTERNS["gpt2"]: re.compile(rf"{SPACE}*{SOLID}+|{SPACE}+"),
-    PATTERNS["gpt4"]: re.compile(
+    PATTERNS["gpt2"]: compile_known(rf"{SPACE}*{SOLID}+|{SPACE}+"),
+    PATTERNS["gpt4"]: compile_known(
         rf"(?=[\s\S]){SPACE}*+(?:{SOLID}++(?<!{ALNUM})(?<!{SIGN})[\r\n]++{SPACE}*+)*+"
         rf"(?:{SOLID}++(?:(?<={SIGN})[\r\n]++)?+)?+"
     ),
@@ -122,7 +134,7 @@ class Counting:
         self.cut = self.cut_ascii = pattern.compiled.findall
         if pattern.stretches:  # in ASCII the pattern is short, and `re` is faster than `regex`
             plain = pattern.expression.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]")
-            self.cut_ascii = re.compile(plain.replace(r"\p{N}", "[0-9]"), re.ASCII).findall
+            self.cut_ascii = compile_known(plain.replace(r"\p{N}", "[0-9]"), re.ASCII).findall
 
     def add(self, texts: Iterable[str]) -> dict[str, int]:
         """Counts what is in the texts. When there is much to remember, finish's result, else nothing."""
