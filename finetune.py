@@ -22,7 +22,6 @@ from data.examples import (
 from data.tokenizer import load as load_tokenizer
 from model import checkpoint, parallel
 from model.device import Compute, keep_freed_memory
-from model.gpt import GPT
 from train import LoopConfig, fit
 
 
@@ -86,8 +85,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
                 f"shortened to the context, {len(train_data.dropped)} examples dropped"
             )
         torch.manual_seed(cfg.seed)
-        model = GPT(shape)
-        start.load_into(model)
+        model = parallel.build(shape, cfg.parallel)
         facts = {
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -97,7 +95,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
             write_examples(val_examples, held_out)
             print(f"the held-out examples are in {held_out}")
-        fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts)
+        fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts, start=start)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,13 @@ def fit(
     world: parallel.World,
     compute: Compute,
     facts: dict[str, Any],
+    start: checkpoint.Checkpoint | None = None,
     references: dict[str, float] | None = None,
 ) -> Score | None:
-    """Trains `model` in place for cfg.steps updates, or from where run_dir's newest step left off; the last evaluation.
+    """Trains `model` in place for cfg.steps updates; the last evaluation.
+
+    It goes on from where run_dir's newest step left off, where cfg.resume asks for that and there is one; else it
+    begins with the weights of `start`; else with random ones, the model's own or those that wrap() gives it.
 
     `facts` (fingerprints of data and tokenizer) go into each manifest; a run resumes only where they are the same.
     `references` are losses to compare with.
@@ -90,17 +94,20 @@ def fit(
     watch, device = Stopwatch(), compute.device
     run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
     share = world.share(cfg.batch_size)
-    memory.reset_peak(device)
     model.train()
     if cfg.checkpoint_activations:
         recompute_activations(model)
     cfg = settle(cfg, model, compute, world, confined=train_data.confined)
+    memory.reset_peak(device)
 
     # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
-    # final parameters; restore last.
+    # final parameters; restore last. Where from is known before, so that no weights are drawn in vain.
     if compute.compile:
-        model.compile(dynamic=False)
-    wrapped = parallel.wrap(model, cfg.parallel, compute)
+        parallel.compile_in_place(model, cfg.parallel)
+    found = newest_on_all(run_dir, world, say=say) if cfg.resume else None
+    wrapped = parallel.wrap(model, cfg.parallel, compute, draw=found is None and start is None)
+    if found is None and start is not None:
+        start.load_into(model)
     rows = cfg.micro_batch or cfg.batch_size // world.size
     one_graph = OneGraph.suits(compute, world, checkpoint_activations=cfg.checkpoint_activations)
     graph = OneGraph(model, compute) if one_graph else None
@@ -109,7 +116,7 @@ def fit(
     optimizer, scale, guard = start_optimizer(cfg, model, compute)
     resolved = what_was_resolved(cfg, model, compute, world)
     state = RunState(budget=cfg.budget, resolved=resolved)
-    if cfg.resume and (found := newest_on_all(run_dir, world, device, say=say)):
+    if found is not None:
         learned = (average, optimizer, scale, guard)  # in this order: the average puts back the weights behind it
         state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
@@ -133,7 +140,7 @@ def fit(
         clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
         optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
         optimizer.zero_grad()
-        scale.update(skip)
+        scale.update(~torch.isfinite(norm))
         return loss_sum, norm, inputs.numel() * world.size
 
     def score(data: EvaluationData) -> Score:
@@ -157,6 +164,7 @@ def fit(
                 rows=micro.rows * world.size,
                 device=device,
                 save_bytes=saved_bytes(cfg, model),
+                in_background=cfg.save_in_background,
                 folder=run_dir,
             )
         optimizer, scale, guard = start_optimizer(cfg, model, compute)  # their moments did move
@@ -235,7 +243,10 @@ def fit(
                 for warning in (*warnings, *saver.news()):
                     journal.say(warning)
                 costs = costs.known(
-                    step=journal.seconds_per_step, evaluation=watch.mean("evaluating"), saving=watch.mean("saving")
+                    step=journal.seconds_per_step,
+                    evaluation=watch.mean("evaluating"),
+                    saving=watch.mean("saving"),
+                    writing=saver.write_seconds,
                 )
                 deadline.decide(done, elapsed=journal.elapsed_seconds, costs=costs)
                 journal.planned(deadline.steps)
@@ -246,6 +257,7 @@ def fit(
             save_now = stopping or last or done % deadline.save_every == 0
             sampling = cfg.sample_every is not None and (done % cfg.sample_every == 0 or last)
             if evaluating or save_now or sampling:
+                norm.item()  # waits for the device: what it still works on is training
                 with journal.aside(), average.applied():
                     if val_data is not None and evaluating:
                         with watch("evaluating"):
@@ -318,13 +330,13 @@ def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
     return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
 
 
-def new_model(shape: ModelConfig, split: Split, *, say: Callable[[str], None] = print) -> GPT:
+def new_model(shape: ModelConfig, split: Split, *, strategy: str = "none", say: Callable[[str], None] = print) -> GPT:
     """A model with random weights and, with shape.ngram, a prior counted on `split`: where that much is worth it."""
     counted = ngrams.count(split, vocab_size=shape.vocab_size, length=shape.ngram) if shape.ngram else None
     if counted is None:
         if shape.ngram:
             say(f"model.ngram={shape.ngram}: not worth counting: too small a corpus, or too large a vocabulary")
-        return GPT(replace(shape, ngram=0))
+        return parallel.build(replace(shape, ngram=0), strategy)
     model = GPT(replace(shape, ngram=counted.length, ngram_contexts=len(counted.keys)))
     assert model.prior is not None
     model.prior.fill(torch.from_numpy(counted.keys), torch.from_numpy(counted.log_p))
@@ -372,17 +384,17 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
         if start is None:
-            model = new_model(shape, train_split, say=print if world.is_main else lambda line: None)
+            say = print if world.is_main else lambda line: None
+            model = new_model(shape, train_split, strategy=cfg.parallel, say=say)
         else:
-            model = GPT(replace(start.config, dropout=shape.dropout))
-            start.load_into(model)
+            model = parallel.build(replace(start.config, dropout=shape.dropout), cfg.parallel)
         facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
         compute = compiled_where_it_pays(cfg, model, compute, world)
         if compute.compile and world.is_main:
             print("compiles in the first step, which takes half a minute or more (compile=false: not)")
         fit(
             cfg, model, tokenizer, train_data, val_data,
-            world=world, compute=compute, facts=facts, references=references,
+            world=world, compute=compute, facts=facts, start=start, references=references,
         )  # fmt: skip
 
 

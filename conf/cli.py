@@ -367,6 +367,8 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
             lines = [f"{error.filename}: {error.strerror}"]
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             lines = [f"{error.strerror}; make room and run it again"]
+        elif type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):  # torch's
+            lines = [f"out of memory: {str(error).splitlines()[0]} Take a smaller model or batch, or more devices"]
         elif any(ancestor.__name__ == "InputError" for ancestor in type(error).__mro__):  # ours, model's or data's
             lines = [" ".join(str(argument).split("\n")) for argument in error.args]
         else:

@@ -63,7 +63,7 @@ def describe_sizing(
         ("parameters", parameters(parts) + f", with {vocab_size:,} ids (tokenizer.vocab_size)"),
         ("FLOPs", f"{count(flops_per_token)} a token, {flops_per_token * tokens:.2e} in all"),
         ("GPUs", f"{gpus} x {gpu} at least, with parallel=fsdp checkpoint_activations=true, on paper"),
-        ("memory", f"{size(sum(memory.values()))} of {size(memory_of_one)} each: {shares} of one sequence"),
+        ("memory", f"{size(sum(memory.values()))} of {size(memory_of_one)} each: {shares}"),
         ("time", f"{duration(seconds)} for {count(tokens)} tokens, if {assumed_mfu:.0%} of their peak is reached"),
         ("disk", f"{size(checkpoint_bytes)} a saved step"),
     ]

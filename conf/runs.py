@@ -23,6 +23,14 @@ def defaults() -> str:
     return hashlib.sha256(shown.encode()).hexdigest()[:6]
 
 
+def words(key: str, text: str) -> list[str]:
+    """The settings in `text`, written as on a command line. InputError where a quote is not closed."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise cli.InputError(f"{key}={text!r}: {error}; close the quote, or write \\ before it") from None
+
+
 def train(run_dir: Path, settings: list[str]) -> dict[str, Any]:
     """The last evaluation's line of a run, made now unless it is there. InputError where training fails.
 

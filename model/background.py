@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 from . import InputError
@@ -24,6 +25,7 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.well = self.told = True
+        self.write_seconds: float | None = None  # of the newest save, where training did not wait for it
 
     def __enter__(self) -> Saver:
         return self
@@ -42,10 +44,13 @@ class Saver:
         self.step, self.best, self.error, self.told = new.step, best, None, False
 
         def work() -> None:
+            began = time.perf_counter()
             try:
                 write(self.run_dir, new, best=best is not None, keep_last=self.keep_last, peers=self.peers)
             except BaseException as error:
                 self.error = error
+            if self.background:
+                self.write_seconds = time.perf_counter() - began
 
         self.thread = threading.Thread(target=work, name="saver")
         self.thread.start()

@@ -31,12 +31,20 @@ class Costs:
 
     step: float = 0.0  # 0: not known yet
     evaluation: float = 0.0  # over the whole validation split
-    saving: float = 0.0
-    ending: float = 2.0  # what follows the last save: the plot
+    saving: float = 0.0  # as far as training waits for it
+    writing: float = 0.0  # the last save, in the background: the process waits for that one
+    plotting: float = 2.0
 
-    def known(self, *, step: float | None, evaluation: float | None, saving: float | None) -> Costs:
+    @property
+    def ending(self) -> float:
+        """What follows the last step's evaluation and save."""
+        return self.writing + self.plotting
+
+    def known(
+        self, *, step: float | None, evaluation: float | None, saving: float | None, writing: float | None
+    ) -> Costs:
         """With what has been measured since; None where it has not."""
-        found = {"step": step, "evaluation": evaluation, "saving": saving}
+        found = {"step": step, "evaluation": evaluation, "saving": saving, "writing": writing}
         return replace(self, **{name: seconds for name, seconds in found.items() if seconds is not None})
 
     def total(self, steps: int, *, eval_every: int, save_every: int) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import InputError, sharded
 from .config import FORMER, ModelConfig
-from .gpt import GPT
+from .gpt import GPT, on_meta
 
 FORMAT = 1
 AGAIN = "copy the checkpoint again, or choose another"
@@ -55,9 +55,7 @@ class Checkpoint:
 
     def model(self, device: torch.device) -> GPT:
         """The network with these weights, in evaluation mode."""
-        with torch.device("meta"):
-            model = GPT(self.config)
-        model = model.to_empty(device=device)
+        model = on_meta(self.config).to_empty(device=device)
         model.make_rotary()
         self.load_into(model)
         return model.eval()

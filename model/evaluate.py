@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from . import parallel
+from . import parallel, sharded
 from .device import Compute
 from .loss import IGNORE
 
@@ -76,6 +76,7 @@ def evaluate(
         with compute.autocast():
             losses.append(model(inputs, targets=targets))
         tokens += int((batch[1] != IGNORE).sum())
+    sharded.forget_gathered(model)  # the model's parameters would stay others than the optimizer's
     model.train(was_training)
     nats = torch.stack(losses).cpu().double().sum()
     totals = torch.stack([nats, torch.tensor(float(tokens), dtype=torch.float64)])

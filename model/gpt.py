@@ -226,20 +226,31 @@ class GPT(nn.Module):
         self.cos = angles.cos().repeat(1, 2)
         self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
 
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Draws the weights from torch's global generator, as GPT-2's paper does (Radford et al. 2019, §2.3).
+        """Draws all weights, one after the other, from torch's global generator: see init_weight."""
+        for name, weight in self.named_parameters():
+            self.init_weight(name, weight)
+
+    @torch.no_grad()
+    def init_weight(self, name: str, weight: Tensor) -> None:
+        """Fills `weight` with first values for the parameter of that name, as GPT-2's paper does (Radford et al. 2019,
+        §2.3).
 
         All matrices are normal with a standard deviation of 0.02; those that write into the residual stream, of which
         there are 2 L, have it divided by sqrt(2 L). Biases and the vocabulary's padding rows are 0, norm weights 1.
         """
-        for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(weight)
-            elif weight.dim() == 1:
-                nn.init.ones_(weight)
-            else:
-                writes = name.endswith(("attention.output.weight", "mlp.down.weight"))
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
-            if name in ("embed.weight", "unembed.weight"):
-                weight[self.config.vocab_size :].zero_()
+        if name.endswith("bias"):
+            nn.init.zeros_(weight)
+        elif weight.dim() == 1:
+            nn.init.ones_(weight)
+        else:
+            writes = name.endswith(("attention.output.weight", "mlp.down.weight"))
+            nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
+        if name in ("embed.weight", "unembed.weight"):
+            weight[self.config.vocab_size :].zero_()
+
+
+def on_meta(config: ModelConfig) -> GPT:
+    """The network without any memory behind it: names and shapes alone."""
+    with torch.device("meta"):
+        return GPT(config)

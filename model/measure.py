@@ -51,6 +51,7 @@ def measure(
     rows: int,
     device: torch.device,
     save_bytes: int,
+    in_background: bool,
     folder: Path,
     steps: int = 3,
     seconds: float = 2.0,
@@ -75,7 +76,10 @@ def measure(
         began = time.perf_counter()
         score(part)
         evaluation = (time.perf_counter() - began) * -(-len(val_data) // rows)
-    costs = Costs(sum(taken) / len(taken), evaluation=evaluation, saving=write_seconds(folder, save_bytes))
+    writing = write_seconds(folder, save_bytes)
+    costs = Costs(
+        sum(taken) / len(taken), evaluation=evaluation, saving=writing, writing=writing if in_background else 0.0
+    )
     return Measured(costs, len(taken), memory.peak(device))
 
 

@@ -82,8 +82,8 @@ class MicroBatches:
             )
         if self.world.size > 1:  # the others wait within a reduction, which this process cannot begin anew
             raise InputError(
-                f"rank {self.world.rank}: out of memory with micro_batch={self.rows}; go on with "
-                f"micro_batch={smaller[-1]} resume=true"
+                f"rank {self.world.rank}: out of memory with micro_batch={self.rows}; set micro_batch={smaller[-1]}, "
+                "and resume=auto if the run had begun"
             )
         self.rows = smaller[-1]
 

@@ -105,6 +105,7 @@ class Optimizer:
         self.config = config
         self.parameters = rest | hidden
         self.sharded = any(map(sharded.is_sharded, self.parameters.values()))
+        assert not self.sharded or all(map(sharded.is_sharded, self.parameters.values())), "some are gathered"
         # Where the model is sharded, AdamW sees this rank's rows of each parameter, and Muon some matrices, whole.
         self.parts = {name: nn.Parameter(sharded.part(p)) if sharded.is_sharded(p) else p for name, p in rest.items()}
         self.owners = sharded.Owners(hidden) if any(map(sharded.is_sharded, hidden.values())) else None

@@ -19,8 +19,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from . import InputError, sharded
+from .config import ModelConfig
 from .device import Compute
-from .gpt import GPT
+from .gpt import GPT, on_meta
 
 STRATEGIES = ("none", "ddp", "fsdp")
 
@@ -79,10 +80,13 @@ def process_group(world: World, device: torch.device, first: Callable[[], str]) 
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size)
+    well = False
     try:
         yield result
+        well = True
     finally:
-        dist.destroy_process_group()
+        if well or backend == "gloo":  # after an error NCCL would wait for ranks that wait for this one
+            dist.destroy_process_group()
 
 
 def leave_it_to_rank_0() -> NoReturn:
@@ -93,17 +97,43 @@ def leave_it_to_rank_0() -> NoReturn:
     raise SystemExit(2)
 
 
-def wrap(model: GPT, strategy: str, compute: Compute) -> nn.Module:
+def build(config: ModelConfig, strategy: str) -> GPT:
+    """The network with random weights; where it is to be sharded, without any memory: wrap() gives each rank its part.
+
+    A model with an n-gram table is made whole, for the table is counted; it is small.
+    """
+    to_be_sharded = strategy == "fsdp" and dist.is_initialized() and not config.ngram_contexts
+    return on_meta(config) if to_be_sharded else GPT(config)
+
+
+def compile_in_place(model: GPT, strategy: str) -> None:
+    """Compiles the model in one piece; where it is to be sharded each part that FSDP gathers, within the hooks by which
+    it does so, for a compiler stops at these.
+    """
+    if strategy == "fsdp" and dist.is_initialized():
+        for unit in (unit for block in model.blocks for unit in sharded.units_of(block)):
+            unit.forward = torch.compile(unit.forward, dynamic=False)
+    else:
+        model.compile(dynamic=False)
+
+
+def wrap(model: GPT, strategy: str, compute: Compute, *, draw: bool = True) -> nn.Module:
     """Moves the model to its device; what is called in its place in training.
 
     none, or one process: itself. ddp: each rank has it whole, gradients are averaged while backward runs. fsdp: each
-    rank keeps a part of every parameter, and of its gradient and optimizer state (see sharded.py).
+    rank keeps a part of every parameter, and of its gradient and optimizer state (see sharded.py). A model without
+    memory gets it now; with `draw`, random weights in it.
     """
     if strategy not in STRATEGIES:
         raise InputError(f"parallel={strategy!r} is not one of {', '.join(STRATEGIES)}")
     device = compute.device
     if strategy == "fsdp" and dist.is_initialized():
+        empty = model.embed.weight.is_meta
+        if empty and draw:
+            sharded.draw_as_made(model)
         sharded.shard(model, device, compute.dtype)
+        if empty:
+            sharded.give_memory(model, device, draw=draw)
         return model
     model.to(device)
     if strategy == "none" or not dist.is_initialized():
@@ -115,10 +145,10 @@ def wrap(model: GPT, strategy: str, compute: Compute) -> nn.Module:
 
 
 def no_sync(model: nn.Module, skip: bool) -> contextlib.AbstractContextManager:
-    """Inside it a backward only accumulates: of a step's micro-batches the last alone needs the network."""
-    if sync := getattr(model, "set_requires_gradient_sync", None):  # FSDP's
-        sync(not skip)
-        return contextlib.nullcontext()
+    """Inside it a backward only accumulates: of a step's micro-batches the last alone needs the network.
+
+    Under FSDP each needs it: no rank could hold the gradients of the whole model meanwhile.
+    """
     return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 

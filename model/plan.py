@@ -12,7 +12,8 @@ import torch
 
 from . import InputError
 from .config import ModelConfig
-from .gpt import GPT
+from .gpt import GPT, on_meta
+from .optim import split_parameters
 
 GIB = 2**30
 
@@ -52,12 +53,6 @@ def find_gpu(name: str) -> GPU | None:
     words_and_pairs = {*words, *(a + b for a, b in itertools.pairwise(words))}  # whole words: an RTX A1000 is no A100
     known = [key for key in GPUS if words_and_pairs.issuperset(key.split("-"))]
     return GPUS[max(known, key=len)] if known else None
-
-
-def on_meta(config: ModelConfig) -> GPT:
-    """The network without any memory behind it: names and shapes alone."""
-    with torch.device("meta"):
-        return GPT(config)
 
 
 def parameters_by_part(model: GPT) -> dict[str, int]:
@@ -104,8 +99,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 def state_bytes(model: GPT, *, muon: bool) -> int:
     """Weights, gradients and the optimizer's state, float32: AdamW keeps two moments, Muon one of hidden matrices."""
-    hidden = sum(p.numel() for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2)
-    return 16 * sum(p.numel() for p in model.parameters()) - (4 * hidden if muon else 0)
+    return 16 * sum(p.numel() for p in model.parameters()) - (4 * hidden_weights(model) if muon else 0)
+
+
+def hidden_weights(model: GPT) -> int:
+    """How many there are in the blocks' matrices, which Muon updates."""
+    return sum(p.numel() for p in split_parameters(model)[0].values())
 
 
 def checkpoint_bytes(model: GPT, *, muon: bool, averaged: bool) -> int:
@@ -120,13 +119,22 @@ class Sizing:
     """The memory of each of `gpus` GPUs, in bytes, for one sequence at a time."""
 
     gpus: int
-    state: int  # its shard of weights, gradients and optimizer state
-    working: int  # two layers and the embeddings gathered in bfloat16, with their gradients
+    state: int  # its shard of weights, gradients and optimizer state; with Muon also the matrices that it owns
+    working: int  # two layers gathered in bfloat16, embeddings and head in float32, with their gradients on their way
     activations: int
+    exchanged: int  # Muon: gradients that owners get and give, once the two above are free again
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is there at once when most is."""
+        passing = {"working": self.working, "activations of one sequence": self.activations}
+        if sum(passing.values()) < self.exchanged:
+            passing = {"gradients exchanged": self.exchanged}
+        return {"weights, gradients, optimizer": self.state} | passing
 
     @property
     def total(self) -> int:
-        return self.state + self.working + self.activations
+        return sum(self.parts.values())
 
 
 def sizing(model: GPT, gpu: str, *, muon: bool, spare: float = 0.9) -> Sizing:
@@ -142,23 +150,27 @@ def sizing(model: GPT, gpu: str, *, muon: bool, spare: float = 0.9) -> Sizing:
     config = model.config
     layer = sum(p.numel() for p in model.blocks[0].parameters())
     outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
-    working = 2 * (2 * layer + layer) + 4 * outside
+    # Weights in bfloat16 (of two layers), their gradient, and that in float32 as it travels. Outside all is float32, and
+    # the gradient travels when the activations are gone.
+    working = (2 * 2 + 2 + 4) * layer + (4 + 4) * outside
     widened = config.ff_width * (4 if config.activation == "swiglu" else 3)
     heads = config.head_dim * (2 * config.n_head + 2 * config.kv_heads)
     one_layer = config.context * (2 * 4 * config.d_model + 2 * (2 * config.d_model + heads + widened))
     kept = 4 * config.context * config.d_model * config.n_layer
     logits = config.context * config.padded_vocab * (2 + 4 + 4 + (8 if config.softcap else 0))
     activations = kept + max(2 * one_layer, logits)
-    total = state_bytes(model, muon=muon)
-    room = int(spare * kind.memory * GIB) - working - activations
+    hidden = hidden_weights(model) if muon else 0
+    state, exchanged = state_bytes(model, muon=muon) + 4 * hidden, (4 + 4 + 4) * hidden
+    planned = int(spare * kind.memory * GIB)
+    room = planned - working - activations
     if room <= 0:
         raise InputError(
             f"one sequence of {config.context} tokens and one layer take {(working + activations) / GIB:.0f} GiB, more "
             f"than one {gpu} has; choose a larger kind, or a smaller model.context"
         )
-    least = -(-total // room)
+    least = max(-(-state // room), -(-(state + exchanged) // planned))
     gpus = least if least <= 8 else -(-least // 8) * 8  # whole machines of eight
-    return Sizing(gpus, total // gpus, working, activations)
+    return Sizing(gpus, state // gpus, working, activations, exchanged // gpus)
 
 
 def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict[str, Any]:
@@ -178,11 +190,7 @@ def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict
         "tokens": tokens,
         "gpu": gpu,
         "gpus": found.gpus,
-        "memory": {
-            "weights, gradients, optimizer": found.state,
-            "working": found.working,
-            "activations": found.activations,
-        },
+        "memory": found.parts,
         "memory_of_one": kind.memory * GIB,
         "seconds": tokens * flops / (found.gpus * kind.flops * ASSUMED_MFU),
         "assumed_mfu": ASSUMED_MFU,

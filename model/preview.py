@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from . import sharded
 from .device import Compute
@@ -19,14 +22,17 @@ def sample_text(
 
     Eager, though training is compiled: a cache and lengths that grow would be compiled anew.
     """
-    was_training, compiled = model.training, model._compiled_call_impl
+    was_training = model.training
     model.eval()
-    model._compiled_call_impl = None
     try:
         lm = LanguageModel(model, tokenizer, replace(compute, compile=False), Path())
         sampling = SamplingConfig(temperature=0.8)
-        with sharded.gathered(model):
+        with sharded.gathered(model), eager(compute.compile):
             return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
     finally:
-        model._compiled_call_impl = compiled
         model.train(was_training)
+
+
+def eager(compiled: bool) -> contextlib.AbstractContextManager:
+    """Inside it what is compiled runs as it is written."""
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

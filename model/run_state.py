@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,20 +43,20 @@ class Learned(Protocol):
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def newest_on_all(
-    run_dir: Path, world: World, device: torch.device, *, say: Callable[[str], None]
-) -> Checkpoint | None:
+def newest_on_all(run_dir: Path, world: World, *, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest intact step, the same on all ranks: rank 0 verifies, once and for all of them."""
     if world.size == 1:
         return newest(run_dir, say=say)
     none, failed = -1, -2
-    found, step = None, torch.tensor(failed, device=device)
+    found, step = None, torch.tensor(failed)
+    # Hundreds of gigabytes are read meanwhile: longer than others may wait for one another elsewhere.
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
     try:
         if world.is_main:
             found = newest(run_dir, say=say)
             step.fill_(found.step if found else none)
     finally:
-        torch.distributed.broadcast(step, src=0)
+        torch.distributed.broadcast(step, src=0, group=group)
     if step == failed:
         leave_it_to_rank_0()
     if not world.is_main and step != none:

@@ -7,6 +7,7 @@ so an optimizer or a checkpoint is written once, for both.
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,14 +40,40 @@ def shard(model: GPT, device: torch.device, dtype: torch.dtype) -> None:
     )
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
     for block in model.blocks:
-        assert isinstance(block, Block)
-        if model.config.norm_weight:
-            for matrices in (block.attention, block.mlp):
-                fully_shard(matrices, mesh=mesh, mp_policy=products)
+        units = units_of(block)
+        for unit in units:
+            fully_shard(unit, mesh=mesh, mp_policy=products)
+        if block not in units:
             fully_shard(block, mesh=mesh, mp_policy=plain)
-        else:
-            fully_shard(block, mesh=mesh, mp_policy=products)
     fully_shard(model, mesh=mesh, mp_policy=plain)
+
+
+def units_of(block: nn.Module) -> list[nn.Module]:
+    """What is gathered at once: a block, or its two halves where its norms have weights, which stay float32."""
+    assert isinstance(block, Block)
+    return [block.attention, block.mlp] if any(p.dim() == 1 for p in block.attention_norm.parameters()) else [block]
+
+
+def draw_as_made(model: GPT) -> None:
+    """Draws what torch's modules fill themselves with when they are made, for nothing but the generator: so the values
+    behind it are those of a model that was made whole.
+    """
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            copy.deepcopy(module).to_empty(device="cpu").reset_parameters()
+
+
+def give_memory(model: GPT, device: torch.device, *, draw: bool) -> None:
+    """Gives a sharded model from the meta device the memory of this rank's rows and, with `draw`, random weights.
+
+    Each rank draws every matrix whole and keeps its rows: the same weights on any number of ranks.
+    """
+    model.to_empty(device=device)
+    model.make_rotary()
+    for name, p in model.named_parameters() if draw else ():
+        weight = torch.empty(p.shape)
+        model.init_weight(name, weight)
+        part(p).copy_(weight[rows_of(p)])
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from conf import cli
-from conf.runs import train
+from conf.runs import train, words
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
 T95 = (
@@ -100,10 +100,10 @@ def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def as_name(settings: str, words: list[str]) -> str:
-    """Of the run of one side's settings, which many a pair may share: `words` are all that it is called with."""
+def as_name(settings: str, given: list[str]) -> str:
+    """Of the run of one side's settings, which many a pair may share: `given` are all that it is called with."""
     known = re.sub(r"[^\w.=]+", "-", settings)[:100].strip("-") or "as-it-is"
-    return f"{known}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]}"
+    return f"{known}-{hashlib.sha256(shlex.join(given).encode()).hexdigest()[:8]}"
 
 
 def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
@@ -111,8 +111,8 @@ def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
     for seed in range(1, cfg.seeds + 1):
         ends = {}
         for side, settings in (("a", a), ("b", b)):  # in turn, so that a machine's moods strike both
-            words = [*shlex.split(cfg.common), *shlex.split(settings), f"seed={seed}"]
-            ends[side] = train(Path(cfg.out) / "runs" / as_name(settings, words), words)
+            given = [*words("common", cfg.common), *words(side, settings), f"seed={seed}"]
+            ends[side] = train(Path(cfg.out) / "runs" / as_name(settings, given), given)
             print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
         if ends["a"]["tokens"] != ends["b"]["tokens"]:
             raise cli.InputError(

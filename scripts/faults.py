@@ -99,7 +99,8 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
         status = process.wait()
     said = log.read_text(encoding="utf-8")
     if status != -signal.SIGKILL:
-        raise InputError(f"{log}: the run ended by itself with status {status}: {said.strip().splitlines()[-1]}")
+        last = (said.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"{log}: the run ended by itself with status {status}: {last}")
     for found in re.findall(r"resuming .* at step (\d+)", said):
         if int(found) != expected:
             raise InputError(f"{log}: went on from step {found} instead of {expected}")

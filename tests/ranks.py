@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import train
-from model import InputError, gpt, loss, parallel
+from model import InputError, checkpoint, gpt, loss, parallel, sharded
 from model.device import Compute
+from model.microbatch import MicroBatches
 from model.optim import OptimizerConfig
 
 from .families import make
@@ -24,6 +26,10 @@ SOME: dict[str, dict[str, Any]] = {  # settings that train alike on one process,
     "adamw": {"optimizer": ADAMW},
     "muon": {"optimizer": MUON},
     "odd": {"optimizer": MUON, "d_model": 40, "d_ff": 51},  # rows that do not divide among the ranks
+}
+BEGUN: dict[str, dict[str, Any]] = {  # as programs begin: with fsdp no rank ever has the model whole
+    "drawn": {"optimizer": MUON, "drawn": True},
+    "started": {"optimizer": ADAMW, "drawn": True, "start": "one-muon"},
 }
 MORE: dict[str, dict[str, Any]] = {
     "gpt2": {"optimizer": ADAMW, "family": "gpt2"},  # a tied head, biases and norms with weights
@@ -37,15 +43,31 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def fit(
-    run_dir: Path, *, family: str = "modern", d_model: int = 32, d_ff: int | None = None, **settings: Any
+    run_dir: Path,
+    *,
+    family: str = "modern",
+    d_model: int = 32,
+    d_ff: int | None = None,
+    drawn: bool = False,
+    start: str | None = None,
+    **settings: Any,
 ) -> dict[str, torch.Tensor]:
-    """Twenty steps of a tiny model, the last weights of which come back whole."""
+    """Twenty steps of a tiny model, the last weights of which come back whole.
+
+    drawn: it begins with its own random weights, as a program builds it; start: with those of the run of that name.
+    """
     model = make(family, n_layer=2, d_model=d_model, d_ff=d_ff)
+    if drawn:
+        strategy = settings.get("parallel", "none")
+        torch.manual_seed(3)
+        model = parallel.build(model.config, strategy)
+        assert model.embed.weight.is_meta == (strategy == "fsdp")
     settings = {"steps": 20, "dtype": "float32", "log_every": 1, "eval_every": 10, "optimizer": ADAMW} | settings
     cfg = train.LoopConfig(run_dir=str(run_dir), batch_size=8, device="cpu", **settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     world, compute = parallel.World.from_environment(), Compute.resolve("cpu", dtype=cfg.dtype)
-    train.fit(cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=world, compute=compute, facts={})
+    begin = None if start is None else checkpoint.find(run_dir.parent / start)
+    train.fit(cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=world, compute=compute, facts={}, start=begin)
     return model.state_dict()
 
 
@@ -73,8 +95,22 @@ def compare(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
             fit(folder / f"{name}-{strategy}", parallel=strategy, **settings)
 
 
+def look_between_micro_batches() -> None:
+    """From now on a gradient that a rank keeps whole between two micro-batches is an error."""
+    by_autograd = MicroBatches.by_autograd
+
+    def checked(self: MicroBatches, *args: Any) -> torch.Tensor:
+        loss = by_autograd(self, *args)
+        if not isinstance(self.model, DistributedDataParallel):
+            assert all(p.grad is not None and sharded.is_sharded(p.grad) for p in self.model.parameters())
+        return loss
+
+    MicroBatches.by_autograd = checked  # type: ignore[method-assign]
+
+
 def others(folder: Path) -> None:
-    compare(folder, {"parts": {"optimizer": MUON, "save_sharded": True}})
+    look_between_micro_batches()
+    compare(folder, {"parts": {"optimizer": MUON, "save_sharded": True, "micro_batch": 2}})
     undisturbed = parallel.StopSignal.agreed
     for name, optimizer in (("adamw", ADAMW), ("muon", MUON)):
         # One process has done seven steps; two do seven more, half of them in each way; the test does the rest.
@@ -102,5 +138,5 @@ if __name__ == "__main__":
         if sys.argv[2] == "more":
             compare(Path(sys.argv[1]), MORE)
         else:
-            compare(Path(sys.argv[1]), SOME)
+            compare(Path(sys.argv[1]), SOME | BEGUN)
             others(Path(sys.argv[1]))

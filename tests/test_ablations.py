@@ -60,5 +60,7 @@ def test_a_pair_is_trained_compared_and_not_done_again(poem, tmp_path, monkeypat
     assert [(run / "metrics.jsonl").read_text() for run in runs] == before
     refused = run("ablations", *options[:-1], "b=steps=5", "name=more", "seeds=2")
     assert refused.status == 2 and "make steps * batch_size equal" in refused.err
+    refused = run("ablations", *options[:-1], "b=run_dir='it", "name=none", "seeds=2")
+    assert refused.status == 2 and "run_dir='it" in refused.err and "close the quote" in refused.err
     refused = run("ablations", *options[:-1], "b=model.n_layer=0", "name=none", "seeds=2")
     assert refused.status == 2 and "model.n_layer=0 must be at least 1" in refused.err

@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import sample
+import train
 
 from .conftest import POEM
 from .programs import NANO, finish, ok, one_line, run, snapshot, start
@@ -241,6 +243,18 @@ def test_a_full_disk_while_the_result_is_written(refused, copy, starts, monkeypa
 
     monkeypatch.setattr(sample, "write_result", full)
     refused("sample", *starts["sample"], "json=x.json", parts=("No space left", "make room"))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), RuntimeError("x: can't allocate memory: no")]
+)
+def test_memory_that_runs_out_outside_of_a_step_is_one_line(base, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(train.Optimizer, "step", full)
+    line = one_line(run("train", *base))
+    assert line.startswith(f"error: out of memory: {str(error).splitlines()[0]}") and "smaller model" in line
 
 
 def test_wandbs_complaint_is_one_line_and_the_run_can_start_afterwards(base, tmp_path, monkeypatch):

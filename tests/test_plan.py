@@ -16,6 +16,7 @@ from model.budget import Costs, Deadline, seconds_of
 from model.config import ModelConfig
 from model.depth import settings_for
 from model.device import Compute
+from model.gpt import on_meta
 from model.measure import copied_bytes, saved_bytes
 from model.microbatch import MicroBatches, best_rows, divisors, recompute_activations
 from model.optim import OptimizerConfig, decay_start, rate_at
@@ -53,7 +54,7 @@ def test_large_presets_have_the_size_of_their_names_and_take_no_memory():
     for name, billions in (("llama_10b", 10.5), ("llama_70b", 70.6), ("llama_100b", 101.8)):
         cfg = cli.compose(TrainConfig, name="train", arguments=[f"model={name}", "dry_run=true"])[0]
         cfg.model.vocab_size = 128_256
-        model = plan.on_meta(cfg.model)
+        model = on_meta(cfg.model)
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.1)
         sizing = plan.sizing(model, "H100", muon=False)
         assert sizing.total <= 0.9 * plan.GPUS["H100"].memory * plan.GIB
@@ -137,7 +138,7 @@ def simulate(speed, budget=120.0, config=None, log_every=10, evaluation=4.0):
             if done > 1:
                 pace.add(done - line[0], now - line[1])
             line = (done, now)
-            known = costs.known(step=pace.seconds_per_step, evaluation=None, saving=None)
+            known = costs.known(step=pace.seconds_per_step, evaluation=None, saving=None, writing=None)
             deadline.decide(done, elapsed=now, costs=known)
         if done % deadline.eval_every == 0 or done == deadline.steps:
             now += costs.evaluation + costs.saving
@@ -166,6 +167,15 @@ def test_a_budget_follows_a_machine_whose_speed_changes(change, factor):
     assert (decided[0] > decided[-1]) == (factor > 1) and 105 < end < 130
     fall = rates[deadline.config.warmup_steps + 1 :]
     assert all(0 <= early - late < 0.05 for early, late in itertools.pairwise(fall)) and fall[-1] < 0.03
+
+
+def test_a_budget_leaves_time_to_write_the_last_step():
+    ends = {}
+    for writing in (0.0, 20.0):
+        deadline = Deadline(OptimizerConfig(), steps=1000, budget=100)
+        deadline.begin(Costs(step=0.1, saving=0.2, writing=writing), elapsed=5)
+        ends[writing] = deadline.steps
+    assert ends[0.0] - ends[20.0] == pytest.approx(20 / 0.1, rel=0.05)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -245,7 +255,7 @@ def test_out_of_memory_in_the_middle_of_a_step_counts_no_row_twice():
 def test_out_of_memory_with_one_row_or_among_ranks_is_a_clear_error():
     with pytest.raises(InputError, match="one sequence at a time; set checkpoint_activations=true"):
         gradients(make("modern"), 8, fail=lambda rows: True)
-    with pytest.raises(InputError, match=r"rank 1: .* micro_batch=4 resume=true"):
+    with pytest.raises(InputError, match=r"rank 1: .* set micro_batch=4, and resume=auto"):
         gradients(make("modern"), 8, fail=lambda rows: True, world=parallel.World(rank=1, size=2))
 
 

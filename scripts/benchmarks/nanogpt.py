@@ -151,7 +151,7 @@ def step_seconds(step: Step) -> dict[str, Any]:
         loss.item()  # waits for the device
         taken.append(time.perf_counter() - began)
         began = time.perf_counter()
-    peak = torch.cuda.max_memory_allocated() if where == "cuda" else None
+    peak = torch.cuda.max_memory_reserved() if where == "cuda" else None
     return {"seconds": taken[step.warm :], "peak_memory": peak}
 
 

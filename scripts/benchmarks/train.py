@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from conf import cli
+from conf.runs import words
 
 from . import nanogpt, train_gpu, train_loss, train_speed
 
@@ -44,6 +45,10 @@ class Config:
             return [*found, f"part={self.part!r} is not one of {', '.join(PARTS)}"]
         if self.part != "gpu" and (self.corpus is None or not Path(self.corpus).is_file()):
             found.append(f"corpus={self.corpus} is not a text file; name one, such as corpus=tinyshakespeare.txt")
+        try:
+            words("common", self.common)
+        except cli.InputError as error:
+            found.append(str(error))
         if self.part == "loss" and self.against is None and self.target is None:
             found.append("give against=, the folder of a checkout of nanoGPT, whose loss is to be reached, or target=")
         if self.part == "loss" and self.same_shape is None and self.any is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import statistics
 import sys
 import tempfile
@@ -14,8 +13,10 @@ from typing import Any
 
 import torch
 
+from conf.runs import words
 from model.config import ModelConfig
-from model.plan import flops_per_token, on_meta, peak_flops
+from model.gpt import on_meta
+from model.plan import flops_per_token, peak_flops
 
 from . import nanogpt
 from .measure import print_json, run_process
@@ -67,8 +68,8 @@ def ours(cfg: Any, shape: Shape, folder: Path, device: str) -> dict[str, Any]:
     run_process([sys.executable, "-m", "scripts.prepare", *data], folder=ROOT)
     run_dir = Path(tempfile.mkdtemp(dir=folder))
     loop = [f"batch_size={shape.batch_size}", f"steps={steps + 2 * every}", f"log_every={every}", f"device={device}"]
-    loop += ["micro_batch=auto", "save_in_background=false"]
-    settings = [*model, *data, *loop, "optimizer=adamw", f"run_dir={run_dir}", *shlex.split(cfg.common)]
+    loop += ["micro_batch=auto", "save_in_background=false", f"save_every={steps + 2 * every}"]  # theirs saves nothing
+    settings = [*model, *data, *loop, "optimizer=adamw", f"run_dir={run_dir}", *words("common", cfg.common)]
     ran = run_process([sys.executable, str(ROOT / "train.py"), *settings], folder=ROOT)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line][1:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conf.runs import words
 from sample import load
 
 from . import nanogpt
@@ -110,7 +110,7 @@ def ours(experiment: str, folder: Path, text: str, seed: int, cfg: Any) -> Run:
 
 def own_settings(cfg: Any, folder: Path) -> list[str]:
     data = [f"corpus={Path(cfg.corpus).resolve()}", f"datasets={folder / 'datasets'}", "tokenizer=char"]
-    return [*data, f"val_fraction={VAL_FRACTION}", *shlex.split(cfg.common)]
+    return [*data, f"val_fraction={VAL_FRACTION}", *words("common", cfg.common)]
 
 
 def validation(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -14,8 +13,10 @@ from typing import Any
 
 import torch
 
+from conf.runs import words
 from model.config import ModelConfig
-from model.plan import flops_per_token, on_meta, peak_flops
+from model.gpt import on_meta
+from model.plan import flops_per_token, peak_flops
 
 from . import nanogpt
 from .measure import PATIENCE, Process, Target, print_json, run_process
@@ -87,7 +88,8 @@ def ours(cfg: Any, shape: Shape, folder: Path, *, compile: bool) -> tuple[Proces
     run_dir = tempfile.mkdtemp(dir=folder)
     loop = [f"batch_size={shape.batch_size}", f"steps={steps + 2 * every}", f"log_every={every}", f"compile={compile}"]
     loop += [f"save_every={steps + 2 * every}"]  # theirs does not save while it is timed
-    settings = [*model, *data, *loop, "optimizer=adamw", "device=cpu", f"run_dir={run_dir}", *shlex.split(cfg.common)]
+    loop += ["optimizer=adamw", "device=cpu", f"run_dir={run_dir}"]
+    settings = [*model, *data, *loop, *words("common", cfg.common)]
     cache = str(folder / "cache")  # kept: the seconds to compile are not asked for here
     ran = run_process([sys.executable, str(ROOT / "train.py"), *settings], TORCHINDUCTOR_CACHE_DIR=cache)
     lines = map(json.loads, (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
