@@ -45,7 +45,7 @@ from model.optim import Optimizer, warmup
 from model.preview import sample_text
 from model.run_state import RunState, newest_on_all, publish, restore
 from model.seeds import hash_seed
-from model.settings import LoopConfig, compiled_where_it_pays, settle, what_was_resolved
+from model.settings import LoopConfig, compiled_where_it_pays, save_by_all, settle, what_was_resolved
 
 
 @dataclass
@@ -322,12 +322,6 @@ def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) ->
 def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
     """The mean loss of a step's batch, a tensor (); all ranks must ask."""
     return parallel.sum_over_ranks(loss_sum.clone()) / targets
-
-
-def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
-    """Whether each rank writes a part of a checkpoint: where asked for, or where one host might not hold it all."""
-    large = cfg.parallel == "fsdp" and sum(p.numel() for p in model.parameters()) >= 2e9
-    return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
 
 
 def new_model(shape: ModelConfig, split: Split, *, strategy: str = "none", say: Callable[[str], None] = print) -> GPT:

@@ -150,8 +150,8 @@ def sizing(model: GPT, gpu: str, *, muon: bool, spare: float = 0.9) -> Sizing:
     config = model.config
     layer = sum(p.numel() for p in model.blocks[0].parameters())
     outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
-    # Weights in bfloat16 (of two layers), their gradient, and that in float32 as it travels. Outside all is float32, and
-    # the gradient travels when the activations are gone.
+    # Weights in bfloat16 (of two layers), their gradient, and that in float32 as it travels. Outside all is float32,
+    # and the gradient travels when the activations are gone.
     working = (2 * 2 + 2 + 4) * layer + (4 + 4) * outside
     widened = config.ff_width * (4 if config.activation == "swiglu" else 3)
     heads = config.head_dim * (2 * config.n_head + 2 * config.kv_heads)

@@ -159,6 +159,12 @@ def compiled_where_it_pays(cfg: LoopConfig, model: GPT, compute: Compute, world:
     return replace(compute, compile=long and not missing_for_compile(compute.device))
 
 
+def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
+    """Whether each rank writes a part of a checkpoint: where asked for, or where one host might not hold it all."""
+    large = cfg.parallel == "fsdp" and sum(p.numel() for p in model.parameters()) >= 2e9
+    return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
+
+
 def what_was_resolved(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> dict[str, Any]:
     """What a run prints at its start and keeps: where one of these changes, so may the last bits of what follows."""
     return compute.describe() | {

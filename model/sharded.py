@@ -60,7 +60,8 @@ def draw_as_made(model: GPT) -> None:
     """
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
-            copy.deepcopy(module).to_empty(device="cpu").reset_parameters()
+            made: Any = copy.deepcopy(module).to_empty(device="cpu")
+            made.reset_parameters()
 
 
 def give_memory(model: GPT, device: torch.device, *, draw: bool) -> None:
