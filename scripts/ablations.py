@@ -32,6 +32,7 @@ class AblationsConfig:
     b: str = ""  # settings of B: what is on trial
     seeds: int = 3  # runs of A and of B, with the seeds 1, 2...
     out: str = "out/ablations"  # where the runs and the tables go; a run that is finished there is not done again
+    times: bool = True  # show how long B took beside A; false where the machine had other work
     debug: bool = False  # show the traceback of a user's mistake
 
     def problems(self) -> list[str]:
@@ -132,15 +133,15 @@ def markdown(results: list[Result], cfg: AblationsConfig) -> str:
         f"Final validation losses (nats per token), mean and standard deviation over {cfg.seeds} seeds; every run with "
         f"`{cfg.common or 'the defaults'}`. B - A is paired by seed, with its 95 % interval (t); below 0, B is better.",
         "",
-        "| what | A | B | loss A | loss B | B - A | | tokens | time B / A |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| what | A | B | loss A | loss B | B - A | | tokens |" + " time B / A |" * cfg.times,
+        "|" + " --- |" * (8 + cfg.times),
     ]
     for r in results:
         sides = [f"{mean(losses):.4f} ± {deviation(losses):.4f}" for losses in (r.a_losses, r.b_losses)]
         shown = [f"`{settings}`" if settings else "as it is" for settings in (r.a, r.b)]
         lines.append(
             f"| {r.name} | {' | '.join(shown)} | {' | '.join(sides)} | {r.difference:+.4f} ± {r.margin:.4f} "
-            f"| {r.verdict} | {r.tokens:,} | {r.b_seconds / r.a_seconds:.2f} |"
+            f"| {r.verdict} | {r.tokens:,} |" + f" {r.b_seconds / r.a_seconds:.2f} |" * cfg.times
         )
     return "\n".join(lines) + "\n"
 

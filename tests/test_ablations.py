@@ -24,6 +24,9 @@ def test_the_interval_is_the_paired_t_interval():
     many = Result("x", "", "", a_losses=[0.0] * 11, b_losses=[0.0, 1.0] * 5 + [0.0])
     assert many.margin == pytest.approx(2.228 * 0.5222 / 11**0.5, abs=1e-4) and len(T95) == 30
     assert "| x | as it is | as it is | 3.1000 ± 0.1000 | 2.9667 ± 0.0577 |" in markdown([result], AblationsConfig())
+    for times in (True, False):
+        table = [line for line in markdown([result], AblationsConfig(times=times)).splitlines() if line[:1] == "|"]
+        assert len({line.count("|") for line in table}) == 1 and table[-1].endswith(" 2.00 |") == times
 
 
 def test_the_file_of_pairs_is_read_and_a_bad_line_named(tmp_path):
