@@ -13,7 +13,7 @@ import torch
 
 import train
 from data.batches import IGNORE
-from model import checkpoint, parallel, saving, settings
+from model import checkpoint, guard, parallel, saving, settings
 from model.device import Compute
 from model.evaluate import evaluate
 from model.optim import OptimizerConfig
@@ -135,6 +135,13 @@ def test_float16_overflows_lower_the_scale_and_are_counted_apart(tmp_path, capsy
     assert "skipped" not in capsys.readouterr().out
     tensors, _ = checkpoint.find(tmp_path).train_state()
     assert tensors["loss_scale.scale"].item() == 2**15
+
+
+def test_a_spike_is_no_overflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard.Spikes, "check", lambda self, norm, loss: torch.tensor(True))
+    fit(tmp_path, dtype="float16", steps=2, spike_deviations=6.0)
+    tensors, _ = checkpoint.find(tmp_path).train_state()
+    assert tensors["loss_scale.scale"].item() == 2**16
 
 
 class Rows:
