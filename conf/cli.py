@@ -31,7 +31,7 @@ CONF = Path(__file__).resolve().parent
 TEXTS = {
     *("prompt", "beside", "text", "options", "neutral", "stop", "banned", "forced"),
     *("text_field", "document_separator", "tokenizer.pattern", "wandb.project", "sample_prompt"),
-    *("common", "name", "a", "b"),  # of scripts.ablations
+    *("common", "name", "a", "b", "size", "gpt2", "default"),  # of scripts.ablations and scripts.bench tokens
 }
 PATTERNS = {"include", "exclude", "val_include", "curate.drop_lines"}  # the word null means None
 PATHS = {  # the word null means None, ~ is the home directory

@@ -114,7 +114,7 @@ def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkey
     assert [side["learning_rate"] for side in result["default"]] == [0.02, 0.02]
     assert result["default"][1]["losses"] == pytest.approx([3.6, 3.7, 3.8])
     assert [line.split()[-1] for line in lines[-4:-1]] == ["3.3000", "reached", "MISSED"]
-    assert len(ran) == 4 + 2 + 2 * (3 + 2)
+    assert len(ran) == len(cfg.gpt2_rates) + 2 + 2 * (len(cfg.default_rates) + 2)
 
 
 def test_settings_may_be_spelled_as_options():

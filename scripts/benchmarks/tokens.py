@@ -23,7 +23,7 @@ class Config:
 
     steps: int = 400  # of GPT-2; its loss after them is the one to reach
     shares: list[float] = field(default_factory=lambda: [0.5, 0.35])  # of these steps, for the default preset
-    gpt2_rates: list[float] = field(default_factory=lambda: [1e-3, 2e-3, 3e-3, 4e-3])
+    gpt2_rates: list[float] = field(default_factory=lambda: [1e-3, 2e-3, 3e-3, 4e-3, 6e-3])
     default_rates: list[float] = field(default_factory=lambda: [0.014, 0.02, 0.028])  # Muon's
     seeds: int = 3  # the sweeps are run with the first; the best rate of each side with all
     size: str = SIZE  # settings of both sides, beside corpus and schedule
