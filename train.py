@@ -105,6 +105,8 @@ def fit(
     if compute.compile:
         parallel.compile_in_place(model, cfg.parallel)
     found = newest_on_all(run_dir, world, say=say) if cfg.resume else None
+    if cfg.resume is True and found is None:
+        say(f"note: {run_dir} holds no saved step, so the run begins anew")
     wrapped = parallel.wrap(model, cfg.parallel, compute, draw=found is None and start is None)
     if found is None and start is not None:
         start.load_into(model)

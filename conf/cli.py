@@ -13,6 +13,7 @@ import io
 import os
 import re
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable, Collection, Iterator
@@ -380,6 +381,8 @@ def _guarded(action: Callable[[], int | None], *, debug: bool) -> int:
         if rank == "0" or not isinstance(error, InputError):
             mark = "error" if rank == "0" else f"[rank {rank}] error"
             print(*(f"{mark}: {line}" for line in lines), sep="\n", file=sys.stderr)
+        elif isinstance(error, InputError):
+            time.sleep(5)  # torchrun ends all ranks when it sees one end, that which complains too
         return 2
 
 

@@ -52,7 +52,7 @@ class Journal:
         cut.replace(path)
         if references:
             (run_dir / REFERENCES).write_text(json.dumps(references) + "\n", encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
+        self.file, self.unwritten = path.open("ab", buffering=0), b""
         if settings["wandb"]["mode"] != "disabled":
             import wandb
 
@@ -74,6 +74,7 @@ class Journal:
             # Of two errors the first is the one to be told.
             with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
                 if self.enabled:
+                    self._write_out()
                     self.file.close()
                     with self.watch("plotting"):
                         draw(self.run_dir)
@@ -169,11 +170,16 @@ class Journal:
         known = {name: figure for name, figure in figures.items() if isinstance(figure, str) or is_finite(figure)}
         if self.enabled:
             line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
-            with contextlib.suppress(OSError):  # a full disk: lines wait in the buffer; the checkpoints tell of it
-                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                self.file.flush()
+            self.unwritten += json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            self._write_out()
         if self.wandb is not None and "sample" not in known:  # these become a table at the end
             self.wandb.log({"tokens": tokens, **known}, step=step)
+
+    def _write_out(self) -> None:
+        """Writes the lines that wait. On a full disk they wait for room; the checkpoints tell of it."""
+        with contextlib.suppress(OSError):
+            while self.unwritten:
+                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
     def _write_timing(self, peak_memory: float | None) -> None:
         """For programs: the steps alone (`training_seconds`, of it the first step's), and what was done beside them."""
@@ -209,7 +215,8 @@ def draw(run_dir: Path) -> None:
 def lines_up_to(path: Path, step: int) -> list[str]:
     """The whole lines of a metrics file whose step is not beyond `step`; a kill may have cut the last one short."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""  # a disk may have harmed it
+    for line in text.split("\n"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line)

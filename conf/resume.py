@@ -16,6 +16,7 @@ CHANGEABLE = {  # on resume; everything else would make it another run
     *("steps", "eval_every", "save_every", "log_every", "keep_last", "device", "compile", "parallel", "micro_batch"),
     *("budget", "sample_every", "sample_prompt", "checkpoint_activations", "save_in_background", "save_sharded"),
     *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
+    *("datasets", "workers", "verify"),  # where and how the corpus is prepared; what it is stays
 }
 FORMER = {"model.zero_init"}  # what config.yaml held once: how weights began
 LEFT_OPEN = {"optimizer.warmup_steps": None}  # how this key says that it is to be found out; the others: "auto"
@@ -64,7 +65,7 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
         and not (from_checkpoint and key.startswith(ITS_OWN) and key != "model.dropout")
     ]
     if differences:
-        raise InputError(*(f"{difference}; a resumed run keeps it" for difference in differences))
+        raise InputError(*(f"{difference}; a resumed run keeps it: leave it out" for difference in differences))
     for key in CHANGEABLE & overrides.keys():
         saved = put(saved, key, overrides[key])
     if "steps" in overrides and "budget" not in overrides:  # a number of steps instead of a time

@@ -69,16 +69,18 @@ def evaluate(
     world = world or parallel.World()
     was_training = model.training
     model.eval()
-    losses, tokens = [], 0
-    for start in range(world.rank * rows, len(data) + world.rank * rows, world.size * rows):
+    starts, tokens = range(world.rank * rows, len(data) + world.rank * rows, world.size * rows), 0
+    # One tensor for all sums: small ones that stay, between large ones that go, would break the heap into pieces.
+    losses = torch.zeros(len(starts), device=compute.device)
+    for place, start in enumerate(starts):
         batch = data.batch(start, start + rows)
         inputs, targets, _ = to_device(batch, compute.device)
         with compute.autocast():
-            losses.append(model(inputs, targets=targets))
+            losses[place] = model(inputs, targets=targets)
         tokens += int((batch[1] != IGNORE).sum())
     sharded.forget_gathered(model)  # the model's parameters would stay others than the optimizer's
     model.train(was_training)
-    nats = torch.stack(losses).cpu().double().sum()
+    nats = losses.cpu().double().sum()
     totals = torch.stack([nats, torch.tensor(float(tokens), dtype=torch.float64)])
     if compute.device.type == "cuda":
         totals = totals.to(compute.device)

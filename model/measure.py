@@ -96,7 +96,8 @@ def outlook(
     """What the run takes, in numbers: the arguments of conf/forecast.py's describe()."""
     flops, costs, steps = plan.flops_per_token(model), measured.costs, deadline.steps
     peak = plan.peak_flops(compute.device, compute.dtype)
-    tokens_per_step = cfg.batch_size * data.context
+    batches = [data.batch(step, slice(0, cfg.batch_size)) for step in range(measured.steps)]  # examples may be shorter
+    tokens_per_step = sum(inputs.size for inputs, *_ in batches) // len(batches)
     total = costs.total(steps, eval_every=deadline.eval_every, save_every=deadline.save_every)
     return {
         "parts": plan.parameters_by_part(model),

@@ -190,6 +190,8 @@ class StopSignal:
         if self.raised:
             os._exit(128 + number)
         self.raised = True
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            os.write(2, b"stopping, once this step is done and saved; asked again, at once and without saving\n")
 
     def agreed(self) -> bool:
         """Whether all ranks stop here; every rank calls it once a step."""

@@ -137,13 +137,16 @@ def begin(temporary: Path) -> None:
 
 def write_tensors(temporary: Path, new: Snapshot, *, part: int) -> None:
     """Writes this rank's files, and what the manifest is to say about them."""
+    described = temporary / f"part-{part:05d}.json"
+    described.touch()
     for name, tensors in new.files.items():
         try:
             # No metadata block: its key order would differ from process to process.
             save_file(tensors, temporary / name)
         except SafetensorError as error:  # a full disk
             raise OSError(f"{temporary / name}: {error}") from None
-    write_json(temporary / f"part-{part:05d}.json", {name: describe(temporary / name) for name in new.files})
+        (temporary / name).chmod(described.stat().st_mode & 0o777)  # it makes files that nobody else may read
+    write_json(described, {name: describe(temporary / name) for name in new.files})
 
 
 def publish(run_dir: Path, temporary: Path, final: Path, new: Snapshot, *, best: bool, keep_last: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from conf import cli
-from data.accuracy import group_interval
+from data.accuracy import group_interval, wilson_interval
 from data.batches import WindowEvaluation
 from data.curate import CurateConfig
 from data.examples import Example, read_examples
@@ -88,7 +88,10 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
             ended[i] = answer.ended == "end"
             right[i] = ended[i] and answer.text == examples[i].completion
     groups = [f"group {e.group}" if e.group is not None else f"example {i}" for i, e in enumerate(examples)]
-    low, high = group_interval(right, groups, seed=cfg.seed)
+    if len(set(groups)) == len(groups):
+        low, high = wilson_interval(int(right.sum()), len(right))
+    else:
+        low, high = group_interval(right, groups, seed=cfg.seed)
     return {
         "accuracy": float(right.mean()),
         "accuracy_low": low,

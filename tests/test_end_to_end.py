@@ -98,6 +98,7 @@ def test_from_text_to_text_to_labels(trained, tmp_path):
     tuned, base = json.loads(scores.read_text())
     assert tuned["accuracy"] > 0.95 and tuned["stopped"] > 0.99
     assert base["accuracy"] < 0.5
+    assert all(score["accuracy_low"] < score["accuracy_high"] for score in (tuned, base))  # 0 % and 100 % too
     assert tuned["accuracy_low"] <= tuned["accuracy"] <= tuned["accuracy_high"]
     assert ok("sample", f"checkpoint={tmp_path / 'labels'}", "prompt=heart ..:", "temperature=0").strip() == (
         "heart ..: long"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import time
@@ -126,3 +127,34 @@ def test_cutting_back_keeps_the_lines_up_to_a_step(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     assert journal.lines_up_to(path, 2) == ['{"step": 1}', '{"step": 2}']
     assert journal.lines_up_to(tmp_path / "none", 2) == []
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n')
+    assert journal.lines_up_to(path, 2) == ['{"step": 1}', '{"step": 2}']
+
+
+class Disk:
+    """A file on a disk that has room for so many bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "full")
+        written = self.file.write(content[: self.room])
+        self.room -= written
+        return written
+
+    def close(self):
+        self.file.close()
+
+
+def test_figures_wait_for_room_on_a_full_disk(tmp_path):
+    settings = {"wandb": {"mode": "disabled"}}
+    with journal.Journal(tmp_path, steps=9, start=0, elapsed_seconds=0.0, settings=settings, enabled=True) as told:
+        disk = told.file = Disk(told.file, 100)
+        for step in range(1, 9):
+            disk.room += 10_000 * (step == 6)
+            told.evaluated(step, 10 * step, loss=3.0, bits_per_byte=2.0, best=False)
+            if step == 5:
+                assert (tmp_path / "metrics.jsonl").stat().st_size == 100
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from dataclasses import asdict
@@ -306,7 +307,17 @@ def test_a_run_of_before_a_setting_went_goes_on(base, tmp_path):
     written = json.loads((run_dir / "step_00000002" / "model.json").read_text())
     shape.write_text(json.dumps(written | {"zero_init": True}))
     assert asdict(checkpoint.read_config(shape)) == written
-    assert "finished in" in ok("train", f"run_dir={run_dir}", "resume=true", "steps=4")
+    more = ["workers=1", "verify=true", f"datasets={tmp_path / 'elsewhere'}"]  # none of these makes it another run
+    assert "finished in" in ok("train", f"run_dir={run_dir}", "resume=true", "steps=4", *more)
+    for step in checkpoint.steps(run_dir):
+        shutil.rmtree(step)
+    assert f"note: {run_dir} holds no saved step" in ok("train", f"run_dir={run_dir}", "resume=true")
+
+
+def test_others_may_read_what_they_may_read_of_a_run(base, tmp_path):
+    ok("train", *base, "steps=2", f"run_dir={tmp_path / 'run'}")
+    modes = {path.stat().st_mode for path in checkpoint.find(tmp_path / "run").directory.iterdir() if path.is_file()}
+    assert len(modes) == 1
 
 
 @pytest.mark.parametrize("group", ["muon", "adamw"])  # which brings all settings of its own, defaults included
