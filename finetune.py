@@ -86,6 +86,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             )
         torch.manual_seed(cfg.seed)
         model = parallel.build(shape, cfg.parallel)
+        start.check_weights(model)  # before anything is written
         facts = {
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,

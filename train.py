@@ -384,6 +384,7 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
             model = new_model(shape, train_split, strategy=cfg.parallel, say=say)
         else:
             model = parallel.build(replace(start.config, dropout=shape.dropout), cfg.parallel)
+            start.check_weights(model)
         facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
         compute = compiled_where_it_pays(cfg, model, compute, world)
         if compute.compile and world.is_main:

@@ -43,14 +43,18 @@ class Checkpoint:
         """Those of STEM.safetensors, or of the STEM-00001-of-0000N.safetensors that N ranks wrote."""
         return TensorFiles([self.directory / name for name in tensor_files(stem, self.manifest["files"])])
 
+    def check_weights(self, model: GPT) -> None:
+        """Raises InputError naming what does not fit the model, which may be on the meta device."""
+        weights, own = self.weights(), model.state_dict()
+        for name in own.keys() | weights.keys():
+            if name not in weights or name not in own or own[name].shape != weights.shape(name):
+                raise InputError(f"{self.directory / 'model.safetensors'}: tensor {name!r} does not fit model.json")
+
     def load_into(self, model: GPT) -> None:
         """Copies the weights into a model of the same shape. Raises InputError naming what does not fit."""
+        self.check_weights(model)
         weights = self.weights()
-        own = model.state_dict()
-        for name in own.keys() | weights.keys():
-            if name not in weights or name not in own or own[name].shape != weights[name].shape:
-                raise InputError(f"{self.directory / 'model.safetensors'}: tensor {name!r} does not fit model.json")
-        for name, value in own.items():
+        for name, value in model.state_dict().items():
             sharded.part(value).copy_(weights[name][sharded.rows_of(value)])
 
     def model(self, device: torch.device) -> GPT:
@@ -190,6 +194,11 @@ class TensorFiles(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         with self.readable(self.paths[name]):
             return self.files[name].get_tensor(name)
+
+    def shape(self, name: str) -> torch.Size:
+        """That of a tensor, which is not read for it."""
+        with self.readable(self.paths[name]):
+            return torch.Size(self.files[name].get_slice(name).get_shape())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)

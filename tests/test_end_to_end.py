@@ -98,11 +98,19 @@ def test_from_text_to_text_to_labels(trained, tmp_path):
     tuned, base = json.loads(scores.read_text())
     assert tuned["accuracy"] > 0.95 and tuned["stopped"] > 0.99
     assert base["accuracy"] < 0.5
-    assert all(score["accuracy_low"] < score["accuracy_high"] for score in (tuned, base))  # 0 % and 100 % too
     assert tuned["accuracy_low"] <= tuned["accuracy"] <= tuned["accuracy_high"]
     assert ok("sample", f"checkpoint={tmp_path / 'labels'}", "prompt=heart ..:", "temperature=0").strip() == (
         "heart ..: long"
     )
+
+
+def test_a_share_of_none_of_a_few_examples_is_not_called_certain(trained, tmp_path):
+    examples, scores = tmp_path / "examples.jsonl", tmp_path / "scores.json"
+    rows = [{"prompt": f"{number} to", "completion": "never this"} for number in range(6)]
+    examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ok("evaluate", f"checkpoint={trained}", f"examples={examples}", f"json={scores}", "device=cpu")
+    score = json.loads(scores.read_text())
+    assert score["accuracy"] == 0 == score["accuracy_low"] and 0.3 < score["accuracy_high"] < 0.5
 
 
 def test_python_interface_streams_what_it_generates(trained):
