@@ -142,7 +142,7 @@ def fit(
         clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
         optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
         optimizer.zero_grad()
-        scale.update(~torch.isfinite(norm))
+        scale.update(norm)
         return loss_sum, norm, inputs.numel() * world.size
 
     def score(data: EvaluationData) -> Score:

@@ -22,9 +22,11 @@ class LossScale:
         self.scale = torch.tensor(2.0**16 if self.active else 1.0, device=device)
         self.good_steps = torch.zeros((), device=device)
 
-    def update(self, overflow: Tensor) -> None:
+    def update(self, norm: Tensor) -> None:
+        """After an update whose gradient had this norm (); a spike that was skipped is no overflow."""
         if not self.active:
             return
+        overflow = ~torch.isfinite(norm)
         self.good_steps = torch.where(overflow, torch.zeros_like(self.good_steps), self.good_steps + 1)
         grow = self.good_steps >= 2000
         self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)).clamp_min(1)

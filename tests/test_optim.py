@@ -193,18 +193,18 @@ def test_config_problems_are_all_named():
 
 def test_loss_scale_halves_on_overflow_and_doubles_after_2000_good_steps():
     scale = LossScale(torch.float16, torch.device("cpu"))
-    scale.update(YES)
+    scale.update(torch.tensor(float("inf")))
     assert scale.scale.item() == 2**15
     for _ in range(1999):
-        scale.update(NO)
+        scale.update(ONE)
     other = LossScale(torch.float16, torch.device("cpu"))
     other.load_state({name: value.clone() for name, value in scale.state().items()})
     for s in (scale, other):
         assert s.scale.item() == 2**15
-        s.update(NO)
+        s.update(ONE)
         assert s.scale.item() == 2**16
     still = LossScale(torch.bfloat16, torch.device("cpu"))
-    still.update(YES)
+    still.update(torch.tensor(float("inf")))
     assert still.scale.item() == 1.0 and still.state() == {}
 
 
