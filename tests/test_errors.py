@@ -248,7 +248,9 @@ def test_a_full_disk_while_the_result_is_written(refused, copy, starts, monkeypa
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), RuntimeError("x: can't allocate memory: no")]
 )
-def test_memory_that_runs_out_outside_of_a_step_is_one_line(base, monkeypatch, error):
+def test_memory_that_runs_out_outside_of_a_step_is_one_line(base, tmp_path, monkeypatch, error):
+    monkeypatch.chdir(tmp_path)
+
     def full(*args, **kwargs):
         raise error
 
