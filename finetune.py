@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from conf import cli
-from conf.resume import resume_config
-from data.examples import (
+from conf.cli import program
+from conf.run.resume import resume_config
+from data.labelled.examples import (
     Example,
     ExampleBatches,
     ExampleEvaluation,
@@ -19,9 +19,10 @@ from data.examples import (
     split_examples,
     write_examples,
 )
-from data.tokenizer import load as load_tokenizer
-from model import checkpoint, parallel
+from data.tokenizers.build import load as load_tokenizer
+from model.checkpoints import reader
 from model.device import Compute, keep_freed_memory
+from model.distributed import parallel
 from train import LoopConfig, fit
 
 
@@ -36,8 +37,8 @@ class FinetuneConfig(LoopConfig):
     dropout: float = 0.0  # replaces the checkpoint's
     preview: int = 2  # examples to show before the first step, with what is learned of them
 
-    def problems(self) -> list[str]:
-        found = super().problems()
+    def validate(self) -> list[str]:
+        found = super().validate()
         if not self.checkpoint:
             found.append("checkpoint is required: the run to start from, such as checkpoint=out/first")
         if not self.examples:
@@ -59,12 +60,12 @@ def read_splits(cfg: FinetuneConfig) -> tuple[list[Example], list[Example]]:
     return split_examples(examples, val_fraction=cfg.val_fraction)
 
 
-def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
+def main(cfg: FinetuneConfig, overrides: program.Overrides) -> None:
     cfg = resume_config(cfg, overrides)
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
     keep_freed_memory()
-    start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume))
+    start = reader.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume))
     tokenizer = load_tokenizer(start.directory / "tokenizer")
     start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     train_examples, val_examples = read_splits(cfg)
@@ -76,7 +77,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     val_data = ExampleEvaluation(val_examples, tokenizer, context=context, one_width=one_width)
     with contextlib.ExitStack() as held:
         if world.is_main and not cfg.dry_run:
-            held.enter_context(checkpoint.lock(Path(cfg.run_dir or "")))
+            held.enter_context(reader.lock(Path(cfg.run_dir or "")))
         held.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
             print(train_data.preview(cfg.preview))
@@ -100,4 +101,4 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, FinetuneConfig, name="finetune")
+    program.run(main, FinetuneConfig, name="finetune")

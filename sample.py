@@ -10,37 +10,49 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from conf import bulk, chat, cli, plots, tables
-from data.choices import accuracies, baseline, read_choices
-from data.outputs import Outputs
-from data.prompts import Prompt, PromptFile
-from data.tokenizer import load as load_tokenizer
-from model import InputError, checkpoint
-from model.bulk import Request, continue_prompts, reader
+from conf.cli import program
+from conf.display import bulk, chat, plots, tables
+from data.labelled.choices import accuracies, baseline, read_choices
+from data.labelled.outputs import Outputs
+from data.labelled.prompts import Prompt, PromptFile
+from data.tokenizers.build import load as load_tokenizer
+from model import InputError
+from model.bulk import Request, continue_prompts, request_reader
+from model.checkpoints import reader
 from model.device import DTYPES, Compute, keep_freed_memory
+from model.inference.quantize import prepare_for_decoding
+from model.inference.sampling import SamplingConfig
+from model.inference.score import METHODS, score_options
 from model.language_model import LanguageModel
-from model.quantize import narrow
-from model.sampling import SamplingConfig
-from model.score import METHODS, score_options
-from model.words import RULES, WordRule
+from model.next_word.words import RULES, WordRule
 
 MODES = ("text", "next_word", "next_token", "continue", "score", "chat")
 BULK = ("text", "next_word", "next_token")  # modes that answer a file of prompts
-NOT_IN_BULK = {"prompt", "prompt_file", "beside", "json", "plot", "group", "speculative", "explain", "alternatives"}
+NOT_IN_BULK = {
+    "prompt",
+    "prompt_file",
+    "compare_prompts",
+    "json",
+    "plot",
+    "group",
+    "speculative",
+    "explain",
+    "top_logprobs",
+}
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 RULES_OF_TEXT = [field.name for field in fields(SamplingConfig) if field.name not in FILTERS]
 HEEDED = {  # keys that only some modes heed: a wish that has no effect is refused
-    **dict.fromkeys(("num_samples", "beyond", "speculative", "explain", "alternatives"), ("text",)),
+    **dict.fromkeys(("num_samples", "on_overflow", "speculative", "explain", "top_logprobs"), ("text",)),
     **dict.fromkeys(("max_new_tokens", *RULES_OF_TEXT), ("text", "chat")),
     **dict.fromkeys(FILTERS, ("text", "chat", "next_word", "next_token")),
     **dict.fromkeys(("top", "group"), ("next_word", "next_token", "chat")),
-    **dict.fromkeys(("tolerance", "max_tokens", "border"), ("next_word", "chat")),
+    **dict.fromkeys(("tolerance", "max_expansions", "token_healing"), ("next_word", "chat")),
     **dict.fromkeys(("branches", "depth"), ("continue",)),
     **dict.fromkeys(("text", "options", "examples", "method", "neutral"), ("score",)),
     "word_rule": ("next_word", "continue", "chat"),
     "history": ("chat",),
     "plot": ("next_word", "next_token"),
-    "beside": ("next_word", "next_token", "continue", "score"),
+    "compare_prompts": ("next_word", "next_token", "continue", "score"),
     "json": tuple(mode for mode in MODES if mode != "chat"),
 }
 
@@ -53,7 +65,7 @@ class SampleConfig:
     mode: str = "text"  # text | next_word | next_token | continue | score | chat
     prompt: str | None = None
     prompt_file: str | None = None  # without prompt and prompt_file: standard input
-    beside: Any = None  # [other, prompts], shown beside the first
+    compare_prompts: Any = None  # [other, prompts], shown beside the first
     prompts: str | None = None  # a file with a prompt a line, {"prompt": ...}: answer all of them ...
     outputs: str | None = None  # ... and write a result a line there
     batch_size: int = 64  # prompts answered together
@@ -70,16 +82,16 @@ class SampleConfig:
     frequency_penalty: float = 0.0  # likewise, times how often it has them
     min_new_tokens: int = 0  # nothing ends the text before
     stop: Any = None  # text or [several]: the new text ends before it
-    banned: Any = None  # text or [several] that the new text never has
-    forced: Any = None  # text or [several] that the new text must have
-    beyond: str = "slide"  # at the end of the context: slide (forget the oldest half) | refuse
+    bad_words: Any = None  # text or [several] that the new text never has
+    force_words: Any = None  # text or [several] that the new text must have
+    on_overflow: str = "slide"  # at the end of the context: slide (forget the oldest half) | error
     speculative: bool = False  # faster where the text repeats itself; the same text
     explain: bool = False  # text: show how each token was chosen
-    alternatives: int = 0  # text: so many tokens that were the most probable at each place (json, explain)
+    top_logprobs: int = 0  # text: so many tokens that were the most probable at each place (json, explain)
     top: int = 20  # next_word, next_token: rows of the table
     tolerance: float = 0.001  # next_word: stop when less is unexplored
-    max_tokens: int = 1024  # next_word: stop after so many tokens
-    border: str = "words"  # next_word: words (spaces at the prompt's end do not matter) | bytes (the exact prompt)
+    max_expansions: int = 1024  # next_word: stop after so many tokens
+    token_healing: bool = True  # next_word: words (spaces at the prompt's end do not matter) | bytes (the exact prompt)
     word_rule: str = "unicode"  # next_word: unicode | space | character
     group: bool = False  # next_word, next_token: show variants of case and of a leading space as one
     branches: int = 3  # continue: words at each place
@@ -97,21 +109,21 @@ class SampleConfig:
     compile: Any = "auto"  # auto: where the text is long enough to earn it back
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
         for name, known in (
-            *(("mode", MODES), ("border", ("words", "bytes")), ("word_rule", RULES), ("method", METHODS)),
-            *(("beyond", ("slide", "refuse")), ("dtype", ("auto", *DTYPES, "int8"))),
+            *(("mode", MODES), ("word_rule", RULES), ("method", METHODS)),
+            *(("on_overflow", ("slide", "error")), ("dtype", ("auto", *DTYPES, "int8"))),
         ):
             if getattr(self, name) not in known:
                 found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
-        for name in ("num_samples", "max_new_tokens", "top", "batch_size", "max_tokens", "branches", "depth"):
+        for name in ("num_samples", "max_new_tokens", "top", "batch_size", "max_expansions", "branches", "depth"):
             if getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.tolerance < 1:
             found.append(f"tolerance={self.tolerance} must be 0 or above and below 1")
-        if self.alternatives < 0:
-            found.append(f"alternatives={self.alternatives} must be 0 or above")
+        if self.top_logprobs < 0:
+            found.append(f"top_logprobs={self.top_logprobs} must be 0 or above")
         if self.prompt is not None and self.prompt_file is not None:
             found.append("prompt and prompt_file are both given; choose one")
         if (self.prompts is None) != (self.outputs is None):
@@ -130,11 +142,13 @@ class SampleConfig:
             found.append(f'options={self.options} must be at least two texts, no two alike: \'options=[" a", " b"]\'')
         if self.mode == "score" and (self.text, self.options, self.examples).count(None) != 2:
             found.append('mode=score takes one of text=TEXT, options=\'["a", "b"]\' and examples=FILE')
-        return found + self.sampling().problems()
+        return found + self.sampling().validate()
 
     def sampling(self) -> SamplingConfig:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
-        return SamplingConfig(**values | {name: tuple(as_list(values[name])) for name in ("stop", "banned", "forced")})
+        return SamplingConfig(
+            **values | {name: tuple(as_list(values[name])) for name in ("stop", "bad_words", "force_words")}
+        )
 
 
 def as_list(value: str | list[str] | None) -> list[str]:
@@ -154,22 +168,24 @@ def load(
     Needs nothing beside it. compile="auto" compiles where max_new_tokens are many enough to earn it back. Raises
     InputError for a missing or damaged checkpoint.
     """
-    found = checkpoint.find(Path(path).expanduser())
+    found = reader.find(Path(path).expanduser())
     compute = Compute.for_decoding(device, dtype=dtype, compile=compile, steps=max_new_tokens)
     tokenizer = load_tokenizer(found.directory / "tokenizer")
     found.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
-    return LanguageModel(narrow(found.model(compute.device), compute), tokenizer, compute, found.directory)
+    return LanguageModel(
+        prepare_for_decoding(found.model(compute.device), compute), tokenizer, compute, found.directory
+    )
 
 
 def read_prompts(cfg: SampleConfig) -> list[str]:
     """The prompts byte for byte; of a file or standard input, without the last line's newline."""
     if cfg.prompt is not None:
-        return [cfg.prompt, *as_list(cfg.beside)]
+        return [cfg.prompt, *as_list(cfg.compare_prompts)]
     if cfg.prompt_file is None and (sys.stdin.isatty() or cfg.mode == "score"):
-        return ["", *as_list(cfg.beside)]
+        return ["", *as_list(cfg.compare_prompts)]
     try:
         raw = sys.stdin.buffer.read() if cfg.prompt_file is None else Path(cfg.prompt_file).read_bytes()
-        return [raw.decode("utf-8").removesuffix("\n"), *as_list(cfg.beside)]
+        return [raw.decode("utf-8").removesuffix("\n"), *as_list(cfg.compare_prompts)]
     except OSError as error:
         raise InputError(f"prompt_file={cfg.prompt_file}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
@@ -199,8 +215,8 @@ def next_words(
         prompt,
         top=cfg.top,
         tolerance=cfg.tolerance,
-        max_tokens=cfg.max_tokens,
-        border=cfg.border,
+        max_expansions=cfg.max_expansions,
+        token_healing=cfg.token_healing,
         rule=WordRule(cfg.word_rule),
         sampling=sampling or cfg.sampling(),
     )
@@ -270,9 +286,11 @@ def show_accuracy(cfg: SampleConfig, lm: LanguageModel) -> None:
 
 def show_text(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
     [prompt] = prompts
-    if cfg.beyond == "slide" and (note := lm.overflow(prompt, cfg.max_new_tokens)):
+    if cfg.on_overflow == "slide" and (note := lm.overflow(prompt, cfg.max_new_tokens)):
         print(f"note: {note}; the oldest tokens are forgotten on the way", file=sys.stderr)
-    how: dict[str, Any] = {name: getattr(cfg, name) for name in ("max_new_tokens", "seed", "beyond", "speculative")}
+    how: dict[str, Any] = {
+        name: getattr(cfg, name) for name in ("max_new_tokens", "seed", "on_overflow", "speculative")
+    }
     how["sampling"] = cfg.sampling()
     if cfg.num_samples == 1 and cfg.json is None and not cfg.explain:
         pieces = lm.stream(prompt, **how)
@@ -281,7 +299,7 @@ def show_text(cfg: SampleConfig, lm: LanguageModel, prompts: list[str]) -> None:
             print(piece, end="", flush=True)
         print()
         return
-    made = lm.generate([prompt] * cfg.num_samples, **how, alternatives=cfg.alternatives, explain=cfg.explain)
+    made = lm.generate([prompt] * cfg.num_samples, **how, top_logprobs=cfg.top_logprobs, explain=cfg.explain)
     results = []
     for number, sample in enumerate(made, start=1):
         if cfg.num_samples > 1:
@@ -311,7 +329,7 @@ RESULT = (
 
 def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     """Answers the prompts of a file; the same command again goes on where it was stopped, be it by a kill."""
-    read = reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
+    read = request_reader(lm, Request(cfg.sampling(), cfg.max_new_tokens, cfg.seed, cfg.num_samples))
     prompts = PromptFile(
         cfg.prompts or "",
         read=read,
@@ -319,15 +337,25 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
         context=lm.model.config.context,
         batch_size=cfg.batch_size,
         reserved=RESULT,
-        refuse_beyond=cfg.beyond == "refuse",
+        refuse_beyond=cfg.on_overflow == "error",
     )
     if prompts.unknown is not None:
         print(f"note: the tokenizer does not know all of {cfg.prompts}:{prompts.unknown}", file=sys.stderr)
     weights = json.loads((lm.directory / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
-    names = ("mode", "batch_size", "max_new_tokens", "seed", "num_samples", "top", "tolerance", "max_tokens", "border")
+    names = (
+        "mode",
+        "batch_size",
+        "max_new_tokens",
+        "seed",
+        "num_samples",
+        "top",
+        "tolerance",
+        "max_expansions",
+        "token_healing",
+    )
     about = {
         **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights[:16]}"},
-        **{name: getattr(cfg, name) for name in (*names, "word_rule", "beyond")},
+        **{name: getattr(cfg, name) for name in (*names, "word_rule", "on_overflow")},
         **asdict(cfg.sampling()),
         **lm.compute.describe(),
     }
@@ -335,7 +363,7 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
         requests = [read(prompt.fields) for prompt in batch]
         if cfg.mode == "text":
-            results = continue_prompts(lm, batch, requests, rows=rows, beyond=cfg.beyond)
+            results = continue_prompts(lm, batch, requests, rows=rows, on_overflow=cfg.on_overflow)
         else:
             table = next_words if cfg.mode == "next_word" else next_tokens
             results = [table(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
@@ -360,7 +388,17 @@ def run_chat(cfg: SampleConfig, lm: LanguageModel) -> int:
     return chat.chat(
         stream,
         settings=replace(cfg, json=None, plot=None),
-        keys=[*keys, "max_new_tokens", "seed", "top", "tolerance", "max_tokens", "border", "word_rule", "group"],
+        keys=[
+            *keys,
+            "max_new_tokens",
+            "seed",
+            "top",
+            "tolerance",
+            "max_expansions",
+            "token_healing",
+            "word_rule",
+            "group",
+        ],
         views={"words": words, "tokens": tokens},
         history=cfg.history,
         echo=cfg.history,
@@ -396,7 +434,7 @@ SHOW: dict[str, Callable[[SampleConfig, LanguageModel, list[str]], None]] = {
 }
 
 
-def main(cfg: SampleConfig, overrides: cli.Overrides) -> int | None:
+def main(cfg: SampleConfig, overrides: program.Overrides) -> int | None:
     keep_freed_memory()
     lm = load(
         cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, max_new_tokens=cfg.max_new_tokens
@@ -415,4 +453,4 @@ def main(cfg: SampleConfig, overrides: cli.Overrides) -> int | None:
 
 
 if __name__ == "__main__":
-    cli.run(main, SampleConfig, name="sample")
+    program.run(main, SampleConfig, name="sample")

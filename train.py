@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,35 +16,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf import cli, data_report, display, forecast
-from conf.journal import Journal, draw
-from conf.resume import JOB, fill_in, follow_checkpoint, job, resume_config
-from conf.stopwatch import Stopwatch
-from data import ngrams
-from data.batches import BatchConfig, WindowBatches, WindowEvaluation
-from data.prepare import PrepareConfig, open_split, prepare
-from data.references import reference_losses
-from data.shards import Split
-from data.tokenizer import Tokenizer
-from data.tokenizer import load as load_tokenizer
-from model import InputError, checkpoint, memory, parallel, plan, saving
-from model.average import Average
-from model.background import Saver
-from model.budget import Costs, Deadline
+from conf.cli import program
+from conf.display import data_report, forecast, progress
+from conf.run.metrics_log import Journal, draw
+from conf.run.resume import JOB, fill_in, follow_checkpoint, job, resume_config
+from conf.run.stopwatch import Stopwatch
+from data.batching.batches import BatchConfig, WindowBatches, WindowEvaluation
+from data.preparation.prepare import PrepareConfig, open_split, prepare
+from data.reporting.references import reference_losses
+from data.tokenizers.build import Tokenizer
+from data.tokenizers.build import load as load_tokenizer
+from model import InputError, memory
+from model.checkpoints import reader, writer
+from model.checkpoints.background import Saver
 from model.config import ModelConfig
-from model.depth import settings_for
 from model.device import DTYPES, Compute, deterministic, keep_freed_memory
-from model.evaluate import EvaluationData, Score, TrainingData, evaluate, to_device
+from model.distributed import parallel
 from model.gpt import GPT
-from model.gradients import OneGraph
-from model.guard import LossScale, SkipGuard
-from model.measure import measure, outlook, saved_bytes
-from model.microbatch import MicroBatches, recompute_activations
-from model.optim import Optimizer, warmup
-from model.preview import sample_text
-from model.run_state import RunState, newest_on_all, publish, restore
+from model.optimization.optimizer import Optimizer
+from model.optimization.schedule import warmup_steps
+from model.planning import plan
+from model.planning.budget import Costs, Deadline
+from model.planning.depth import settings_for
 from model.seeds import hash_seed
-from model.settings import LoopConfig, compiled_where_it_pays, save_by_all, settle, what_was_resolved
+from model.training.average import Average
+from model.training.evaluate import EvaluationData, Score, TrainingData, evaluate, to_device
+from model.training.measure import measure, outlook, saved_bytes
+from model.training.microbatch import MicroBatches, recompute_activations
+from model.training.preview import sample_text
+from model.training.run_state import RunState, newest_on_all, publish, restore
+from model.training.settings import LoopConfig, compiled_where_it_pays, save_by_all, settle, what_was_resolved
+from model.training.skip_updates import LossScale, SkipGuard
 
 
 @dataclass
@@ -57,12 +58,10 @@ class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
     checkpoint: str | None = None  # start from these weights, this model and this tokenizer
     gpu: str | None = None  # dry_run: how many of this kind a large model needs (H100, H200, A100...), on paper
 
-    def problems(self) -> list[str]:
-        found = LoopConfig.problems(self) + PrepareConfig.problems(self) + self.batch_problems(self.corpus)
+    def validate(self) -> list[str]:
+        found = LoopConfig.validate(self) + PrepareConfig.validate(self) + self.validate_batches(self.corpus)
         if self.model.vocab_size:
             found.append(f"model.vocab_size={self.model.vocab_size} follows the tokenizer; set tokenizer.vocab_size")
-        if self.model.ngram_contexts:
-            found.append(f"model.ngram_contexts={self.model.ngram_contexts} follows the corpus; set model.ngram")
         if self.depth is not None and self.depth < 1:
             found.append(f"depth={self.depth} must be at least 1")
         if self.gpu and not self.dry_run:
@@ -80,7 +79,7 @@ def fit(
     world: parallel.World,
     compute: Compute,
     facts: dict[str, Any],
-    start: checkpoint.Checkpoint | None = None,
+    start: reader.Checkpoint | None = None,
     references: dict[str, float] | None = None,
 ) -> Score | None:
     """Trains `model` in place for cfg.steps updates; the last evaluation.
@@ -95,9 +94,9 @@ def fit(
     run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
     share = world.share(cfg.batch_size)
     model.train()
-    if cfg.checkpoint_activations:
+    if cfg.activation_checkpointing:
         recompute_activations(model)
-    cfg = settle(cfg, model, compute, world, confined=train_data.confined)
+    cfg = settle(cfg, model, compute, world, document_mask=train_data.document_mask)
     memory.reset_peak(device)
 
     # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
@@ -111,18 +110,16 @@ def fit(
     if found is None and start is not None:
         start.load_into(model)
     rows = cfg.micro_batch or cfg.batch_size // world.size
-    one_graph = OneGraph.suits(compute, world, checkpoint_activations=cfg.checkpoint_activations)
-    graph = OneGraph(model, compute) if one_graph else None
-    micro = MicroBatches(wrapped, rows, compute=compute, world=world, graph=graph)
-    average = Average(model, cfg.average, decay=cfg.average_decay, fraction=cfg.average_fraction)
+    micro = MicroBatches(wrapped, rows, compute=compute, world=world)
+    average = Average(model, cfg.weight_average, decay=cfg.ema_decay, fraction=cfg.tail_fraction)
     optimizer, scale, guard = start_optimizer(cfg, model, compute)
     resolved = what_was_resolved(cfg, model, compute, world)
-    state = RunState(budget=cfg.budget, resolved=resolved)
+    state = RunState(budget=cfg.time_budget, resolved=resolved)
     if found is not None:
         learned = (average, optimizer, scale, guard)  # in this order: the average puts back the weights behind it
         state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
         if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
-            saving.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
+            writer.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
 
     def update(step: int, rate: float) -> tuple[Tensor, Tensor, int]:
         """One update; this rank's summed loss, the norm of the gradient, how many tokens were read."""
@@ -139,7 +136,9 @@ def fit(
         norm = optimizer.gradient_norm() / scale.scale
         loss_mean = mean_over_ranks(loss_sum, targets_in_step) if cfg.spike_deviations else None
         skip = guard.check(norm, step, scale, loss=loss_mean)
-        clip_divisor = (norm / cfg.optimizer.clip).clamp_min(1) if cfg.optimizer.clip else torch.ones_like(norm)
+        clip_divisor = (
+            (norm / cfg.optimizer.grad_clip).clamp_min(1) if cfg.optimizer.grad_clip else torch.ones_like(norm)
+        )
         optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
         optimizer.zero_grad()
         scale.update(norm)
@@ -154,10 +153,10 @@ def fit(
         budget=cfg.budget_seconds(),
         eval_every=cfg.eval_every,
         save_every=cfg.save_every,
-        agree=lambda number: parallel.least_over_ranks(number, device),
+        agree=lambda number: parallel.all_reduce_min(number, device),
     )
     costs = Costs()
-    if cfg.dry_run or (cfg.budget and not state.step):
+    if cfg.dry_run or (cfg.time_budget and not state.step):
         with deterministic(compute.compile or device.type == "cuda"):
             measured = measure(
                 lambda step: update(step, 0.0)[1].item(),  # at a rate of 0 no weight moves; item() waits for the device
@@ -177,10 +176,10 @@ def fit(
             numbers = outlook(cfg, measured, model, train_data, deadline, world=world, compute=compute)
             say(forecast.describe(**numbers, losses=forecast.losses(references or {}, run_dir, facts)))
             return None
-    elif cfg.budget:
-        changed = cfg.budget != state.budget
+    elif cfg.time_budget:
+        changed = cfg.time_budget != state.budget
         deadline.reopen(state.steps, state.bend, done=state.step, elapsed=state.elapsed_seconds, changed=changed)
-    state.budget = cfg.budget
+    state.budget = cfg.time_budget
     if state.step > deadline.steps:
         raise InputError(
             f"steps={deadline.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
@@ -193,10 +192,10 @@ def fit(
 
     say("  ".join(f"{name} {value}" for name, value in resolved.items()))
     say(describe_run(cfg, model, train_data, deadline.steps))
-    if cfg.budget:
+    if cfg.time_budget:
         cfg = replace(cfg, eval_every=deadline.eval_every, save_every=deadline.save_every)
     if world.is_main:
-        cli.write_config(cfg, run_dir / "config.yaml")
+        program.write_config(cfg, run_dir / "config.yaml")
         (run_dir / JOB).write_text(job(), encoding="utf-8")
     last_score = None
     with (
@@ -217,7 +216,7 @@ def fit(
             keep_last=cfg.keep_last,
             best_val_loss=state.best_val_loss,
             background=cfg.save_in_background,
-            peers=saving.Peers(world.rank, writers=world.size if save_by_all(cfg, model) else 1),
+            peers=writer.Peers(world.rank, writers=world.size if save_by_all(cfg, model) else 1),
         ) as saver,
     ):
         learned = (average, optimizer, scale, guard)
@@ -233,7 +232,7 @@ def fit(
                 rows = micro.rows
                 journal.say(f"out of memory: from step {done} on {rows} sequences a forward; the gradient is the same")
                 cfg = replace(cfg, micro_batch=rows)
-                cli.write_config(cfg, run_dir / "config.yaml")
+                program.write_config(cfg, run_dir / "config.yaml")
 
             # Log: the only reads that wait for the device. A time budget is compared with the time that is left.
             if done % cfg.log_every == 0 or done == 1 or last:
@@ -301,7 +300,7 @@ def fit(
 
 
 def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Optimizer, LossScale, SkipGuard]:
-    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz])
+    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz_dtype])
     guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
     return optimizer, LossScale(compute.dtype, compute.device), guard
 
@@ -309,37 +308,19 @@ def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Opti
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     epochs = ", ".join(f"{number:.1f} epochs over {name}" for name, number in data.epochs(steps).items())
-    prior = ""
-    if model.prior is not None:
-        size = sum(buffer.nbytes for buffer in model.prior.buffers()) / 2**20
-        contexts = f"{model.prior.length} tokens of context at most, {len(model.prior.keys)} contexts"
-        prior = f", starting from counted n-grams ({contexts}, {size:.1f} MiB)"
     return (
-        f"{display.count(parameters)} parameters{prior}, {steps} steps of {cfg.batch_size} x {data.context} tokens "
+        f"{progress.count(parameters)} parameters, {steps} steps of {cfg.batch_size} x {data.context} tokens "
         f"({epochs}), "
-        f"{cfg.optimizer.kind}, warm-up {warmup(cfg.optimizer, steps)}, schedule {cfg.optimizer.schedule}"
+        f"{cfg.optimizer.name}, warm-up {warmup_steps(cfg.optimizer, steps)}, schedule {cfg.optimizer.schedule}"
     )
 
 
 def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
     """The mean loss of a step's batch, a tensor (); all ranks must ask."""
-    return parallel.sum_over_ranks(loss_sum.clone()) / targets
+    return parallel.all_reduce_sum(loss_sum.clone()) / targets
 
 
-def new_model(shape: ModelConfig, split: Split, *, strategy: str = "none", say: Callable[[str], None] = print) -> GPT:
-    """A model with random weights and, with shape.ngram, a prior counted on `split`: where that much is worth it."""
-    counted = ngrams.count(split, vocab_size=shape.vocab_size, length=shape.ngram) if shape.ngram else None
-    if counted is None:
-        if shape.ngram:
-            say(f"model.ngram={shape.ngram}: not worth counting: too small a corpus, or too large a vocabulary")
-        return parallel.build(replace(shape, ngram=0), strategy)
-    model = GPT(replace(shape, ngram=counted.length, ngram_contexts=len(counted.keys)))
-    assert model.prior is not None
-    model.prior.fill(torch.from_numpy(counted.keys), torch.from_numpy(counted.log_p))
-    return model
-
-
-def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
+def main(cfg: TrainConfig, overrides: program.Overrides) -> None:
     if cfg.depth:
         cfg = fill_in(cfg, settings_for(cfg.depth, cfg.optimizer), overrides)
     cfg = resume_config(cfg, overrides)
@@ -351,7 +332,7 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
     keep_freed_memory()
-    start = checkpoint.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume)) if cfg.checkpoint else None
+    start = reader.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume)) if cfg.checkpoint else None
     if start is not None:
         tokenizer = load_tokenizer(start.directory / "tokenizer")
         start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
@@ -360,10 +341,10 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     show = partial(data_report.show, least=1e6)  # of less text a picture would take longer than all of its preparation
     with contextlib.ExitStack() as held:
         if world.is_main and not cfg.dry_run:
-            held.enter_context(checkpoint.lock(run_dir))
+            held.enter_context(reader.lock(run_dir))
         prepared = held.enter_context(
             parallel.process_group(
-                world, compute.device, lambda: str(prepare(cfg, progress=display.Passes(), show=show))
+                world, compute.device, lambda: str(prepare(cfg, progress=progress.Passes(), show=show))
             )
         )
         tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
@@ -371,7 +352,7 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         train_split = open_split(Path(prepared), "train")
         train_data = WindowBatches(
             train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed,
-            mode=cfg.batches, confined=cfg.confined, weights=cfg.weights,
+            mode=cfg.packing, document_mask=cfg.document_mask, weights=cfg.mixture_weights,
         )  # fmt: skip
         for line in train_data.report() if world.is_main else ():
             print(line)
@@ -380,8 +361,7 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
         if start is None:
-            say = print if world.is_main else lambda line: None
-            model = new_model(shape, train_split, strategy=cfg.parallel, say=say)
+            model = parallel.build(shape, cfg.parallel)
         else:
             model = parallel.build(replace(start.config, dropout=shape.dropout), cfg.parallel)
             start.check_weights(model)
@@ -396,4 +376,4 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, TrainConfig, name="train")
+    program.run(main, TrainConfig, name="train")

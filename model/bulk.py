@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import InputError
-from .constraints import Rules
+from .inference.constraints import Rules
+from .inference.sampling import SamplingConfig
 from .language_model import Completion, LanguageModel
-from .sampling import SamplingConfig
 
 LARGEST = 2**63 - 1  # no integer beyond fits a tensor
 
@@ -44,13 +44,13 @@ class Request:
         """What the prompts of one batch have in common."""
         return self.sampling
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = []
         for name, least in (("max_new_tokens", max(1, self.sampling.min_new_tokens)), ("num_samples", 1)):
             if (value := getattr(self, name)) < least:
                 found.append(f"{name}={value} must be at least {least}{' (min_new_tokens)' if least > 1 else ''}")
         found += [f"num_samples={self.num_samples} must be at most a million"] if self.num_samples > 10**6 else []
-        return found + self.sampling.problems()
+        return found + self.sampling.validate()
 
     def changed(self, fields: Mapping[str, Any]) -> Request:
         """This request but for the fields that a prompt has of its own; those that mean nothing here are left out.
@@ -71,17 +71,17 @@ class Request:
         ours = {name: value for name, value in own.items() if name in OWN}
         theirs = {name: value for name, value in own.items() if name not in OWN}
         request = dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **theirs), **ours)
-        if problems := problems + request.problems():
+        if problems := problems + request.validate():
             raise InputError(*problems)
         return request
 
 
-def reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str, Any]], Request]:
+def request_reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str, Any]], Request]:
     """What turns a prompt's fields into a Request; InputError also for what this model's vocabulary cannot fulfil."""
 
     @functools.lru_cache(maxsize=1000)
     def check(sampling: SamplingConfig, max_new_tokens: int) -> None:
-        if sampling.forced or sampling.banned:
+        if sampling.force_words or sampling.bad_words:
             Rules(lm.vocabulary, sampling, room=max_new_tokens)
 
     def read(fields: Mapping[str, Any]) -> Request:
@@ -89,7 +89,7 @@ def reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str, Any]],
         check(request.sampling, request.max_new_tokens)
         return request
 
-    if problems := default.problems():
+    if problems := default.validate():
         raise InputError(*problems)
     read({})
     return read
@@ -130,7 +130,7 @@ def continue_batch(
     *,
     indices: Sequence[int],
     rows: int,
-    beyond: str = "slide",
+    on_overflow: str = "slide",
 ) -> list[Completion]:
     """Continues prompts (their ids) that share their sampling.
 
@@ -145,18 +145,18 @@ def continue_batch(
         sampling=requests[0].sampling,
         seed=[requests[row].seed for row in padded],
         indices=[indices[row] for row in padded],
-        beyond=beyond,
+        on_overflow=on_overflow,
     )
     return made[: len(prompts)]
 
 
 def continue_prompts(
-    lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int, beyond: str = "slide"
+    lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int, on_overflow: str = "slide"
 ) -> list[dict[str, Any]]:
     """What a file of outputs says about each prompt of a batch, which is padded to `rows`."""
     indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
     ids = [lm.encode(prompt.text) for prompt in batch]
-    made = continue_batch(lm, ids, requests, indices=indices, rows=rows, beyond=beyond)
+    made = continue_batch(lm, ids, requests, indices=indices, rows=rows, on_overflow=on_overflow)
     results = []
     for prompt, request, answer in zip(batch, requests, made, strict=True):
         logs = [round(value, 6) + 0.0 for value in answer.log_probabilities]  # float32 knows no more; -0.0 is 0.0

@@ -1,7 +1,8 @@
-"""KVCache: the keys and values of the tokens seen so far. It belongs to the caller, never to the model."""
+"""The KV cache: keys and values of the tokens seen so far, in memory allocated once. The caller owns it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +12,12 @@ from .config import ModelConfig
 
 
 class KVCache:
-    """Room for `capacity` tokens in each of `batch` rows; how many are filled may differ from row to row.
+    """Keys and values (B, K, capacity, E) of each layer, and the number of tokens each row holds.
 
-    `length` is an int64 tensor (B,) on the device, so that decoding depends on data and not on Python numbers: shapes
-    never change, nothing recompiles. A ragged batch is prefilled padded on the right, after which the caller sets
-    `length` to the true lengths: what lies beyond a row's length is invisible and is overwritten by the row's next
-    tokens. Setting `length` back takes tokens back.
+    `length` is an int64 tensor (B,) on the device, so decoding depends on data rather than on Python numbers: shapes
+    stay fixed and nothing recompiles per step. Rows may differ in length. To prefill a ragged batch, pad it on the
+    right and then set `length` to the true lengths: slots beyond a row's length are masked and will be overwritten.
+    Lowering `length` drops the newest tokens.
     """
 
     def __init__(
@@ -32,64 +33,56 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.ids = torch.zeros(batch, capacity, dtype=torch.int64, device=device)  # kept for an n-gram prior alone
         self.capacity = capacity
         self._rows = torch.arange(batch, device=device)[:, None]  # (B, 1)
-        self._slots = self.slots = torch.arange(capacity, device=device)  # slots (S,): those that are looked at
+        self._all_slots = self.slots = torch.arange(capacity, device=device)  # slots (S,): the window attended to
 
-    def look(self, count: int) -> None:
-        """Lets attention look at the first `count` slots only, all that hold a token or are to: S, for this step."""
-        if len(self.slots) != count:
-            self.slots = self._slots[:count]
+    def set_window(self, size: int) -> None:
+        """Limits attention to the first `size` slots, which must include those of the next tokens."""
+        if len(self.slots) != size:
+            self.slots = self._all_slots[:size]
 
     def begin(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Takes `count` new tokens a row: their positions (B, T) and the mask (B, 1, T, S) of what each may see.
+        """Positions (B, T) of `count` new tokens per row, and the attention mask (B, 1, T, S).
 
-        None instead of a mask: each sees all up to itself, which attention does faster.
+        The mask is None where plain causal attention is equivalent and faster.
         """
         self._positions = self.length[:, None] + torch.arange(count, device=self.length.device)
+        # Reading the length would synchronise a GPU, and break a compiled graph in two.
         if self.length.device.type == "cpu" and not torch.compiler.is_compiling():
-            longest = int(self.length.max())  # which on a GPU would wait for it, and in a graph would cut it in two
-            self.look(longest + count)
+            longest = int(self.length.max())
+            self.set_window(longest + count)
             if longest == 0 or (count == 1 and len(self.length) == 1):
                 return self._positions, None
         mask = self.slots <= self._positions[:, :, None]  # (B, T, S)
         return self._positions, mask[:, None]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B, K, T, E) at the positions of `begin`; the keys and values (B, K, S, E) to look at."""
+        """Stores k, v (B, K, T, E) at the positions of `begin`; returns the window's keys and values (B, K, S, E)."""
         keys, values = self.keys[layer], self.values[layer]
         if len(keys) == 1:
             keys.index_copy_(2, self._positions[0], k.to(keys.dtype))
             values.index_copy_(2, self._positions[0], v.to(values.dtype))
-        else:  # (B, 1) and (B, T) index together, which makes the target (B, T, K, E)
+        else:  # indexing (B, 1) with (B, T) around a slice gives (B, T, K, E)
             keys[self._rows, :, self._positions] = k.transpose(1, 2).to(keys.dtype)
             values[self._rows, :, self._positions] = v.transpose(1, 2).to(values.dtype)
         return keys[:, :, : len(self.slots)], values[:, :, : len(self.slots)]
 
-    def recent(self, ids: Tensor, count: int) -> Tensor:
-        """Stores ids (B, T) at the positions of `begin`; as model/ngram.py's `recent`, with what came before them."""
-        self.ids[self._rows, self._positions] = ids
-        where = self._positions[:, :, None] - torch.arange(count, device=ids.device)  # (B, T, count)
-        return torch.where(where < 0, -1, self.ids[self._rows[:, :, None], where.clamp(min=0)])
-
     def end(self, count: int) -> None:
-        """Counts the tokens of `begin` as seen."""
+        """Advances `length` past the tokens of `begin`, once all layers have stored theirs."""
         self.length += count
 
-    def first(self, count: int) -> KVCache:
-        """The first `count` rows as a cache of their own, in the same memory."""
-        part = object.__new__(KVCache)
-        part.__dict__ |= self.__dict__ | {"length": self.length[:count], "_rows": self._rows[:count]}
-        part.ids = self.ids[:count]
-        part.keys, part.values = [k[:count] for k in self.keys], [v[:count] for v in self.values]
-        return part
+    def view_rows(self, count: int) -> KVCache:
+        """The first `count` rows as a cache that shares this one's memory."""
+        view = copy.copy(self)
+        view.length, view._rows = self.length[:count], self._rows[:count]
+        view.keys, view.values = [k[:count] for k in self.keys], [v[:count] for v in self.values]
+        return view
 
-    def spread(self, sources: Sequence[int]) -> None:
+    def gather_rows(self, sources: Sequence[int]) -> None:
         """Makes row i a copy of row sources[i], for each i."""
         rows = torch.tensor(sources, device=self.length.device)
         longest = int(self.length[: max(sources) + 1].max())
         for tensor in (*self.keys, *self.values):
             tensor[:, :, :longest] = tensor[rows, :, :longest]
-        self.ids[:, :longest] = self.ids[rows, :longest]
         self.length.copy_(self.length[rows])

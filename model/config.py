@@ -4,38 +4,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FORMER = frozenset({"zero_init"})  # settings that older checkpoints still name: how weights began
+# Settings of older checkpoints: those that were renamed, and those that are gone with the value at which they were off.
+RENAMED = {
+    "tied": "tie_embeddings",
+    "norm_weight": "norm_affine",
+    "norm_epsilon": "norm_eps",
+    "softcap": "logit_softcap",
+}
+REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: any value, it only affected initialisation
 
 
 @dataclass
 class ModelConfig:
-    """Describes one decoder-only transformer. The defaults are the project's own modern preset at about 7M parameters.
+    """The shape of one decoder-only transformer. The defaults are the project's modern preset at about 7M parameters.
 
     Three families are settings of the same fields (see conf/model): GPT-2 (Radford et al. 2019), Llama (Touvron et al.
-    2023) and the modern preset, whose shape other programs know as NanoChat.
+    2023) and the modern preset, which transformers knows as NanoChat.
     """
 
     vocab_size: int = 0  # set from the tokenizer
     n_layer: int = 6
     n_head: int = 4
-    n_kv_head: int | None = None  # null: as many as n_head; fewer: grouped-query attention
+    n_kv_head: int | None = None  # null: n_head; fewer: grouped-query attention
     d_model: int = 256
-    d_ff: int | None = None  # null: 4 * d_model
-    context: int = 256  # the most tokens one forward sees
-    dropout: float = 0.0  # on the embedding and on what each sub-layer adds to the residual stream
+    d_ff: int | None = None  # width of the MLP; null: 4 * d_model
+    context: int = 256  # longest sequence, in tokens
+    dropout: float = 0.0  # on the embedding and on each sub-layer's output
     position: str = "rotary"  # rotary | learned
     rotary_base: float = 10_000.0
     norm: str = "rms"  # rms | layer
-    norm_weight: bool = False  # learned scale in the norms (and, with bias, shift in LayerNorm)
-    norm_epsilon: float = 1e-6
-    activation: str = "relu2"  # relu2 | gelu (GPT-2's approximation by tanh) | gelu_exact | swiglu
+    norm_affine: bool = False  # learned scale in the norms (and, with bias, a shift in LayerNorm)
+    norm_eps: float = 1e-6
+    activation: str = "relu2"  # relu2 | gelu (GPT-2's tanh approximation) | gelu_exact | swiglu
     bias: bool = False  # in linear layers and norms
-    tied: bool = False  # the head shares the embedding's matrix
-    qk_norm: bool = True  # RMS-normalise queries and keys, after rotary
-    embedding_norm: bool = True  # RMS-normalise the embedding
-    softcap: float = 0.0  # logits -> softcap * tanh(logits / softcap); 0: as they are
-    ngram: int = 0  # logits start from counts behind up to so many tokens of context; 3: from 4-grams; 0: from nothing
-    ngram_contexts: int = 0  # set from the data
+    tie_embeddings: bool = False  # share the embedding matrix with the output head
+    qk_norm: bool = True  # RMSNorm on queries and keys, after rotary
+    embedding_norm: bool = True  # RMSNorm on the embedding
+    logit_softcap: float = 0.0  # logits = cap * tanh(logits / cap); 0: off
 
     @property
     def kv_heads(self) -> int:
@@ -51,43 +56,36 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of embedding and head: a multiple of 64, for fast kernels. Ids past vocab_size never leave the model."""
+        """Rows of embedding and head: a multiple of 64, for fast kernels. Padded ids never leave the model."""
         return (self.vocab_size + 63) // 64 * 64
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Everything that is wrong with the shape, one line each; empty if it can be built."""
-        found = []
+        errors = []
         for name in ("n_layer", "n_head", "d_model", "context"):
             if getattr(self, name) < 1:
-                found.append(f"model.{name}={getattr(self, name)} must be at least 1")
-        if not found:
+                errors.append(f"model.{name}={getattr(self, name)} must be at least 1")
+        if not errors:
             if self.d_model % self.n_head:
-                found.append(f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}")
+                errors.append(f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}")
             elif self.position == "rotary" and self.head_dim % 2:
-                found.append(
-                    f"rotary positions need an even head width; model.d_model / model.n_head = {self.head_dim}"
-                )
+                errors.append(f"rotary positions need an even head dim; model.d_model / model.n_head = {self.head_dim}")
             if self.n_kv_head == 0 or self.kv_heads < 1 or self.n_head % self.kv_heads:
-                found.append(f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}")
+                errors.append(f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}")
         if self.d_ff is not None and self.d_ff < 1:
-            found.append(f"model.d_ff={self.d_ff} must be at least 1")
+            errors.append(f"model.d_ff={self.d_ff} must be at least 1")
         if not 0 <= self.dropout < 1:
-            found.append(f"model.dropout={self.dropout} must be in [0, 1)")
-        if not 0 <= self.softcap < float("inf"):
-            found.append(f"model.softcap={self.softcap} must be 0 (off) or above")
-        for name in ("ngram", "ngram_contexts"):
-            if getattr(self, name) < 0:
-                found.append(f"model.{name}={getattr(self, name)} must be 0 (no n-gram prior) or above")
-        if self.ngram_contexts and not self.ngram:
-            found.append(f"model.ngram_contexts={self.ngram_contexts} needs model.ngram above 0")
-        for name in ("rotary_base", "norm_epsilon"):
+            errors.append(f"model.dropout={self.dropout} must be in [0, 1)")
+        if not 0 <= self.logit_softcap < float("inf"):
+            errors.append(f"model.logit_softcap={self.logit_softcap} must be 0 (off) or above")
+        for name in ("rotary_base", "norm_eps"):
             if not 0 < getattr(self, name) < float("inf"):
-                found.append(f"model.{name}={getattr(self, name)} must be above 0")
+                errors.append(f"model.{name}={getattr(self, name)} must be above 0")
         for name, allowed in (
             ("position", ("rotary", "learned")),
             ("norm", ("rms", "layer")),
             ("activation", ("relu2", "gelu", "gelu_exact", "swiglu")),
         ):
             if getattr(self, name) not in allowed:
-                found.append(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        return found
+                errors.append(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        return errors

@@ -13,15 +13,15 @@ import torch
 
 from . import InputError
 from .device import Compute
-from .generate import NewToken, generate, overflow, per_row
 from .gpt import GPT
-from .next_word import NextWords, next_word_distribution
-from .quantize import QualityLoss, quality_loss
-from .sampling import SamplingConfig, checked, probabilities
-from .score import OptionScore, Score, score_options, score_texts
-from .vocabulary import Vocabulary
-from .word_table import Tables
-from .words import WordRule
+from .inference.generate import NewToken, generate, overflow, per_row
+from .inference.quantize import QualityLoss, quality_loss
+from .inference.sampling import SamplingConfig, checked, probabilities
+from .inference.score import OptionScore, Score, score_options, score_texts
+from .inference.vocabulary import Vocabulary
+from .next_word.distribution import NextWords, next_word_distribution
+from .next_word.word_table import Tables
+from .next_word.words import WordRule
 
 
 class Tokenizer(Protocol):
@@ -129,16 +129,16 @@ class LanguageModel:
         *,
         top: int = 20,
         tolerance: float = 0.001,
-        max_tokens: int = 1024,
-        border: str = "words",
+        max_expansions: int = 1024,
+        token_healing: bool = True,
         rule: WordRule | None = None,
         sampling: SamplingConfig | None = None,
     ) -> NextWords:
         """The most probable next words (or what comes in a word's place), each with a lower and an upper bound.
 
         See model/next_word.py: the search stops when the order of the `top` is proven, when all that is unexplored is
-        at most `tolerance`, or after `max_tokens` tokens. Spaces at the prompt's end change nothing, unless
-        border="bytes". `rule` says what a word is.
+        at most `tolerance`, or after `max_expansions` tokens. Spaces at the prompt's end change nothing, unless
+        token_healing=False. `rule` says what a word is.
         """
         rule = rule or WordRule()
         if rule not in self._tables:
@@ -150,8 +150,8 @@ class LanguageModel:
             encode=self.tokenizer.encode,
             top=top,
             tolerance=tolerance,
-            max_tokens=max_tokens,
-            border=border,
+            max_expansions=max_expansions,
+            token_healing=token_healing,
             sampling=sampling,
             compute=self.compute,
         )
@@ -162,18 +162,18 @@ class LanguageModel:
         """A tree of the most probable next words and of what follows each, `depth` words deep."""
         if branches < 1 or depth < 1:
             raise InputError(f"branches={branches} and depth={depth} must be at least 1")
-        return self._continuations(prompt, "words", 1.0, branches, depth, rule)
+        return self._continuations(prompt, True, 1.0, branches, depth, rule)
 
     def _continuations(
-        self, text: str, border: str, before: float, branches: int, depth: int, rule: WordRule | None
+        self, text: str, token_healing: bool, before: float, branches: int, depth: int, rule: WordRule | None
     ) -> list[Continuation]:
-        text, found = text.rstrip(" ") if border == "words" else text, []
-        for outcome in self.next_words(text, top=branches, border=border, rule=rule).words:
+        text, found = text.rstrip(" ") if token_healing else text, []
+        for outcome in self.next_words(text, top=branches, token_healing=token_healing, rule=rule).words:
             piece = " " * (outcome.spaced > 0.5) + outcome.word
             cumulative = before * outcome.lower
             ends = depth == 1 or outcome.kind in ("special", "byte")
             # Exact bytes from here on: a space that is a node of the tree is not taken back.
-            children = [] if ends else self._continuations(text + piece, "bytes", cumulative, branches, depth - 1, rule)
+            children = [] if ends else self._continuations(text + piece, False, cumulative, branches, depth - 1, rule)
             found.append(Continuation(piece, outcome.kind, outcome.lower, cumulative, children))
         return found
 
@@ -188,8 +188,8 @@ class LanguageModel:
         max_new_tokens: int | Sequence[int] = 200,
         sampling: SamplingConfig | None = None,
         seed: int | Sequence[int] = 1,
-        beyond: str = "slide",
-        alternatives: int = 0,
+        on_overflow: str = "slide",
+        top_logprobs: int = 0,
         explain: bool = False,
         speculative: bool = False,
     ) -> list[Generation]:
@@ -206,8 +206,8 @@ class LanguageModel:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=seed,
-            beyond=beyond,
-            alternatives=alternatives,
+            on_overflow=on_overflow,
+            top_logprobs=top_logprobs,
             explain=explain,
             speculative=speculative,
         )
@@ -221,8 +221,8 @@ class LanguageModel:
         sampling: SamplingConfig | None = None,
         seed: int | Sequence[int] = 1,
         indices: Sequence[int] | None = None,
-        beyond: str = "slide",
-        alternatives: int = 0,
+        on_overflow: str = "slide",
+        top_logprobs: int = 0,
         explain: bool = False,
         speculative: bool = False,
     ) -> list[Completion]:
@@ -245,8 +245,8 @@ class LanguageModel:
                 indices=[numbers[i] for i in group],
                 vocabulary=self.vocabulary,
                 compute=self.compute,
-                beyond=beyond,
-                alternatives=alternatives,
+                on_overflow=on_overflow,
+                top_logprobs=top_logprobs,
                 explain=explain,
                 speculative=speculative,
             ):
@@ -278,7 +278,7 @@ class LanguageModel:
         sampling: SamplingConfig | None = None,
         seed: int = 1,
         index: int = 0,
-        beyond: str = "slide",
+        on_overflow: str = "slide",
         speculative: bool = False,
     ) -> Iterator[str]:
         """Yields the text of generate(prompt) as it comes: whole characters, nothing that a stop string may cut off."""
@@ -291,7 +291,7 @@ class LanguageModel:
             indices=[index],
             vocabulary=self.vocabulary,
             compute=self.compute,
-            beyond=beyond,
+            on_overflow=on_overflow,
             speculative=speculative,
         ):
             if new is not None and new.text:

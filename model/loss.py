@@ -1,74 +1,61 @@
-"""The loss: what the head's logits say of the targets, on a CPU a part of the tokens at a time."""
+"""Cross-entropy of the output head, in chunks where the logits would be large."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .gpt import GPT, Hidden
-
-IGNORE = -100  # a target that carries no loss
-PART_LOGITS, PART_TOKENS = 1 << 20, 256  # in a part: so many logits, but never fewer tokens
+IGNORE = -100  # targets that carry no loss
+LARGE_LOGITS = 1 << 25  # elements (128 MiB in float32): from here on a CPU computes the loss in chunks
+CHUNK_LOGITS = 1 << 20  # elements in a chunk, so that it stays in the CPU's caches
 
 
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The sum over targets (N,) of -ln p, a float32 tensor (); logits (N, V)."""
+    """logits (N, V), targets (N,) -> the sum of -ln p over the targets, a float32 tensor ()."""
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
-def head_loss(model: GPT, hidden: Hidden, targets: Tensor) -> Tensor:
-    """The summed loss of model.head(hidden) for targets (N,), a float32 tensor ().
+def head_loss(head: Callable[[Tensor], Tensor], weight: Tensor, h: Tensor, targets: Tensor) -> Tensor:
+    """The summed loss of head(h) on targets (N,), a float32 tensor (); h (N, D).
 
-    On a CPU the logits of a whole batch, and all that cross-entropy makes of them, would go through memory a dozen
-    times: in parts that fit the caches the same takes half the time, and a part's memory. A compiler fuses the whole.
+    `weight` is the head's matrix (V, D). On a CPU, large logits are computed, scored and differentiated in chunks of
+    tokens: they never pass through memory as a whole. A compiler fuses the plain form itself.
     """
-    tokens = max(PART_TOKENS, PART_LOGITS // model.config.vocab_size)
-    if targets.device.type != "cpu" or torch.compiler.is_compiling() or len(targets) <= tokens:
-        return summed_loss(model.head(hidden), targets)
-    parts = [slice(start, start + tokens) for start in range(0, len(targets), tokens)]
-    weight = getattr(model.embed if model.unembed is None else model.unembed, "weight", None)  # integers are no weight
-    if torch.is_grad_enabled() and weight is not None and weight.requires_grad:
-        return LossInParts.apply(hidden.h, weight, model.head, hidden, targets, parts)
-    return torch.stack([summed_loss(model.head(hidden[part]), targets[part]) for part in parts]).sum()
+    large = len(targets) * len(weight) >= LARGE_LOGITS and h.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not large:
+        return summed_loss(head(h), targets)
+    tokens = max(1, CHUNK_LOGITS // len(weight))
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return ChunkedLoss.apply(h, weight, head, targets, tokens)
+    chunks = zip(h.split(tokens), targets.split(tokens), strict=True)
+    return torch.stack([summed_loss(head(part), wanted) for part, wanted in chunks]).sum()
 
 
-class LossInParts(torch.autograd.Function):
-    """Each part's gradient follows its loss at once, for the loss is where backward begins: no logits are kept.
-
-    So backward can be called once, and torch.func knows nothing of it.
-    """
+class ChunkedLoss(torch.autograd.Function):
+    """The loss is where backward starts, so each chunk's gradient is computed in forward and its logits are dropped."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        h: Tensor,
-        weight: Tensor,
-        head: Callable[[Hidden], Tensor],
-        hidden: Hidden,
-        targets: Tensor,
-        parts: list[slice],
+        ctx: Any, h: Tensor, weight: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, tokens: int
     ) -> Tensor:
-        """h: hidden.h, weight: the head's; both are here for their gradients."""
-        losses, dh, dw = [], torch.empty_like(h), torch.zeros_like(weight)
-        for part in parts:
-            mine = hidden[part]
-            mine.h.requires_grad_()
+        losses, dh, dw = [], [], torch.zeros_like(weight)
+        for part, wanted in zip(h.split(tokens), targets.split(tokens), strict=True):
+            part = part.detach().requires_grad_()
             with torch.enable_grad():
-                loss = summed_loss(head(mine), targets[part])
-            dh[part], each = torch.autograd.grad(loss, (mine.h, weight))
-            dw += each
+                loss = summed_loss(head(part), wanted)
+            d_part, d_weight = torch.autograd.grad(loss, (part, weight))
+            dh.append(d_part)
+            dw += d_weight
             losses.append(loss.detach())
-        ctx.gradients = dh, dw
+        ctx.gradients = torch.cat(dh), dw
         return torch.stack(losses).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dh, dw = ctx.gradients
-        del ctx.gradients
-        return dh.mul_(gradients[0]), dw.mul_(gradients[0]), None, None, None, None
+        return dh * gradients[0], dw * gradients[0], None, None, None

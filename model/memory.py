@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import mmap
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 PROCESS = Path("/proc/self")  # Linux alone has it; elsewhere the CPU's figures are unknown
-HUGE_PAGE, CACHE_LINE = 1 << 21, 64  # bytes
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -57,34 +53,3 @@ def reset_peak(device: torch.device) -> None:
     elif device.type == "cpu":
         with contextlib.suppress(OSError):
             (PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak alone
-
-
-def in_huge_pages(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of CPU tensors, side by side in pages of 2 MiB where the system has such, else in its ordinary ones.
-
-    What decoding reads for each token exceeds what the processor remembers of 4 KiB pages, and it never prefetches
-    beyond the end of a page: huge ones are read about a tenth faster.
-    """
-    starts, room = [], HUGE_PAGE  # of which up to a whole page is skipped: a mapping begins at any 4 KiB
-    for tensor in tensors:
-        starts.append(room)
-        room += -(-tensor.nbytes // CACHE_LINE) * CACHE_LINE
-    mapping = mmap.mmap(-1, room, **({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(mapping, dtype=torch.uint8)  # keeps the mapping for as long as any of its views lives
-    skipped = HUGE_PAGE - memory.data_ptr() % HUGE_PAGE
-    copies = []
-    for tensor, start in zip(tensors, starts, strict=True):
-        place = memory[start - HUGE_PAGE + skipped :][: tensor.nbytes]
-        copies.append(place.view(tensor.dtype).view(tensor.shape).copy_(tensor))
-    return copies
-
-
-@torch.no_grad()
-def move_to_huge_pages(module: nn.Module) -> None:
-    """Moves a module's parameters and buffers on the CPU there, in place."""
-    own = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.device.type == "cpu"]
-    for tensor, copy in zip(own, in_huge_pages(own), strict=True):
-        tensor.data = copy

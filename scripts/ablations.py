@@ -10,8 +10,8 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from conf import cli
-from conf.runs import train, words
+from conf.cli import program
+from conf.run.runs import train, words
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
 T95 = (
@@ -35,7 +35,7 @@ class AblationsConfig:
     times: bool = True  # show how long B took beside A; false where the machine had other work
     debug: bool = False  # show the traceback of a user's mistake
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if self.seeds >= 2 else [f"seeds={self.seeds}: a spread takes at least 2"]
         if self.name is None and (self.a or self.b):
             found.append("name is required with a= and b=: what the pair is called")
@@ -96,7 +96,7 @@ def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
             continue
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != 3 or not parts[0]:
-            raise cli.InputError(f"{cfg.pairs}:{number}: write NAME | settings of A | settings of B")
+            raise program.InputError(f"{cfg.pairs}:{number}: write NAME | settings of A | settings of B")
         pairs.append((parts[0], parts[1], parts[2]))
     return pairs
 
@@ -116,7 +116,7 @@ def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
             ends[side] = train(Path(cfg.out) / "runs" / as_name(settings, given), given)
             print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
         if ends["a"]["tokens"] != ends["b"]["tokens"]:
-            raise cli.InputError(
+            raise program.InputError(
                 f"{name}: A read {ends['a']['tokens']} tokens, B {ends['b']['tokens']}; make steps * batch_size equal"
             )
         result.tokens = ends["a"]["tokens"]
@@ -146,7 +146,7 @@ def markdown(results: list[Result], cfg: AblationsConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(cfg: AblationsConfig, overrides: cli.Overrides) -> None:
+def main(cfg: AblationsConfig, overrides: program.Overrides) -> None:
     results = []
     out = Path(cfg.out)
     for pair in read_pairs(cfg):
@@ -158,4 +158,4 @@ def main(cfg: AblationsConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, AblationsConfig, name="ablations")
+    program.run(main, AblationsConfig, name="ablations")

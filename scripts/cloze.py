@@ -14,10 +14,10 @@ from typing import Any
 
 import regex
 
-from conf import cli
+from conf.cli import program
 from data import InputError
-from data.corpora import documents, matches
-from data.plays import HELD_OUT, speeches
+from data.corpus.corpora import documents, matches
+from data.corpus.plays import HELD_OUT, speeches
 
 LAST_WORD = regex.compile(r"(.*\S)( \p{Ll}{4,})[\p{P}]*")  # the line, and its last word with the space before it
 ENDINGS = ("ing", "ness", "ed", "ly", "st", "th", "s", "er", "e", "y")  # words that end alike are often of one kind
@@ -36,7 +36,7 @@ class ClozeConfig:
     datasets: str = "datasets"
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if 2 <= self.choices <= 10 else [f"choices={self.choices} must be between 2 and 10"]
         return found + ([] if self.per_play >= 1 else [f"per_play={self.per_play} must be at least 1"])
 
@@ -61,7 +61,7 @@ def ending(word: str) -> str:
     return next((end for end in ENDINGS if word.endswith(end)), "")
 
 
-def main(cfg: ClozeConfig, overrides: cli.Overrides) -> None:
+def main(cfg: ClozeConfig, overrides: program.Overrides) -> None:
     counts: Counter[str] = Counter()
     questions: dict[str, list[tuple[str, str]]] = {}
     for play in documents("shakespeare", cache=cfg.datasets):
@@ -102,4 +102,4 @@ def ask(
 
 
 if __name__ == "__main__":
-    cli.run(main, ClozeConfig, name="cloze")
+    program.run(main, ClozeConfig, name="cloze")

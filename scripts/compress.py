@@ -6,11 +6,11 @@ import lzma
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf import cli
+from conf.cli import program
 from data import InputError
-from data.shards import Split, open_split
-from data.tokenizer import load
-from model import checkpoint
+from data.preparation.shards import Split, open_split
+from data.tokenizers.build import load
+from model.checkpoints import reader
 
 
 @dataclass
@@ -21,7 +21,7 @@ class CompressConfig:
     datasets: str = "datasets"  # where its prepared corpus is
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         return [] if self.run_dir else ["run_dir is required: a run of train.py, such as run_dir=out/quickstart"]
 
 
@@ -46,9 +46,9 @@ def xz_size(content: bytes) -> int:
     return len(lzma.compress(content, filters=filters))
 
 
-def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
+def main(cfg: CompressConfig, overrides: program.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "")
-    best = checkpoint.find(run_dir / "best")
+    best = reader.find(run_dir / "best")
     if "val_bits_per_byte" not in best.manifest:
         raise InputError(f"{best.directory} was saved without an evaluation")
     model = best.manifest["val_bits_per_byte"]
@@ -61,4 +61,4 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, CompressConfig, name="compress")
+    program.run(main, CompressConfig, name="compress")

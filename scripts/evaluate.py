@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from conf import cli
-from data.accuracy import group_interval, wilson_interval
-from data.batches import WindowEvaluation
-from data.curate import CurateConfig
-from data.examples import Example, read_examples
-from data.prepare import PrepareConfig, prepare
-from data.shards import open_split
-from data.tokenizer import TokenizerConfig
-from model.evaluate import evaluate
-from model.sampling import SamplingConfig
+from conf.cli import program
+from data.batching.batches import WindowEvaluation
+from data.curation.curate import CurateConfig
+from data.labelled.accuracy import group_interval, wilson_interval
+from data.labelled.examples import Example, read_examples
+from data.preparation.prepare import PrepareConfig, prepare
+from data.preparation.shards import open_split
+from data.tokenizers.build import TokenizerConfig
+from model.inference.sampling import SamplingConfig
+from model.training.evaluate import evaluate
 from sample import LanguageModel, load
 
 
@@ -35,7 +35,7 @@ class EvaluateConfig:
     text_field: str = "text"
     document_separator: str | None = None  # this and the next two as for scripts.prepare
     invalid_utf8: str = "auto"
-    broken_lines: int = 0
+    max_bad_lines: int = 0
     examples: str | None = None  # labelled examples: exact match of greedy completions
     datasets: str = "datasets"
     batch_size: int = 32
@@ -45,7 +45,7 @@ class EvaluateConfig:
     json: str | None = None
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
         if (self.corpus is None) == (self.examples is None):
             found.append("give either corpus= (bits/byte) or examples= (accuracy)")
@@ -63,7 +63,7 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
         text_field=cfg.text_field,
         document_separator=cfg.document_separator,
         invalid_utf8=cfg.invalid_utf8,
-        broken_lines=cfg.broken_lines,
+        max_bad_lines=cfg.max_bad_lines,
         val_fraction=0.0,
         datasets=cfg.datasets,
         tokenizer=TokenizerConfig(path=str(lm.directory / "tokenizer")),
@@ -101,7 +101,7 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
     }
 
 
-def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
+def main(cfg: EvaluateConfig, overrides: program.Overrides) -> None:
     examples = read_examples(cfg.examples) if cfg.examples is not None else []
     if examples:
         label, most = Counter(example.completion for example in examples).most_common(1)[0]
@@ -131,4 +131,4 @@ def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, EvaluateConfig, name="evaluate")
+    program.run(main, EvaluateConfig, name="evaluate")

@@ -17,8 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf import cli
-from model import InputError, checkpoint
+from conf.cli import program
+from model import InputError
+from model.checkpoints import reader
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 TINY = (  # so small that starting Python takes longer than to train a hundred steps
@@ -43,7 +44,7 @@ class FaultsConfig:
     seed: int = 1  # of the moments
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         names = ("kills", "at_once", "save_every", "window")
         values = {name: getattr(self, name) for name in names}
         return [f"{name}={value} must be above 0" for name, value in values.items() if value is not None and value <= 0]
@@ -79,7 +80,7 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     """
     moments = random.Random(cfg.seed * 1_000_003 + number)
     run_dir = Path(cfg.out) / "killed"
-    before = checkpoint.newest(run_dir, say=print)
+    before = reader.newest(run_dir, say=print)
     expected, earlier = before.step if before else 0, figures(run_dir)
     log = Path(cfg.out) / "attempt.log"
     any_moment, share = moments.random() < 0.1, moments.random()
@@ -104,7 +105,7 @@ def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
     for found in re.findall(r"resuming .* at step (\d+)", said):
         if int(found) != expected:
             raise InputError(f"{log}: went on from step {found} instead of {expected}")
-    now = checkpoint.newest(run_dir, say=print)
+    now = reader.newest(run_dir, say=print)
     intact = now.step if now else 0
     return (last_step(run_dir) if figures(run_dir) != earlier else intact), intact
 
@@ -114,7 +115,7 @@ def trains(run_dir: Path, step: int, earlier: int | None) -> bool:
     return figures(run_dir) != earlier and last_step(run_dir) > step
 
 
-def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
+def main(cfg: FaultsConfig, overrides: program.Overrides) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "text.txt").write_text("".join(f"{number}. {TEXT}" for number in range(30)), encoding="utf-8")
@@ -129,14 +130,14 @@ def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
         print(f"kill {len(lost)} of {cfg.kills} after step {done}: {lost[-1]} steps lost, goes on from {intact}")
     if len(lost) < cfg.kills:
         return
-    newest = checkpoint.newest(out / "killed")
+    newest = reader.newest(out / "killed")
     steps = f"steps={(newest.step if newest else 0) + 10}"
     for name in ("killed", "undisturbed"):
         ended = subprocess.run(command(cfg, name, steps, "resume=auto"), capture_output=True, text=True)
         if ended.returncode:
             raise InputError(f"{out / name}: {ended.stderr.strip()}")
-    files = [checkpoint.find(out / name).directory / "model.safetensors" for name in ("killed", "undisturbed")]
-    equal = checkpoint.sha256(files[0]) == checkpoint.sha256(files[1])
+    files = [reader.find(out / name).directory / "model.safetensors" for name in ("killed", "undisturbed")]
+    equal = reader.sha256(files[0]) == reader.sha256(files[1])
     print(f"{len(lost)} kills in {steps[6:]} steps, each followed by a resume that went on from the newest saved step")
     for background, what in ((False, "waiting for each save"), (True, "saving in the background")):
         some = [steps for number, steps in enumerate(lost) if in_background(cfg, number) == background]
@@ -151,4 +152,4 @@ def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, FaultsConfig, name="faults")
+    program.run(main, FaultsConfig, name="faults")

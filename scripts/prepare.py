@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from conf import cli, data_report, display
-from data.prepare import PrepareConfig, prepare
+from conf.cli import program
+from conf.display import data_report, progress
+from data.preparation.prepare import PrepareConfig, prepare
 
 
-def main(cfg: PrepareConfig, overrides: cli.Overrides) -> None:
-    print(prepare(cfg, progress=display.Passes(), show=data_report.show))
+def main(cfg: PrepareConfig, overrides: program.Overrides) -> None:
+    print(prepare(cfg, progress=progress.Passes(), show=data_report.show))
 
 
 if __name__ == "__main__":
-    cli.run(main, PrepareConfig, name="prepare")
+    program.run(main, PrepareConfig, name="prepare")

@@ -11,10 +11,10 @@ from typing import Any
 
 import regex
 
-from conf import cli
+from conf.cli import program
 from data import InputError
-from data.corpora import documents, matches
-from data.plays import HELD_OUT, speeches
+from data.corpus.corpora import documents, matches
+from data.corpus.plays import HELD_OUT, speeches
 
 
 @dataclass
@@ -37,7 +37,7 @@ def beginning(speech: str, words: int) -> str:
     return speech if len(found) <= words else speech[: found[words - 1].end()]
 
 
-def main(cfg: SpeechesConfig, overrides: cli.Overrides) -> None:
+def main(cfg: SpeechesConfig, overrides: program.Overrides) -> None:
     made: dict[str, list[dict[str, str]]] = {"train": [], "held_out": []}
     for play in documents("shakespeare", cache=cfg.datasets):
         kind = play.name.split("/")[0]
@@ -66,4 +66,4 @@ def main(cfg: SpeechesConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, SpeechesConfig, name="speeches")
+    program.run(main, SpeechesConfig, name="speeches")

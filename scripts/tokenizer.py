@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from conf import cli
-from conf.tokens import comparison_table, show_cuts
+from conf.cli import program
+from conf.display.tokens import comparison_table, show_cuts
 from data import InputError
-from data.corpora import documents
-from data.fertility import Words, fertility
-from data.huggingface import exported
-from data.reading import LeftOut, Reading
-from data.tokenizer import Tokenizer, TokenizerConfig, build, load, shortfall
+from data.corpus.corpora import documents
+from data.corpus.reading import LeftOut, Reading
+from data.tokenizers.build import Tokenizer, TokenizerConfig, build, load, shortfall
+from data.tokenizers.fertility import Words, fertility
+from data.tokenizers.huggingface import exported
 
 MODES = ("train", "compare", "show", "export")
 TRAINED: dict[str, dict[str, Any]] = {  # what a name in `tokenizers` stands for; `name:8192` sets the vocabulary's size
@@ -46,7 +46,7 @@ class ToolConfig:
     text_field: str = "text"  # this and the next three as python -m scripts.prepare takes them (data/prepare.py)
     document_separator: str | None = None  # a line equal to it stands between the documents of one file of text
     invalid_utf8: str = "auto"  # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
-    broken_lines: int = 0  # so many broken lines of .jsonl files are left out; one more is an error
+    max_bad_lines: int = 0  # so many broken lines of .jsonl files are left out; one more is an error
     datasets: str = "datasets"  # where downloads are kept
     text: str | None = None  # show; null: standard input
     out: str | None = None  # train: a new folder; export: the tokenizer.json to write
@@ -55,7 +55,7 @@ class ToolConfig:
     json: str | None = None  # compare: the figures
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if self.mode in MODES else [f"mode={self.mode!r} is not one of {', '.join(MODES)}"]
         names = self.names
         if not all(isinstance(name, str) and name for name in names):
@@ -67,10 +67,10 @@ class ToolConfig:
             found.append("tokenizers is required: the folder of the one to export, such as tokenizers=out/tokenizer")
         if self.mode in ("compare", "show") and not names:
             found.append("tokenizers is required: for example tokenizers=[bpe:4096,unigram:4096,out/tokenizer]")
-        for name, least in (("workers", 0), ("max_bytes", 1), ("broken_lines", 0)):
+        for name, least in (("workers", 0), ("max_bytes", 1), ("max_bad_lines", 0)):
             if getattr(self, name) < least:
                 found.append(f"{name}={getattr(self, name)} must be at least {least}")
-        return found + Reading(separator=self.document_separator, invalid_utf8=self.invalid_utf8).problems()
+        return found + Reading(separator=self.document_separator, invalid_utf8=self.invalid_utf8).validate()
 
     @property
     def names(self) -> list[Any]:
@@ -88,7 +88,7 @@ def texts_of(cfg: ToolConfig) -> list[str]:
         text_field=cfg.text_field,
         document_separator=cfg.document_separator,
         invalid_utf8=cfg.invalid_utf8,
-        broken_lines=cfg.broken_lines,
+        max_bad_lines=cfg.max_bad_lines,
         cache=Path(cfg.datasets).expanduser(),
         left_out=left_out,
     )
@@ -218,9 +218,9 @@ def export(cfg: ToolConfig) -> None:
     print(f"{place}: {len(content['model']['vocab']):,} tokens; special tokens' names in text are special tokens there")
 
 
-def main(cfg: ToolConfig, overrides: cli.Overrides) -> None:
+def main(cfg: ToolConfig, overrides: program.Overrides) -> None:
     {"train": train, "compare": compare, "show": show, "export": export}[cfg.mode](cfg)
 
 
 if __name__ == "__main__":
-    cli.run(main, ToolConfig, name="tokenize")
+    program.run(main, ToolConfig, name="tokenize")

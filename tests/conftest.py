@@ -9,9 +9,8 @@ import signal
 import pytest
 import torch
 
-from model import checkpoint
-
-from .programs import NANO, ok, one_line, run, snapshot
+from model.checkpoints import reader
+from tests.programs import NANO, ok, one_line, run, snapshot
 
 POEM = "Listen to your heart. Listen to your gut, your body; listen to the wind, that listens to nobody.\n"
 
@@ -69,7 +68,7 @@ def trained(tmp_path_factory):
 def copy(trained, tmp_path):
     """The one step directory of a copy of that run, to be harmed."""
     shutil.copytree(trained, tmp_path / "source")
-    [step] = checkpoint.steps(tmp_path / "source")
+    [step] = reader.steps(tmp_path / "source")
     return step
 
 

@@ -1,4 +1,4 @@
-"""The three families at toy size, and their copies in transformers with the same random weights; an n-gram prior."""
+"""The three families at toy size, and their copies in transformers with the same random weights."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import torch
 
 from model.config import ModelConfig
 from model.gpt import GPT
-from model.ngram import NGramPrior
 
 SHAPE = {"vocab_size": 96, "n_layer": 3, "n_head": 4, "d_model": 64, "context": 48}
 GPT2: dict[str, Any] = {
-    "position": "learned", "norm": "layer", "norm_weight": True, "norm_epsilon": 1e-5, "activation": "gelu",
-    "bias": True, "tied": True, "qk_norm": False, "embedding_norm": False,
+    "position": "learned", "norm": "layer", "norm_affine": True, "norm_eps": 1e-5, "activation": "gelu",
+    "bias": True, "tie_embeddings": True, "qk_norm": False, "embedding_norm": False,
 }  # fmt: skip
 LLAMA: dict[str, Any] = {
-    "n_kv_head": 2, "d_ff": 160, "norm_weight": True, "norm_epsilon": 1e-5, "activation": "swiglu", "tied": True,
+    "n_kv_head": 2, "d_ff": 160, "norm_affine": True, "norm_eps": 1e-5, "activation": "swiglu", "tie_embeddings": True,
     "rotary_base": 100_000.0, "qk_norm": False, "embedding_norm": False,
 }  # fmt: skip
-IN_TRANSFORMERS: dict[str, dict[str, Any]] = {
-    "gpt2": GPT2, "llama": LLAMA, "modern": {}, "modern_grouped": {"n_kv_head": 2, "softcap": 15.0},
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2, "llama": LLAMA, "modern": {}, "modern_grouped": {"n_kv_head": 2, "logit_softcap": 15.0},
 }  # fmt: skip
-FAMILIES = IN_TRANSFORMERS | {"ngram": {"ngram": 2, "ngram_contexts": 1 + 80 + 3000}}
 
 
 def make(family: str, *, seed: int = 0, **changes: Any) -> GPT:
@@ -35,19 +33,7 @@ def make(family: str, *, seed: int = 0, **changes: Any) -> GPT:
                 p.normal_(std=0.15)
             else:
                 p.add_(torch.randn_like(p) * 0.1)
-    if model.prior is not None:
-        fill_prior(model.prior)
     return model.eval()
-
-
-def fill_prior(prior: NGramPrior) -> None:
-    """Most contexts of one token and a few of two, each with a random distribution."""
-    V, (contexts, _) = prior.vocab_size, prior.table.shape
-    short = V + torch.randperm(V)[:80]
-    long = V**2 + torch.randperm(V**2)[: contexts - 1 - len(short)]
-    never = V**3 + torch.arange(contexts)  # of three tokens: what is left of the table in a small vocabulary
-    keys = torch.cat((torch.ones(1, dtype=torch.int64), short, long, never))[:contexts].sort().values
-    prior.fill(keys, torch.randn(len(keys), V))
 
 
 def reference(family: str, model: GPT) -> torch.nn.Module:
@@ -79,8 +65,8 @@ def reference(family: str, model: GPT) -> torch.nn.Module:
         shape: dict[str, Any] = dict(  # noqa: C408
             vocab_size=V, hidden_size=c.d_model, intermediate_size=c.ff_width, num_hidden_layers=c.n_layer,
             num_attention_heads=H, num_key_value_heads=K, max_position_embeddings=c.context,
-            rms_norm_eps=c.norm_epsilon, rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base},
-            tie_word_embeddings=c.tied, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+            rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base},
+            tie_word_embeddings=c.tie_embeddings, pad_token_id=0, bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
         if family == "llama":
             theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
@@ -89,11 +75,13 @@ def reference(family: str, model: GPT) -> torch.nn.Module:
             new["model.norm.weight"] = own["norm.weight"]
         else:
             theirs = transformers.NanoChatForCausalLM(
-                transformers.NanoChatConfig(**shape, hidden_act="relu2", final_logit_softcapping=c.softcap or None)
+                transformers.NanoChatConfig(
+                    **shape, hidden_act="relu2", final_logit_softcapping=c.logit_softcap or None
+                )
             )
             names = {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
         new["model.embed_tokens.weight"] = own["embed.weight"][:V]
-        new["lm_head.weight"] = own["embed.weight" if c.tied else "unembed.weight"][:V]
+        new["lm_head.weight"] = own["embed.weight" if c.tie_embeddings else "lm_head.weight"][:V]
         for layer in range(c.n_layer):
             ours, other = f"blocks.{layer}.", f"model.layers.{layer}."
             q, k, v = own[ours + "attention.qkv.weight"].split([H * E, K * E, K * E])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from data.corpora import Document
+from data.corpus.corpora import Document
 
 SUBJECTS = "aspirin metformin ibuprofen warfarin insulin atorvastatin amoxicillin placebo exercise dialysis".split()
 CONDITIONS = "hypertension diabetes asthma sepsis migraine obesity stroke anaemia pneumonia osteoporosis".split()

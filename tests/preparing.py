@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data import tokenizer
-from data.prepare import PrepareConfig, open_split, prepare
-from data.tokenizer import TokenizerConfig
+from data.preparation.prepare import PrepareConfig, open_split, prepare
+from data.tokenizers import build
+from data.tokenizers.build import TokenizerConfig
 
 
 def config(tmp_path, **settings) -> PrepareConfig:
@@ -26,7 +26,7 @@ def published(tmp_path) -> list[str]:
 
 def read(directory, split) -> dict[str, list[str]]:
     """The text of each document in a split, by name, cut out of the tokens by the stored offsets."""
-    tokens = tokenizer.load(directory / "tokenizer")
+    tokens = build.load(directory / "tokenizer")
     opened = open_split(directory, split)
     ids = opened.tokens[:]
     assert ids[0] == tokens.end_id and ids[-1] == tokens.end_id

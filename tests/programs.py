@@ -11,8 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf import cli
-from data.shards import open_split
+from data.preparation.shards import open_split
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
@@ -46,7 +45,7 @@ def run(name: str, *arguments: str) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.run(program.main, getattr(program, config), name=name, argv=list(arguments))
+            program.run(program.main, getattr(program, config), name=name, argv=list(arguments))
         except SystemExit as exit:
             status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     return Ended(status, out.getvalue(), err.getvalue())

@@ -12,16 +12,17 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import train
-from model import InputError, checkpoint, gpt, loss, parallel, sharded
+from model import InputError, gpt, loss
+from model.checkpoints import reader
 from model.device import Compute
-from model.microbatch import MicroBatches
-from model.optim import OptimizerConfig
+from model.distributed import parallel, sharded
+from model.optimization.schedule import OptimizerConfig
+from model.training.microbatch import MicroBatches
+from tests.families import make
+from tests.test_train import NoTokenizer, Rows, UnequalMasks
 
-from .families import make
-from .test_train import NoTokenizer, Rows, UnequalMasks
-
-ADAMW = OptimizerConfig(kind="adamw", learning_rate=1e-3, warmup_steps=2)
-MUON = OptimizerConfig(warmup_steps=2, newton_schulz="float32")
+ADAMW = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=2)
+MUON = OptimizerConfig(warmup_steps=2, newton_schulz_dtype="float32")
 SOME: dict[str, dict[str, Any]] = {  # settings that train alike on one process, and on two in each way
     "adamw": {"optimizer": ADAMW},
     "muon": {"optimizer": MUON},
@@ -34,7 +35,6 @@ BEGUN: dict[str, dict[str, Any]] = {  # as programs begin: with fsdp no rank eve
 MORE: dict[str, dict[str, Any]] = {
     "gpt2": {"optimizer": ADAMW, "family": "gpt2"},  # a tied head, biases and norms with weights
     "llama": {"optimizer": MUON, "family": "llama"},  # unequal queries and keys
-    "ngram": {"optimizer": MUON, "family": "ngram"},  # a table that is no parameter
     "micro": {"optimizer": MUON, "micro_batch": 2},
     "muon_bfloat16": {"optimizer": replace(MUON, newton_schulz="bfloat16")},
     "half": {"optimizer": MUON, "dtype": "bfloat16"},
@@ -66,7 +66,7 @@ def fit(
     cfg = train.LoopConfig(run_dir=str(run_dir), batch_size=8, device="cpu", **settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     world, compute = parallel.World.from_environment(), Compute.resolve("cpu", dtype=cfg.dtype)
-    begin = None if start is None else checkpoint.find(run_dir.parent / start)
+    begin = None if start is None else reader.find(run_dir.parent / start)
     train.fit(cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=world, compute=compute, facts={}, start=begin)
     return model.state_dict()
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from conf import cli
+from conf.cli import program
 from model.bulk import Request, continue_batch
 from model.config import ModelConfig
 from model.device import DTYPES, Compute, keep_freed_memory
 from model.gpt import GPT
+from model.inference.sampling import SamplingConfig
 from model.language_model import LanguageModel
-from model.sampling import SamplingConfig
 from sample import load
 
 from .measure import Target, print_json, take_turns
@@ -41,7 +41,7 @@ class Config:
     threads: int = 0  # 0: as many as there are CPUs
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if self.dtype in DTYPES else [f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}"]
         for name in ("prompt_tokens", "max_new_tokens", "singles", "repeats"):
             if getattr(self, name) < 1:
@@ -90,7 +90,7 @@ def contender(lm: LanguageModel, prompts: list[list[int]], request: Request, row
     return run
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     keep_freed_memory()
     torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
     lm = random_model(cfg.dtype) if cfg.checkpoint is None else load(cfg.checkpoint, device="cpu", dtype=cfg.dtype)

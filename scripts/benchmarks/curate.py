@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from conf import cli
+from conf.cli import program
 from data import InputError
-from data.corpora import documents
-from data.curate import CurateConfig
-from data.duplicates import SIGNATURE, duplicates, shingle_hashes, signature
+from data.corpus.corpora import documents
+from data.curation.curate import CurateConfig
+from data.curation.duplicates import SIGNATURE, duplicates, shingle_hashes, signature
 
 from .measure import print_json, timed
 
@@ -37,8 +37,8 @@ class Config:
     datasets: str = "datasets"  # where downloads are kept
     debug: bool = False
 
-    def problems(self) -> list[str]:
-        found = CurateConfig(similarity=self.similarity).problems()
+    def validate(self) -> list[str]:
+        found = CurateConfig(similarity=self.similarity).validate()
         if not 0 < self.exact + self.near < self.documents // 2:
             found.append("exact + near copies must be fewer than half of the documents, and more than none")
         return found
@@ -115,7 +115,7 @@ def jaccard(one: str, two: str) -> float:
     return len(first & second) / max(1, len(first | second))
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     planted = plant(cfg)
     texts, is_val = planted.texts, planted.is_val
     rules = CurateConfig(near_duplicates=True, similarity=cfg.similarity)

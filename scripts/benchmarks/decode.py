@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conf import cli
+from conf.cli import program
 from model.config import ModelConfig
-from model.decode import Decoder
 from model.device import Compute
-from model.generate import generate
 from model.gpt import GPT
-from model.quantize import compare, narrow
-from model.sampling import SamplingConfig
+from model.inference.decode import Decoder
+from model.inference.generate import generate
+from model.inference.quantize import compare, prepare_for_decoding
+from model.inference.sampling import SamplingConfig
 
 from .measure import Target, Times, memory_rate, print_json, take_turns
 
@@ -63,7 +63,7 @@ class Config:
     seed: int = 1
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = []
         if self.shape not in SHAPES:
             found.append(f"shape={self.shape!r} is not one of {', '.join(SHAPES)}")
@@ -85,8 +85,8 @@ PROMPT = [11, 42, 5, 60, 23, 7, 33, 1]
 
 def make_model(shape: str, seed: int) -> GPT:
     """Random weights, large enough that the greedy text does not fall into a loop at once."""
-    gpt2: dict[str, Any] = {"position": "learned", "norm": "layer", "norm_weight": True, "norm_epsilon": 1e-5}
-    gpt2 |= {"activation": "gelu", "bias": True, "tied": True}
+    gpt2: dict[str, Any] = {"position": "learned", "norm": "layer", "norm_affine": True, "norm_eps": 1e-5}
+    gpt2 |= {"activation": "gelu", "bias": True, "tie_embeddings": True}
     torch.manual_seed(seed)
     gpt2 |= {"qk_norm": False, "embedding_norm": False}
     model = GPT(ModelConfig(**SHAPES[shape] | gpt2))
@@ -176,7 +176,7 @@ def same(ours: list[int], theirs: list[int], logits: Tensor) -> str:
     return "equal"
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     torch.set_grad_enabled(False)
@@ -192,9 +192,9 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     compile_seconds: dict[str, float] = {}
     for dtype in cfg.dtypes:
         compute = Compute.for_decoding("cpu", dtype=dtype, compile=cfg.compile)
-        narrowed = narrow(copy.deepcopy(exact), compute)
+        prepare_for_decodinged = prepare_for_decoding(copy.deepcopy(exact), compute)
         start = time.perf_counter()
-        decoder = decoders[dtype] = Decoder(narrowed, rows=1, capacity=capacity, compute=compute)
+        decoder = decoders[dtype] = Decoder(prepare_for_decodinged, rows=1, capacity=capacity, compute=compute)
         compile_seconds[dtype] = round(time.perf_counter() - start, 1)
         contenders[dtype] = lambda decoder=decoder: greedy(decoder, cfg.tokens)  # type: ignore[misc]
     if "float32" in cfg.dtypes:

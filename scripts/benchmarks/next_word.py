@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from conf import cli
+from conf.cli import program
 from data import InputError
-from data.corpora import documents, matches
-from data.plays import HELD_OUT
-from model.next_word import outcomes, question, ranking, search_behind
-from model.word_table import Tables
-from model.words import WordRule
+from data.corpus.corpora import documents, matches
+from data.corpus.plays import HELD_OUT
+from model.next_word.distribution import outcomes, question, ranking, search_behind
+from model.next_word.word_table import Tables
+from model.next_word.words import WordRule
 from sample import LanguageModel, load
 
 from .measure import print_json
@@ -40,7 +40,7 @@ class Config:
     seed: int = 1
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         names = ("n_prompts", "repeats", "samples")
         return [f"{name}={getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
 
@@ -159,12 +159,12 @@ def compare(lm: LanguageModel, prompt: str, tables: Tables, n: int, seed: int) -
     return misses
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     lm = load(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype)
     prompts = draw_prompts(cfg)
     lm.next_words(prompts[0])  # builds the tables of the vocabulary, once a session
     ten = time_search(lm, prompts, cfg.repeats, top=10)
-    hundred = time_search(lm, prompts, 1, top=100, max_tokens=1 << 16)
+    hundred = time_search(lm, prompts, 1, top=100, max_expansions=1 << 16)
     tables = Tables(lm.vocabulary, WordRule())
     left = [open_after(lm, prompt, tables, 1.0) for prompt in prompts]
     same = sum(lm.next_words(prompt) == lm.next_words(prompt + " ") for prompt in prompts)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conf import cli
-from data.corpora import documents
+from conf.cli import program
+from data.corpus.corpora import documents
 from data.pool import ROOT, available_cpus
 
 from .measure import Target, print_json
@@ -42,7 +42,7 @@ class Config:
     every: float = 0.1  # seconds between two looks at the memory
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if self.layout in LAYOUTS else [f"layout={self.layout!r} is not one of {', '.join(LAYOUTS)}"]
         if not self.sizes or min(self.sizes) < 1e6:
             found.append(f"sizes={self.sizes} must be numbers of bytes, at least 1e6")
@@ -129,7 +129,7 @@ def measure(cfg: Config, corpus: Path, datasets: Path, *settings: str) -> dict[s
             time.sleep(cfg.every)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise cli.InputError(f"{' '.join(command)} failed: {log.read_text()[-500:]}")
+        raise program.InputError(f"{' '.join(command)} failed: {log.read_text()[-500:]}")
     return {
         "bytes": n_bytes,
         "seconds": round(seconds, 2),
@@ -140,7 +140,7 @@ def measure(cfg: Config, corpus: Path, datasets: Path, *settings: str) -> dict[s
     }
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(cfg.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)

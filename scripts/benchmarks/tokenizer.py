@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from conf import cli
-from data import InputError, bpe
-from data.corpora import documents
-from data.encoder import Encoder
-from data.pretokenize import PATTERNS, Pattern
+from conf.cli import program
+from data import InputError
+from data.corpus.corpora import documents
+from data.tokenizers import bpe
+from data.tokenizers.encoder import Encoder
+from data.tokenizers.pretokenize import PATTERNS, Pattern
 
 from .measure import Target, print_json, take_turns
 
@@ -43,7 +44,7 @@ class Config:
     datasets: str = "datasets"
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = []
         for corpus in self.corpora:
             size = corpus.rpartition(":")[2]
@@ -184,7 +185,7 @@ def in_groups(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
     return [ids for group in groups for ids in encoder.encode_batch(group)]
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     targets: list[Target] = []
     results: list[dict[str, Any]] = []
     if cfg.oracle:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from conf import cli
-from conf.runs import train
-from data.plays import HELD_OUT
+from conf.cli import program
+from conf.run.runs import train
+from data.corpus.plays import HELD_OUT
 
 from .measure import print_json
 
@@ -32,7 +32,7 @@ class Config:
     out: str = "out/bench_tokens"  # where the runs go; a run that is finished there is not done again
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = [] if self.seeds >= 1 else [f"seeds={self.seeds} must be at least 1"]
         if not all(0 < share <= 1 for share in self.shares) or not self.shares:
             found.append(f"shares={self.shares} must be in (0, 1], and one at least")
@@ -75,7 +75,7 @@ def swept(cfg: Config, side: str, settings: str, rates: Iterable[float], *, shar
     return Side(share, best, [first[best], *more])
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     gpt2 = swept(cfg, "gpt2", cfg.gpt2, cfg.gpt2_rates, share=1.0)
     defaults = [swept(cfg, "default", cfg.default, cfg.default_rates, share=share) for share in cfg.shares]
     print(f"\n{'':<8} {'tokens':>7} {'best rate':>10} {'loss':>8}   lowest to highest of {cfg.seeds} seeds")

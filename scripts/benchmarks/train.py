@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from conf import cli
-from conf.runs import words
+from conf.cli import program
+from conf.run.runs import words
 
 from . import nanogpt, train_gpu, train_loss, train_speed
 
@@ -39,7 +39,7 @@ class Config:
     threads: int = 0  # 0: as many as there are CPUs
     debug: bool = False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         found = nanogpt.problems(self.against)
         if self.part not in PARTS:
             return [*found, f"part={self.part!r} is not one of {', '.join(PARTS)}"]
@@ -47,7 +47,7 @@ class Config:
             found.append(f"corpus={self.corpus} is not a text file; name one, such as corpus=tinyshakespeare.txt")
         try:
             words("common", self.common)
-        except cli.InputError as error:
+        except program.InputError as error:
             found.append(str(error))
         if self.part == "loss" and self.against is None and self.target is None:
             found.append("give against=, the folder of a checkout of nanoGPT, whose loss is to be reached, or target=")
@@ -67,7 +67,7 @@ class Config:
         return found
 
 
-def main(cfg: Config, overrides: cli.Overrides) -> None:
+def main(cfg: Config, overrides: program.Overrides) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     PARTS[cfg.part](cfg)

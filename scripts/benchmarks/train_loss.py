@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.runs import words
+from conf.run.runs import words
 from sample import load
 
 from . import nanogpt

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from conf.runs import words
+from conf.run.runs import words
 from model.config import ModelConfig
 from model.gpt import on_meta
-from model.plan import flops_per_token, peak_flops
+from model.planning.plan import flops_per_token, peak_flops
 
 from . import nanogpt
 from .measure import PATIENCE, Process, Target, print_json, run_process
@@ -41,7 +41,7 @@ class Shape:
         """As far as arithmetic goes: its matrices."""
         return ModelConfig(
             VOCABULARY, self.n_layer, self.n_head, d_model=self.d_model, context=self.context, position="learned",
-            tied=True, activation="gelu",
+            tie_embeddings=True, activation="gelu",
         )  # fmt: skip
 
 

@@ -1,0 +1,42 @@
+"""Settings that have a new name. The old one still works on the command line, with a note, and in saved configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED = {
+    "model.tied": "model.tie_embeddings",
+    "model.norm_weight": "model.norm_affine",
+    "model.norm_epsilon": "model.norm_eps",
+    "model.softcap": "model.logit_softcap",
+    "optimizer.kind": "optimizer.name",
+    "optimizer.clip": "optimizer.grad_clip",
+    "optimizer.epsilon": "optimizer.eps",
+    "optimizer.newton_schulz": "optimizer.newton_schulz_dtype",
+    "optimizer.decay_fraction": "optimizer.decay_ratio",
+    "optimizer.final_fraction": "optimizer.min_lr_ratio",
+    "budget": "time_budget",
+    "average": "weight_average",
+    "average_decay": "ema_decay",
+    "average_fraction": "tail_fraction",
+    "checkpoint_activations": "activation_checkpointing",
+    "batches": "packing",
+    "confined": "document_mask",
+    "weights": "mixture_weights",
+    "broken_lines": "max_bad_lines",
+    "beside": "compare_prompts",
+    "beyond": "on_overflow",
+    "border": "token_healing",
+    "max_tokens": "max_expansions",
+    "banned": "bad_words",
+    "forced": "force_words",
+    "alternatives": "top_logprobs",
+}
+RENAMED_VALUES = {("border", "words"): "true", ("border", "bytes"): "false", ("beyond", "refuse"): "error"}
+# Settings that are gone, with the value at which they did nothing (None: whatever the value).
+REMOVED: dict[str, Any] = {"model.zero_init": None, "model.ngram": 0, "model.ngram_contexts": 0}
+
+
+def current(key: str, value: str) -> tuple[str, str]:
+    """The present name of a setting, and its value."""
+    return RENAMED.get(key, key), RENAMED_VALUES.get((key, value), value)

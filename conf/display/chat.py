@@ -1,0 +1,196 @@
+"""The interactive prompt: a line in, text out as it comes, and a few commands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..cli import program
+from ..cli.fields import nearest
+
+CONTINUES = "A line continues the text so far; an empty one goes on, one that begins with a space goes on in the line."
+ANSWERS = "Each line is answered by itself."
+COMMANDS = """\
+  /set KEY=VALUE   change how it samples; without arguments: what can be changed
+  /undo            take the last line and its answer back
+  /reset           forget the text so far
+  /quit            or Ctrl-D; Ctrl-C stops an answer, and at the prompt it ends the program"""
+
+
+def chat(
+    stream: Callable[[str, Any, int], Iterable[str]],
+    *,
+    settings: Any,
+    keys: Iterable[str] = (),
+    views: Mapping[str, Callable[[str, Any], None]] | None = None,
+    history: bool = True,
+    echo: bool = True,
+    length: Callable[[str], int] = len,
+    context: float = float("inf"),
+) -> int:
+    """Reads lines and prints what follows them until the input ends. Returns the exit status.
+
+    stream: (text, settings, turn) -> pieces of the text's continuation; it must take texts of any length. turn counts
+    the answers: drawn with one and the same noise, they would repeat each other.
+    settings: a config dataclass of sample.py's, of which /set changes `keys`; checked as on the command line.
+    views: what /words, /tokens... print: (text, settings) -> None.
+    history: a line continues the text so far; False: each line is a text of its own, as tuned models are asked.
+    echo: the line is repeated before its continuation, so that both read as one text.
+    length, context: a text of more tokens than the context is said to count by its end.
+    """
+    session = Session(stream, settings, tuple(keys), views or {}, history, echo, length, context)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(f"{CONTINUES if history else ANSWERS} /help lists the commands.")
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    with line_history() if interactive else contextlib.nullcontext():
+        while True:
+            try:
+                line = input("> ") if interactive else next_line()
+            except (EOFError, KeyboardInterrupt):
+                if interactive:
+                    print()
+                return 0
+            try:
+                if line.startswith("/"):
+                    if session.command(line) == "quit":
+                        return 0
+                else:
+                    session.answer(line)
+            except Exception as error:
+                if not any(base.__name__ == "InputError" for base in type(error).__mro__):  # ours, model's or data's
+                    raise
+                print(*(f"error: {argument}" for argument in error.args), sep="\n")
+
+
+def next_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+@dataclasses.dataclass
+class Session:
+    """The text so far, and what the lines do to it."""
+
+    stream: Callable[[str, Any, int], Iterable[str]]
+    settings: Any
+    keys: tuple[str, ...]
+    views: Mapping[str, Callable[[str, Any], None]]
+    history: bool
+    echo: bool
+    length: Callable[[str], int]
+    context: float
+    text: str = ""
+    earlier: list[str] = dataclasses.field(default_factory=list)  # the text before each line, for /undo
+    turn: int = 0
+    told: bool = False  # that the text outgrew the context
+
+    def answer(self, line: str) -> None:
+        """Adds a line and what the model makes of it. Ctrl-C ends the answer, and what there is of it is kept."""
+        before = self.text if self.history else ""
+        joined = line if not before or not line or before[-1:].isspace() or line[0].isspace() else f"\n{line}"
+        text = before + joined
+        if not self.told and self.length(text) > self.context:
+            print(f"(more than the model's context of {self.context} tokens: it sees the end of the text)")
+            self.told = True
+        self.earlier.append(self.text)
+        if self.echo:
+            print(joined.removeprefix("\n"), end="", flush=True)
+        try:
+            for piece in self.stream(text, self.settings, self.turn):
+                text += piece
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pass
+        except BaseException:
+            self.earlier.pop()
+            raise
+        finally:
+            print()
+        self.text = text
+        self.turn += 1
+
+    def command(self, line: str) -> str:
+        """Does what a line like "/set top_k=5" asks for; returns the command's name."""
+        name, _, argument = line[1:].partition(" ")
+        if name == "help":
+            print(CONTINUES if self.history else ANSWERS)
+            print(COMMANDS)
+            print(
+                *(f"  /{view:<15} next {view} after the text so far; or after what follows" for view in self.views),
+                sep="\n",
+            )
+        elif name == "reset":
+            self.earlier.append(self.text)
+            self.text = ""
+        elif name == "undo":
+            self.text = self.earlier.pop() if self.earlier else ""
+            print(f"...{self.text[-60:]!r}" if self.text else "(nothing is left)")
+        elif name == "set":
+            if argument:
+                self.settings = changed(self.settings, argument, keys=self.keys)
+            print(*(f"{key}={getattr(self.settings, key)}" for key in self.keys))
+        elif name in self.views:
+            self.views[name](argument or self.text, self.settings)
+        elif name != "quit":
+            known = ["help", "quit", "reset", "set", "undo", *self.views]
+            near = nearest(name, known)
+            hint = f"did you mean /{near[0]}?" if near else "/help lists the commands"
+            raise program.InputError(f"there is no command /{name}; {hint}")
+        return name
+
+
+def changed(settings: Any, argument: str, *, keys: Iterable[str]) -> Any:
+    """The settings with "temperature=0.5 top_k=null" as on the command line; InputError for what it would refuse."""
+    keys = list(keys)
+    try:
+        words = shlex.split(argument)
+    except ValueError as error:
+        raise program.InputError(f"/set {argument}: {str(error).lower()}; close the quotes") from None
+    for word in words:
+        key = word.partition("=")[0]
+        if key not in keys:
+            near = nearest(key, keys)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(keys)}"
+            raise program.InputError(f"/set {word}: {key!r} cannot be changed here; {hint}")
+    _, chosen = program.compose(type(settings), name="sample", arguments=words, check=False)
+    result = dataclasses.replace(settings, **chosen)
+    program.check_config(result)
+    return result
+
+
+def history_path() -> Path:
+    """Where the lines that were typed are kept: in the user's state directory (XDG base directory specification)."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if os.path.isabs(state) else Path("~/.local/state").expanduser()) / "nextword" / "history"
+
+
+@contextlib.contextmanager
+def line_history() -> Iterator[None]:
+    """Line editing with the lines of earlier sessions, kept for later ones where the file can be written."""
+    try:
+        import readline
+    except ImportError:  # not on every platform
+        yield
+        return
+    trouble = contextlib.suppress(OSError, RuntimeError)  # RuntimeError: there is no home directory
+    readline.clear_history()
+    with trouble:
+        readline.read_history_file(history_path())
+    try:
+        yield
+    finally:
+        with trouble:
+            history_path().parent.mkdir(parents=True, exist_ok=True)
+            readline.set_history_length(1000)
+            readline.write_history_file(history_path())

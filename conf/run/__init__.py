@@ -1,0 +1,1 @@
+"""The run log: metrics, plots, and the settings of a resumed run."""

@@ -1,0 +1,223 @@
+"""What a run tells about itself: metrics.jsonl, the progress line, wandb where it is asked for, loss.png at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..cli.program import InputError
+from ..display import plots, progress
+from ..display.forecast import size
+from ..display.progress import count, duration
+from .stopwatch import Pace, Stopwatch
+
+REFERENCES = "references.json"  # in a run_dir: losses to compare with
+TIMING = "timing.json"  # in a run_dir: where the time of its last process went
+
+
+class Journal:
+    """Writes and shows a run's figures on the main rank; on the others it does nothing."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        steps: int,
+        start: int,
+        elapsed_seconds: float,
+        settings: dict[str, Any],
+        enabled: bool,
+        watch: Stopwatch | None = None,
+        references: dict[str, float] | None = None,
+    ) -> None:
+        """`references` are losses to compare with, drawn as lines; `watch` learns what showing and writing take."""
+        self.run_dir, self.enabled, self.wandb = run_dir, enabled, None
+        self.watch = watch or Stopwatch()
+        self.progress = progress.Progress(steps, start=start, enabled=enabled)
+        self.began = time.perf_counter() - elapsed_seconds  # as if a resumed run had never paused
+        self.since, self.tokens, self.step = time.perf_counter(), 0, start  # of the line before
+        self.start, self.first_seconds = start, 0.0  # the first step holds the compilation
+        self.timed_tokens, self.timed_seconds = 0, 0.0
+        self.pace = Pace()
+        if not enabled:
+            return
+        path, cut = run_dir / "metrics.jsonl", run_dir / ".tmp-metrics.jsonl"
+        cut.write_text("".join(line + "\n" for line in lines_up_to(path, start)), encoding="utf-8")
+        cut.replace(path)
+        if references:
+            (run_dir / REFERENCES).write_text(json.dumps(references) + "\n", encoding="utf-8")
+        self.file, self.unwritten = path.open("ab", buffering=0), b""
+        if settings["wandb"]["mode"] != "disabled":
+            import wandb
+
+            try:
+                self.wandb = wandb.init(dir=run_dir, name=run_dir.resolve().name, config=settings, **settings["wandb"])
+            except wandb.errors.Error as error:
+                raise InputError(
+                    f"wandb.mode={settings['wandb']['mode']}: {error}, or set wandb.mode=disabled"
+                ) from None
+
+    def __enter__(self) -> Journal:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        failed = error[0] is not None
+        self.progress.__exit__(*error)
+        try:
+            # Of two errors the first is the one to be told.
+            with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
+                if self.enabled:
+                    self._write_out()
+                    self.file.close()
+                    with self.watch("plotting"):
+                        draw(self.run_dir)
+                    if self.wandb is not None:
+                        self._log_samples()
+        finally:
+            if self.wandb is not None:
+                self.wandb.finish(exit_code=int(failed))
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the run's first start, pauses between its processes left out."""
+        return time.perf_counter() - self.began
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """For evaluating and saving: their time does not count against the training speed."""
+        before = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - before
+
+    def trained(self, step: int, tokens: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """One line of training; `tokens` is the run's total so far."""
+        now, speed = time.perf_counter(), None
+        if not self.tokens:
+            self.first_seconds = now - self.since
+        else:
+            speed = (tokens - self.tokens) / (now - self.since)
+            self.timed_tokens += tokens - self.tokens
+            self.timed_seconds += now - self.since
+            self.pace.add(step - self.step, now - self.since)
+        self.since, self.tokens, self.step = now, tokens, step
+        with self.watch("display"):
+            self._write(
+                step, tokens, train_loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens_per_second=speed
+            )
+            self.progress.update(step, loss=loss, learning_rate=learning_rate, tokens_per_second=speed)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Of late, in this process, evaluating and saving left out; None before the second line."""
+        return self.pace.seconds_per_step
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.timed_tokens / self.timed_seconds if self.timed_tokens else None
+
+    def evaluated(self, step: int, tokens: int, *, loss: float, bits_per_byte: float, best: bool) -> None:
+        self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte)
+        mark = "  (best so far)" if best else ""
+        self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits_per_byte:.4f} bits/byte{mark}")
+
+    def sampled(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
+        """A text that the model made at this step."""
+        self._write(step, tokens, prompt=prompt, sample=text)
+        self.progress.say(f"step {step}: {prompt}{text}")
+
+    def planned(self, steps: int) -> None:
+        """The run will have so many steps after all."""
+        self.progress.total = steps
+
+    def report(
+        self,
+        *,
+        flops_per_token: float,
+        peak_flops: float | None,
+        peak_memory: float | None,
+        best_val_loss: float | None,
+    ) -> list[str]:
+        """What the run took and came to, in lines. peak_flops: what all devices together could do in a second."""
+        speed, facts = self.tokens_per_second, []
+        if speed is not None:
+            facts.append(f"{count(speed)} tok/s")
+            if peak_flops:
+                facts.append(f"{speed * flops_per_token / peak_flops:.1%} of the device's matrix products (MFU)")
+        if peak_memory is not None:
+            facts.append(f"peak memory {size(peak_memory)}")
+        self._write_timing(peak_memory)
+        taken = f"finished in {duration(self.elapsed_seconds)}: {count(self.tokens)} tokens"
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.watch.shares().items())
+        best = "" if best_val_loss is None else f"; {self.run_dir / 'best'}: validation loss {best_val_loss:.4f}"
+        return [
+            ", ".join([taken, *facts]),
+            f"share of the time: training {1 - sum(self.watch.shares().values()):.1%}, {shares}",
+            f"saved in {self.run_dir}{best}; the curves: {self.run_dir / 'loss.png'}",
+            f'what it says:  python sample.py checkpoint={shlex.quote(str(self.run_dir))} prompt="..."',
+        ]
+
+    def say(self, line: str) -> None:
+        self.progress.say(line)
+
+    def _write(self, step: int, tokens: int, **figures: float | str | None) -> None:
+        known = {name: figure for name, figure in figures.items() if isinstance(figure, str) or is_finite(figure)}
+        if self.enabled:
+            line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
+            self.unwritten += json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            self._write_out()
+        if self.wandb is not None and "sample" not in known:  # these become a table at the end
+            self.wandb.log({"tokens": tokens, **known}, step=step)
+
+    def _write_out(self) -> None:
+        """Writes the lines that wait. On a full disk they wait for room; the checkpoints tell of it."""
+        with contextlib.suppress(OSError):
+            while self.unwritten:
+                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+
+    def _write_timing(self, peak_memory: float | None) -> None:
+        """For programs: the steps alone (`training_seconds`, of it the first step's), and what was done beside them."""
+        timing = {
+            "steps": self.step - self.start,
+            "first_step_seconds": self.first_seconds,
+            "training_seconds": self.first_seconds + self.timed_seconds,
+            "aside_seconds": self.watch.seconds,
+            "peak_memory": peak_memory,
+        }
+        if self.enabled:
+            (self.run_dir / TIMING).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+
+    def _log_samples(self) -> None:
+        """The texts made so far, by earlier processes of the run too, as a table for wandb."""
+        import wandb
+
+        lines = map(json.loads, lines_up_to(self.run_dir / "metrics.jsonl", self.step))
+        rows = [[line["step"], line["prompt"], line["sample"]] for line in lines if "sample" in line]
+        if rows and self.wandb is not None:
+            self.wandb.log({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)})
+
+
+def is_finite(figure: float | None) -> bool:
+    return figure is not None and math.isfinite(figure)
+
+
+def draw(run_dir: Path) -> None:
+    """Draws the run's metrics.jsonl as its loss.png."""
+    plots.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
+
+
+def lines_up_to(path: Path, step: int) -> list[str]:
+    """The whole lines of a metrics file whose step is not beyond `step`; a kill may have cut the last one short."""
+    kept = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""  # a disk may have harmed it
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    return kept

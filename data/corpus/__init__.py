@@ -1,0 +1,1 @@
+"""Corpora: from a name or a path to documents."""

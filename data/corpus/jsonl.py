@@ -1,0 +1,53 @@
+"""JSON Lines: a file with one JSON object a line, read line by line, each mistake named with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import InputError
+from .compressed import open_stream
+
+LONGEST_LINE = 64 << 20  # bytes of one line of JSON
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
+    """(line number from 1, object) of each line of a .jsonl, .jsonl.gz or .jsonl.zst file, however large; blank lines
+    are passed over.
+    """
+    with open_stream(Path(path)) as (stream, _):
+        # Lines of bytes: JSON strings may hold U+2028 and other characters that Python's text takes for line ends.
+        for number, content in enumerate(stream, start=1):
+            try:
+                line = content.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = content[error.start]
+                raise InputError(f"{path}:{number}: byte 0x{byte:02x} is not UTF-8; convert it (iconv)") from None
+            if line.strip():
+                yield number, json_object(line, f"{path}:{number}")
+
+
+def json_object(line: str, place: str) -> dict:
+    """The object that a line of JSON holds; InputError names the place."""
+    try:
+        record = json.loads(line)
+        if "\\u" in line:
+            json.dumps(record, ensure_ascii=False).encode()  # fails on a lone surrogate, which is no text
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: half of a surrogate pair, like \\ud800, is no character") from None
+    except (ValueError, RecursionError) as error:
+        reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
+        raise InputError(f"{place}: not JSON ({reason}); each line must be one JSON object") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: a JSON {type(record).__name__}, not an object like {{...}}")
+    return record
+
+
+def text_of(record: dict, field: str, place: str) -> str:
+    """The text that an object holds in a field; InputError names the place and the fields that it has."""
+    text = record.get(field)
+    if isinstance(text, str):
+        return text
+    problem = f"its {field!r} is not a string" if field in record else f"no field {field!r}"
+    raise InputError(f"{place}: {problem}; set text_field= to one of {', '.join(record) or 'none'}")

@@ -1,0 +1,1 @@
+"""Curation: which documents and lines are left out, and why."""

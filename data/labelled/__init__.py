@@ -1,0 +1,1 @@
+"""Labelled data: examples, choices, prompts and their results."""

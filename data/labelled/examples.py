@@ -1,0 +1,216 @@
+"""Labelled examples: prompt and completion -> batches in which only the completion is learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import InputError
+from ..batching.batches import IGNORE, Batch
+from ..batching.order import epoch_order
+from ..corpus.jsonl import json_lines
+from ..tokenizers.build import Tokenizer
+
+WIDTH = 32  # rows are padded to a multiple of this: few different shapes, little waste
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: str
+    completion: str
+    group: str | None = None  # examples of one group stay in one split
+    place: str = "example"  # file:line, for messages
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Reads lines like {"prompt": "2+2=", "completion": "4"}, with an optional "group"; other fields are ignored."""
+    examples = []
+    for number, record in json_lines(Path(path).expanduser()):
+        place = f"{path}:{number}"
+        for name in ("prompt", "completion"):
+            if name not in record:
+                raise InputError(f"{place}: no field {name!r} (fields: {', '.join(record) or 'none'}); add it")
+        for name in ("prompt", "completion", "group"):
+            if not isinstance(record.get(name, ""), str):
+                raise InputError(f"{place}: {name!r} is {record[name]!r}, not a string; put it in quotes")
+        if not record["completion"]:
+            raise InputError(f"{place}: the completion is empty: there is nothing to learn; write one or drop the line")
+        examples.append(Example(record["prompt"], record["completion"], record.get("group"), place))
+    if not examples:
+        raise InputError(f'{path}: no examples; write one JSON object a line: {{"prompt": "...", "completion": "..."}}')
+    return examples
+
+
+def write_examples(examples: Sequence[Example], path: Path) -> None:
+    """Writes what read_examples reads."""
+    rows = [{"prompt": e.prompt, "completion": e.completion, "group": e.group} for e in examples]
+    lines = [json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 over what is learned, in its order, wherever it was read from."""
+    content = [(example.prompt, example.completion) for example in examples]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def split_examples(examples: Sequence[Example], *, val_fraction: float) -> tuple[list[Example], list[Example]]:
+    """(training, validation). Whole groups are held out; without one, examples with the same prompt are a group."""
+
+    def group(example: Example) -> bytes:
+        key = ("prompt", example.prompt) if example.group is None else ("group", example.group)
+        return hashlib.sha256(repr(key).encode()).digest()
+
+    groups = sorted({group(example) for example in examples})
+    if not 0 < val_fraction < 1 or len(groups) < 2:
+        raise InputError(
+            f"cannot hold out val_fraction={val_fraction} of {len(groups)} groups of examples; "
+            "at least 2 groups and a fraction between 0 and 1 are needed"
+        )
+    held_out = set(groups[: min(len(groups) - 1, max(1, round(val_fraction * len(groups))))])
+    return (
+        [example for example in examples if group(example) not in held_out],
+        [example for example in examples if group(example) in held_out],
+    )
+
+
+class _Rows:
+    """Examples as rows of ids: the prompt, the completion, END. Their places say which were cut or left out.
+
+    truncated: places of examples whose prompt lost tokens from its left side.
+    dropped: places of examples whose completion alone does not fit the context.
+    """
+
+    def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, context: int, one_width: bool) -> None:
+        self.tokenizer, self.context, self.one_width = tokenizer, context, one_width
+        self.examples: list[Example] = []
+        self.rows: list[np.ndarray] = []
+        self.prompt_lengths: list[int] = []
+        self.truncated: list[str] = []
+        self.dropped: list[str] = []
+        end = np.array([tokenizer.end_id])
+        prompts = tokenizer.encode_batch([example.prompt for example in examples])
+        completions = tokenizer.encode_batch([example.completion for example in examples])
+        for example, prompt, completion in zip(examples, prompts, completions, strict=True):
+            prompt = prompt if len(prompt) else end
+            room = context - len(completion)  # for the prompt: a row of context + 1 ids has context inputs
+            if room < 1:
+                self.dropped.append(example.place)
+                continue
+            if len(prompt) > room:
+                self.truncated.append(example.place)
+                prompt = prompt[-room:]
+            self.examples.append(example)
+            self.rows.append(np.concatenate([prompt, completion, end]).astype(np.int64))
+            self.prompt_lengths.append(len(prompt))
+        if not self.rows:
+            raise InputError(
+                f"none of the {len(examples)} examples has a completion that fits model.context={context}, such as "
+                f"{self.dropped[0] if self.dropped else 'none'}; shorten the completions or use a larger context"
+            )
+        self.targets = np.array([len(row) for row in self.rows]) - self.prompt_lengths  # with loss, of each row
+
+    def batch(self, chosen: Sequence[int], *, width: int, rows: int) -> Batch:
+        """The chosen rows, padded with END inputs and IGNORE targets to (rows, width)."""
+        inputs = np.full((rows, width), self.tokenizer.end_id, np.int64)
+        targets = np.full_like(inputs, IGNORE)
+        for i, item in enumerate(chosen):
+            ids, prompt = self.rows[item], self.prompt_lengths[item]
+            inputs[i, : len(ids) - 1] = ids[:-1]
+            targets[i, prompt - 1 : len(ids) - 1] = ids[prompt:]
+        return Batch(inputs, targets)
+
+    def width(self, chosen: Sequence[int]) -> int:
+        rows = self.rows if self.one_width else [self.rows[item] for item in chosen]
+        longest = max((len(row) - 1 for row in rows), default=1)
+        return min(self.context, -(-longest // WIDTH) * WIDTH)
+
+
+class ExampleBatches:
+    """Training batches of examples, each exactly once an epoch; the same protocol as WindowBatches.
+
+    one_width: all batches are as wide as the longest example, so that a compiled model sees one shape.
+    """
+
+    document_mask = False  # a row holds one example
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        one_width: bool = False,
+    ) -> None:
+        self._rows = _Rows(examples, tokenizer, context, one_width)
+        self.context, self.batch_size, self.seed = context, batch_size, seed
+        self.truncated, self.dropped = self._rows.truncated, self._rows.dropped
+        self.tokens_per_epoch = int(self._rows.targets.sum())  # those with loss
+
+    def __len__(self) -> int:
+        return len(self._rows.rows)
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often they have been seen after `step` steps."""
+        return {"the examples": step * self.batch_size / len(self)}
+
+    def _items(self, step: int) -> list[int]:
+        rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return epoch_order(rows, size=len(self), seed=self.seed)[1].tolist()
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """These rows of the global batch of a step, as wide as its longest row whatever the rows."""
+        items = self._items(step)
+        return self._rows.batch(items[rows], width=self._rows.width(items), rows=len(items[rows]))
+
+    def supervised_tokens(self, step: int) -> int:
+        """Targets that are not IGNORE in the global batch; never 0."""
+        return int(self._rows.targets[self._items(step)].sum())
+
+    def describe(self, step: int) -> str:
+        """Where the batch comes from, for messages about it."""
+        places = [self._rows.examples[item].place for item in self._items(step)]
+        return f"examples {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
+
+    def preview(self, k: int = 3) -> str:
+        """The first k examples, token by token: which are only read, and which are learned."""
+        tokenizer = self._rows.tokenizer
+        special = {number: name for name, number in tokenizer.special_tokens.items()}
+
+        def show(ids: np.ndarray) -> str:
+            return "|".join(special.get(number) or repr(tokenizer.decode([number]))[1:-1] for number in ids.tolist())
+
+        lines = []
+        for item, example in enumerate(self._rows.examples[:k]):
+            ids, prompt = self._rows.rows[item], self._rows.prompt_lengths[item]
+            lines.append(f"{example.place}: {len(ids)} tokens, {len(ids) - prompt} of them learned")
+            lines += [f"  read:    {show(ids[:prompt])}", f"  learned: {show(ids[prompt:])}"]
+        return "\n".join(lines)
+
+
+class ExampleEvaluation:
+    """Every example once; the same protocol as WindowEvaluation."""
+
+    def __init__(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int, one_width: bool = False
+    ) -> None:
+        self._rows = _Rows(examples, tokenizer, context, one_width)
+        self.context = context
+        self.truncated, self.dropped = self._rows.truncated, self._rows.dropped
+        self.n_bytes = sum(len(example.completion.encode()) for example in self._rows.examples)
+        self.n_targets = int(self._rows.targets.sum())
+
+    def __len__(self) -> int:
+        return len(self._rows.rows)
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Examples start..stop; rows beyond the last hold no target, so any range is a full batch."""
+        chosen = range(start, min(stop, len(self)))
+        return self._rows.batch(chosen, width=self._rows.width(chosen), rows=stop - start)

@@ -1,0 +1,1 @@
+"""Preparation: documents and a tokenizer to token shards with a manifest."""

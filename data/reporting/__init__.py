@@ -1,0 +1,1 @@
+"""Reporting: statistics of a corpus and the findings that need a decision."""

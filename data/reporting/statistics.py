@@ -1,0 +1,138 @@
+"""Statistics: what is counted of a split while its documents pass by, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import math
+from heapq import nlargest
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+
+from ..corpus.corpora import Document
+from .text_stats import Texture, keep
+
+if TYPE_CHECKING:
+    from ..tokenizers.build import Tokenizer
+
+FLUSH = 1_000_000  # tokens that are counted together
+BINS_PER_OCTAVE = 4  # of the histogram of lengths
+
+
+class Statistics:
+    """What one split holds. Documents are added one by one; what several processes counted is merged.
+
+    looked_at: the share of the documents, chosen by their names, whose characters and lines are looked at too: that
+    costs about as much as encoding them. All else is counted of all documents.
+    """
+
+    def __init__(self, vocab_size: int, *, looked_at: float = 1.0) -> None:
+        self.looked_at = looked_at
+        self.documents = self.bytes = self.tokens = 0
+        self.sources: dict[str, list[int]] = {}  # name -> documents, bytes, tokens
+        self.lengths = np.zeros((2, 64 * BINS_PER_OCTAVE), np.int64)  # documents, and their tokens, by log2 of tokens
+        self.longest: list[tuple[int, str]] = []  # heaps of (bytes, name); of the shortest with a minus
+        self.shortest: list[tuple[int, str]] = []
+        self.token_counts = np.zeros(vocab_size, np.int64)
+        self.texture = Texture()
+        self._waiting: list[np.ndarray] = []  # ids that are not counted yet
+        self._length = 0  # of these
+
+    def add(self, document: Document, ids: np.ndarray, *, source: str = "") -> None:
+        """Counts a document with its tokens (without the END after it); source: which of several corpora it is from."""
+        text, ids = document.text, np.asarray(ids)
+        n_bytes = len(text) if text.isascii() else len(text.encode(errors="replace"))
+        self.documents += 1
+        self.bytes += n_bytes
+        self.tokens += ids.size
+        self._count_source(source, [1, n_bytes, ids.size])
+        self.lengths[:, int(BINS_PER_OCTAVE * math.log2(max(1, ids.size)))] += 1, ids.size
+        keep(self.longest, (n_bytes, document.name))
+        keep(self.shortest, (-n_bytes, document.name))
+        if self.looked_at >= 1 or crc32(document.name.encode(errors="replace")) < self.looked_at * 2**32:
+            self.texture.add(document.name, text)
+        for start in range(0, ids.size, FLUSH):
+            self._waiting.append(ids[start : start + FLUSH])
+            self._length += self._waiting[-1].size
+            if self._length >= FLUSH:
+                self.flush()
+
+    def flush(self) -> None:
+        """Counts the tokens that are waiting."""
+        if self._waiting:
+            ids = np.concatenate(self._waiting).astype(np.int64)
+            self.token_counts += np.bincount(ids, minlength=self.token_counts.size)
+            self._waiting, self._length = [], 0
+
+    def merge(self, other: Statistics) -> None:
+        """Adds what another process counted of the same split."""
+        self.flush()
+        other.flush()
+        self.documents += other.documents
+        self.bytes += other.bytes
+        self.tokens += other.tokens
+        for source, numbers in other.sources.items():
+            self._count_source(source, numbers)
+        for item in other.longest:
+            keep(self.longest, item)
+        for item in other.shortest:
+            keep(self.shortest, item)
+        self.lengths += other.lengths
+        self.token_counts += other.token_counts
+        self.texture.merge(other.texture)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        used = np.flatnonzero(self.token_counts)  # of a large vocabulary a block of text uses a small part
+        return self.__dict__ | {"token_counts": (self.token_counts.size, used, self.token_counts[used])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        size, used, counts = state["token_counts"]
+        self.__dict__.update(state | {"token_counts": np.zeros(size, np.int64)})
+        self.token_counts[used] = counts
+
+    def to_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """All of it as plain numbers, lists and strings, for report.json."""
+        self.flush()
+        names = ("documents", "bytes", "tokens")
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+            "sources": {source: dict(zip(names, row, strict=True)) for source, row in self.sources.items()},
+            "lengths": [
+                {"at_least": 2 ** (place / BINS_PER_OCTAVE), "documents": int(documents), "tokens": int(tokens)}
+                for place, (documents, tokens) in enumerate(self.lengths.T)
+                if documents
+            ],
+            "longest": [{"name": name, "bytes": n_bytes} for n_bytes, name in sorted(self.longest, reverse=True)],
+            "shortest": [{"name": name, "bytes": -n_bytes} for n_bytes, name in sorted(self.shortest, reverse=True)],
+            "vocabulary": self._vocabulary(tokenizer),
+            "looked_at": self.texture.to_dict(),
+        }
+
+    def _vocabulary(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        counts = self.token_counts
+        order = np.argsort(-counts, kind="stable")
+        used = int((counts > 0).sum())
+        ranks = np.unique(np.geomspace(1, max(1, used), 200).astype(int)).tolist() if used else []
+        spelled = {number: tokenizer.token_bytes(number) for number in np.flatnonzero(counts).tolist()}
+        longest = nlargest(10, spelled, key=lambda number: (len(spelled[number]), -number))
+        share = counts[counts > 0] / max(1, counts.sum())
+        return {
+            "size": int(counts.size),
+            "used": used,
+            "under_100": int(((counts > 0) & (counts < 100)).sum()),
+            "entropy": float(-(share * np.log2(share)).sum()),  # bits a token
+            "ranks": [[rank, int(counts[order[rank - 1]])] for rank in ranks],
+            "longest": [{"text": shown(spelled[number]), "times": int(counts[number])} for number in longest],
+        }
+
+    def _count_source(self, source: str, numbers: list[int]) -> None:
+        so_far = self.sources.get(source, [0, 0, 0])
+        self.sources[source] = [a + b for a, b in zip(so_far, numbers, strict=True)]
+
+
+def shown(token: bytes) -> str:
+    """A token's bytes as text; bytes that are no UTF-8 as \\x.."""
+    return token.decode("utf-8", "backslashreplace")

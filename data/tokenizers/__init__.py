@@ -1,0 +1,1 @@
+"""Tokenizers: kinds, own BPE training, encoding, formats."""

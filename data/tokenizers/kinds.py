@@ -1,0 +1,247 @@
+"""The five kinds of tokenizer: bytes, characters, byte pairs trained here or by others, sentencepiece."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import InputError
+from . import bpe
+from .base import END, UNKNOWN, Tokenizer, TokenizerConfig, read
+from .encoder import Encoder
+from .pretokenize import Pattern, count
+
+REPLACEMENT = "\ufffd".encode()
+
+
+class ByteTokenizer(Tokenizer):
+    """A token is a byte of UTF-8."""
+
+    kind = "byte"
+
+    def __init__(self, special_tokens: dict[str, int]) -> None:
+        super().__init__({byte: bytes([byte]) for byte in range(256)}, special_tokens)
+
+    @classmethod
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+        return cls(number([END, *config.special_tokens], first=256))
+
+    @classmethod
+    def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
+        return cls(about["special_tokens"])
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+
+
+class CharTokenizer(Tokenizer):
+    """A token is a character of the training text; any other one is the unknown token, which decodes to U+FFFD."""
+
+    kind = "char"
+
+    def __init__(self, characters: str, special_tokens: dict[str, int]) -> None:
+        super().__init__({index: character.encode() for index, character in enumerate(characters)}, special_tokens)
+        unknown = special_tokens[UNKNOWN]
+        self.characters = characters
+        self._table[unknown] = REPLACEMENT
+        self._id_of = np.full(0x110000, unknown, np.uint32)
+        self._id_of[[ord(character) for character in characters]] = range(len(characters))
+
+    @classmethod
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+        characters = "".join(sorted(set().union(*map(set, texts))))
+        return cls(characters, number([END, *config.special_tokens, UNKNOWN], first=len(characters)))
+
+    @classmethod
+    def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
+        if list(about["characters"]) != sorted(set(about["characters"])):
+            raise ValueError("the characters are not in order")
+        return cls(about["characters"], about["special_tokens"])
+
+    def _about(self) -> dict[str, Any]:
+        return {"characters": self.characters}
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [self._id_of[np.frombuffer(text.encode("utf-32-le"), "<u4")] for text in texts]
+
+
+class BytePairTokenizer(Tokenizer):
+    """Byte pair encoding by tiktoken, a program in Rust: of ranks that were trained here (see bpe.py).
+
+    Characters that are newer than tiktoken's tables of Unicode can be cut otherwise than they were in training, which
+    gives other tokens but the same text.
+    """
+
+    kind = "bpe"
+    file = "ranks.tiktoken"
+
+    def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], *, pattern: str) -> None:
+        super().__init__({rank: token for token, rank in ranks.items()}, special_tokens)
+        self.ranks, self.pattern = ranks, Pattern(pattern)
+        self._encoder = Encoder(ranks, self.pattern)
+
+    @classmethod
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+        return cls.learn(config, count(texts, Pattern(config.pattern), workers=workers))
+
+    @classmethod
+    def learn(cls, config: TokenizerConfig, counts: dict[str, int]) -> Tokenizer:
+        """Learn from the pieces of a text, each with the number of its occurrences (see pretokenize.py)."""
+        ordinary = config.vocab_size - 1 - len(config.special_tokens)
+        ranks = bpe.learn(counts, vocab_size=ordinary, min_frequency=config.min_frequency)
+        return cls(ranks, number([END, *config.special_tokens], first=len(ranks)), pattern=config.pattern)
+
+    @classmethod
+    def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
+        return cls(bpe.parse_ranks(content, place=cls.file), about["special_tokens"], pattern=about["pattern"])
+
+    def _about(self) -> dict[str, Any]:
+        # The expression and not its name: the directory must mean the same whatever a later version calls gpt2.
+        return {"pattern": self.pattern.expression}
+
+    def _content(self) -> bytes:
+        return bpe.format_ranks(self.ranks)
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        return self._encoder.encode_batch(texts)
+
+
+class TiktokenTokenizer(BytePairTokenizer):
+    """The same, of ranks that others trained: a named encoding, whose ids stay what they are, or a ranks file."""
+
+    kind = "tiktoken"
+
+    @classmethod
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+        import tiktoken
+
+        path = Path(config.encoding).expanduser()
+        if path.suffix == ".tiktoken" or len(path.parts) > 1 or path.is_file():
+            ranks = bpe.parse_ranks(read(path), place=str(path))
+            first = max(ranks.values()) + 1
+            return cls(ranks, number([END, *config.special_tokens], first=first), pattern=config.pattern)
+        if config.encoding not in tiktoken.list_encoding_names():
+            names = ", ".join(tiktoken.list_encoding_names())
+            raise InputError(f"tokenizer.encoding={config.encoding!r} is neither a ranks file nor one of {names}")
+        try:
+            encoding = tiktoken.get_encoding(config.encoding)
+        except (OSError, ValueError) as error:  # ValueError: what came has the wrong sha256
+            raise InputError(
+                f"tokenizer.encoding={config.encoding!r} could not be downloaded ({type(error).__name__}): "
+                "without a network give the path of a ranks file, tokenizer.encoding=PATH.tiktoken"
+            ) from None
+        theirs = encoding._special_tokens
+        ours = [token for token in [END, *config.special_tokens] if token not in theirs]
+        special_tokens = {**theirs, **number(ours, first=encoding.n_vocab)}
+        # Other spellings of patterns that are known here, cut the same pieces.
+        known = {"gpt2": "gpt2", "r50k_base": "gpt2", "p50k_base": "gpt2", "cl100k_base": "gpt4"}
+        pattern = known.get(config.encoding, encoding._pat_str)
+        return cls(encoding._mergeable_ranks, special_tokens, pattern=pattern)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """sentencepiece (Kudo and Richardson 2018), trained so that no text is changed: see train.
+
+    It sees single lines. The line end and U+2581, its way to write a space, go around it as tokens of single bytes.
+    """
+
+    kind = "sentencepiece"
+    file = "spm.model"
+    around = re.compile("([\n\u2581])")
+
+    def __init__(self, model: bytes, special_tokens: dict[str, int]) -> None:
+        import sentencepiece
+
+        self._model = model
+        self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        ordinary = {}
+        for index in range(processor.vocab_size()):
+            piece = processor.id_to_piece(index)
+            if processor.is_byte(index):
+                ordinary[index] = bytes([int(piece[1:-1], 16)])
+            else:
+                ordinary[index] = REPLACEMENT if processor.is_unknown(index) else piece.replace("\u2581", " ").encode()
+        super().__init__(ordinary, special_tokens)
+        self._ids_around = {
+            character: [processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+            for character in "\n\u2581"
+        }
+
+    @classmethod
+    def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
+        import sentencepiece
+
+        failed: list[BaseException] = []  # in reading the texts: sentencepiece makes a RuntimeError of whatever it is
+
+        def lines() -> Iterator[str]:
+            try:
+                for text in texts:
+                    for line in cls.around.split(text)[::2]:
+                        # sentencepiece leaves out lines above 4,192 bytes.
+                        yield from (line[start : start + 1000] for start in range(0, len(line), 1000))
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines(),
+                model_writer=model,
+                model_type=config.algorithm,
+                vocab_size=config.vocab_size - 1 - len(config.special_tokens),
+                hard_vocab_limit=False,  # fewer tokens where the text has no more to give
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,
+                byte_fallback=True,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                num_threads=4,  # a fixed number: the sums, and with them the tokens, depend on it
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            if failed:
+                raise failed[0] from None
+            reason = str(error).splitlines()[0].rpartition("] ")[2] or "no text to train on"
+            raise InputError(f"sentencepiece, with tokenizer.vocab_size={config.vocab_size}: {reason}") from None
+        content = model.getvalue()
+        first = sentencepiece.SentencePieceProcessor(model_proto=content).vocab_size()
+        return cls(content, number([END, *config.special_tokens], first=first))
+
+    @classmethod
+    def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
+        return cls(content, about["special_tokens"])
+
+    def _content(self) -> bytes:
+        return self._model
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        split = [self.around.split(text) for text in texts]
+        lines = iter(self._processor.encode([line for parts in split for line in parts[::2]]))
+        return [
+            _join([self._ids_around[part] if index % 2 else next(lines) for index, part in enumerate(parts)])
+            for parts in split
+        ]
+
+
+def number(special_tokens: list[str], *, first: int) -> dict[str, int]:
+    """The ids of special tokens, from first on."""
+    return {token: first + index for index, token in enumerate(special_tokens)}
+
+
+def _join(parts: list[list[int]]) -> np.ndarray:
+    return np.concatenate([np.array(part, np.uint32) for part in parts]) if parts else np.empty(0, np.uint32)
+
+
+KINDS: dict[str, type[Tokenizer]] = {
+    kind.kind: kind
+    for kind in (ByteTokenizer, CharTokenizer, BytePairTokenizer, SentencePieceTokenizer, TiktokenTokenizer)
+}

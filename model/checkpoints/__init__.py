@@ -1,0 +1,1 @@
+"""Checkpoints: the run directory, read verified and written atomically."""

@@ -1,0 +1,1 @@
+"""Inference: decoding, sampling, constraints, scoring, quantization."""

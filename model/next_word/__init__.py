@@ -1,0 +1,1 @@
+"""The next-word distribution: words over token paths, with certified bounds."""

@@ -1,0 +1,1 @@
+"""Optimization: AdamW, Muon and the learning-rate schedule."""

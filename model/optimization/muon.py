@@ -1,0 +1,97 @@
+"""Muon: momentum whose update is orthogonalised (Jordan 2024), so that it changes all directions of a matrix alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .schedule import OptimizerConfig
+
+
+class Muon:
+    """Updates hidden matrices in place. Matrices of one shape are stacked, so that each product is batched.
+
+    `row_counts` gives, for parameters that hold several matrices one above the other (queries, keys and values), the
+    rows of each: every one is orthogonalised by itself.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        config: OptimizerConfig,
+        *,
+        row_counts: dict[str, list[int]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config, self.dtype = config, dtype
+        by_shape: dict[tuple[int, int], list[tuple[str, nn.Parameter, slice]]] = {}
+        for name, p in parameters.items():
+            for piece, rows in iter_matrices(name, p, row_counts):
+                by_shape.setdefault((rows.stop - rows.start, p.shape[1]), []).append((piece, p, rows))
+        # Per shape: the matrices, and their momentum (N, rows, columns).
+        self.stacks = [
+            (group, torch.zeros(len(group), *shape, device=group[0][1].device)) for shape, group in by_shape.items()
+        ]
+
+    @torch.no_grad()
+    def step(self, multiplier: float, *, divisor: Tensor, skip: Tensor) -> None:
+        """One update at `multiplier` times the peak learning rate, of gradients / divisor (); none where skip ()."""
+        config, lr, keep = self.config, multiplier * self.config.learning_rate, 1 - skip.float()
+        for group, momentum in self.stacks:
+            gradient = torch.stack([gradient_of(p)[rows] for _, p, rows in group])  # (N, rows, columns)
+            gradient = gradient.div_(divisor).masked_fill_(skip, 0.0)
+            momentum.lerp_(gradient, keep * (1 - config.momentum))
+            update = newton_schulz(gradient.lerp_(momentum, config.momentum), self.dtype)  # Nesterov momentum
+            rows, columns = update.shape[1:]
+            update *= -lr * max(1.0, rows / columns) ** 0.5 * keep
+            weights = [p.data[rows] for _, p, rows in group]
+            decay = lr * config.weight_decay * keep
+            for weight, change in zip(weights, update.unbind(), strict=True):
+                if config.cautious:
+                    cautious_decay(weight, -change, decay)
+                else:
+                    weight.mul_(1 - decay)
+                weight.add_(change)
+
+    def momenta(self) -> Iterator[tuple[str, Tensor]]:
+        """Each matrix's name and momentum, a view."""
+        for group, momentum in self.stacks:
+            for (name, *_), piece in zip(group, momentum, strict=True):
+                yield name, piece
+
+
+def newton_schulz(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest (semi-)orthogonal matrices to g (N, rows, columns), approximately: five quintic iterations in `dtype`.
+
+    The coefficients trade accuracy for speed: singular values end up between about 0.7 and 1.2, which serves as well.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = g.shape[1] > g.shape[2]
+    x = (g.mT if tall else g).to(dtype)
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
+
+
+def cautious_decay(weight: Tensor, descent: Tensor, amount: Tensor) -> None:
+    """weight *= 1 - amount (), in place, where subtracting `descent` also moves the weight towards zero.
+
+    Decay then never works against the loss (Chen et al. 2025, "Cautious Weight Decay", arXiv 2510.12402).
+    """
+    weight.mul_(1 - amount * (weight * descent > 0))
+
+
+def gradient_of(p: Tensor) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad
+
+
+def iter_matrices(name: str, p: Tensor, row_counts: dict[str, list[int]]) -> Iterator[tuple[str, slice]]:
+    """Name and rows of each matrix that a parameter holds; a single matrix keeps the parameter's name."""
+    start = 0
+    for count in row_counts.get(name, [len(p)]):
+        yield name if count == len(p) else f"{name}.{start}-{start + count}", slice(start, start + count)
+        start += count

@@ -1,0 +1,137 @@
+"""AdamW and Muon over one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import InputError
+from .muon import Muon, cautious_decay
+from .schedule import OptimizerConfig
+
+FUSED_ON = ("cpu", "cuda")  # elsewhere (MPS) torch's fused AdamW ignores grad_scale and found_inf
+
+
+def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Hidden matrices, for which Muon is made, and all others: embeddings, head, norms, biases."""
+    matrices = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
+    others = {name: p for name, p in model.named_parameters() if name not in matrices}
+    return matrices, others
+
+
+class Optimizer:
+    """Muon for hidden matrices and AdamW for everything else; with name=adamw, AdamW for everything.
+
+    Never waits for the device: whether to skip an update stays a tensor. That, and the names under which a checkpoint
+    holds the state, is why this is not a torch.optim.Optimizer.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, *, newton_schulz_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.config = config
+        matrices, others = split_parameters(model)
+        if config.name == "adamw":
+            others, matrices = others | matrices, {}
+        self.parameters = others | matrices
+        self.row_counts = {f"{path}.qkv.weight": m.sizes for path, m in model.named_modules() if hasattr(m, "qkv")}
+        # What AdamW and Muon update: the model's own parameters, or this rank's part of them (ShardedOptimizer).
+        self.adamw_parameters, self.muon_parameters = self.local_parameters(others, matrices)
+        self.adamw_lr = config.learning_rate if config.name == "adamw" else config.adamw_learning_rate
+        self.decayed = [p for p in self.adamw_parameters.values() if p.dim() >= 2]
+        not_decayed = [p for p in self.adamw_parameters.values() if p.dim() < 2]
+        device = next(iter(self.parameters.values())).device
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": self.decayed, "weight_decay": 0.0 if config.cautious else config.weight_decay},
+                {"params": not_decayed, "weight_decay": 0.0},
+            ],
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=device.type in FUSED_ON,
+        )
+        self.muon = None
+        if matrices:
+            self.muon = Muon(self.muon_parameters, config, row_counts=self.row_counts, dtype=newton_schulz_dtype)
+
+    def local_parameters(
+        self, others: dict[str, nn.Parameter], matrices: dict[str, nn.Parameter]
+    ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The parameters that AdamW and Muon update on this rank."""
+        return others, matrices
+
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def gradient_norm(self) -> Tensor:
+        """The global gradient norm, a tensor ()."""
+        return torch.nn.utils.get_total_norm(self.gradients())
+
+    @torch.no_grad()
+    def step(self, multiplier: float, *, divisor: Tensor, skip: Tensor) -> None:
+        """One update at `multiplier` times the peak learning rates, of gradients / divisor (); none where skip ().
+
+        torch's fused AdamW divides by `grad_scale` and skips where `found_inf` is 1: the hooks that GradScaler uses.
+        """
+        adamw: Any = self.adamw
+        if adamw.defaults["fused"]:
+            adamw.grad_scale, adamw.found_inf = divisor, skip.float()
+        elif bool(skip):
+            return
+        else:
+            for p in self.adamw_parameters.values():
+                if p.grad is not None:
+                    p.grad.div_(divisor)
+        for group in adamw.param_groups:
+            group["lr"] = multiplier * self.adamw_lr
+        adamw.step()
+        if self.config.cautious:
+            amount = multiplier * self.adamw_lr * self.config.weight_decay * (1 - skip.float())
+            for p in self.decayed:
+                if "exp_avg" in adamw.state[p]:  # the sign of AdamW's update is that of the mean gradient
+                    cautious_decay(p, adamw.state[p]["exp_avg"], amount)
+        if self.muon is not None:
+            self.muon.step(multiplier, divisor=divisor, skip=skip)
+
+    def zero_grad(self) -> None:
+        for p in (*self.parameters.values(), *self.adamw_parameters.values(), *self.muon_parameters.values()):
+            p.grad = None
+
+    def momenta(self) -> Mapping[str, Any]:
+        """Muon's momentum of each matrix, by name."""
+        return dict(self.muon.momenta()) if self.muon is not None else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, by parameter name."""
+        adamw = {
+            f"adamw.{key}.{name}": self.to_global(name, value)
+            for name, p in self.adamw_parameters.items()
+            for key, value in self.adamw.state[p].items()
+        }
+        return adamw | {f"muon.momentum.{name}": momentum for name, momentum in self.momenta().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what state_dict() returned, each tensor whole. Raises InputError where it does not fit the model."""
+        if {name for name in state if name.startswith("muon.")} != {f"muon.momentum.{name}" for name in self.momenta()}:
+            raise InputError("the saved optimizer state is not this optimizer's; resume with the run's own optimizer")
+        for full in (name for name in state if name.startswith("adamw.")):
+            _, key, name = full.split(".", 2)
+            value = state[full]
+            if name not in self.adamw_parameters or (value.dim() and value.shape != self.parameters[name].shape):
+                raise InputError(f"the saved optimizer state of {name!r} does not fit this model")
+            p = self.adamw_parameters[name]
+            device = p.device if self.adamw.defaults["fused"] or value.dim() else "cpu"
+            self.adamw.state[p][key] = self.to_local(name, value).to(device, copy=True)
+        for name, momentum in self.muon.momenta() if self.muon is not None else ():
+            momentum.copy_(state[f"muon.momentum.{name}"])
+
+    def to_global(self, name: str, value: Tensor) -> Any:
+        """A tensor of optimizer state as the checkpoint is to see it."""
+        return value
+
+    def to_local(self, name: str, value: Tensor) -> Tensor:
+        """This rank's part of a saved tensor."""
+        return value

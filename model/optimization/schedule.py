@@ -1,0 +1,85 @@
+"""Optimizer settings, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class OptimizerConfig:
+    """With Muon, `learning_rate` applies to hidden matrices and `adamw_learning_rate` to everything else."""
+
+    name: str = "muon"  # muon | adamw
+    learning_rate: float = 0.02  # peak
+    adamw_learning_rate: float = 0.004  # muon: peak for embeddings, head, norms and biases
+    weight_decay: float = 0.1  # decoupled; never on norms and biases
+    cautious: bool = False  # decay a weight only where the update also moves it towards zero (Chen et al. 2025)
+    beta1: float = 0.9  # AdamW: decay of the mean gradient
+    beta2: float = 0.95  # AdamW: decay of the mean squared gradient
+    eps: float = 1e-8  # AdamW
+    momentum: float = 0.9  # muon
+    newton_schulz_dtype: str = "auto"  # muon: auto (bfloat16 where it is fast, else float32) | bfloat16 | float32
+    grad_clip: float = 1.0  # largest global gradient norm; 0: no clipping
+    warmup_steps: int | None = None  # null: min(100, steps // 10)
+    schedule: str = "wsd"  # wsd (warmup, stable, linear decay) | cosine | constant
+    decay_ratio: float = 0.5  # wsd: fraction of the steps in which the learning rate decays
+    min_lr_ratio: float = 0.0  # wsd, cosine: final learning rate as a fraction of the peak
+
+    def validate(self) -> list[str]:
+        errors = []
+        for name, allowed in (
+            ("name", ("muon", "adamw")),
+            ("schedule", ("wsd", "cosine", "constant")),
+            ("newton_schulz_dtype", ("auto", "bfloat16", "float32")),
+        ):
+            if getattr(self, name) not in allowed:
+                errors.append(f"optimizer.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("learning_rate", "adamw_learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                errors.append(f"optimizer.{name}={getattr(self, name)} must be above 0")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                errors.append(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+        for name in ("weight_decay", "grad_clip", "warmup_steps"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                errors.append(f"optimizer.{name}={getattr(self, name)} must be 0 or above")
+        for name in ("decay_ratio", "min_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                errors.append(f"optimizer.{name}={getattr(self, name)} must be in [0, 1]")
+        return errors
+
+
+def warmup_steps(config: OptimizerConfig, steps: int) -> int:
+    return min(100, steps // 10) if config.warmup_steps is None else config.warmup_steps
+
+
+def decay_start(config: OptimizerConfig, steps: int) -> int:
+    """The step at which the learning rate starts to decay.
+
+    The learning rate of earlier steps does not depend on `steps`, unless the warmup does.
+    """
+    warmup = warmup_steps(config, steps)
+    if config.schedule == "constant":
+        return steps
+    return warmup if config.schedule == "cosine" else max(warmup, steps - round(config.decay_ratio * steps))
+
+
+def lr_multiplier(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate of update `step` (from 0) out of `steps`, as a fraction of the peak: in (0, 1].
+
+          1 |     ________________
+            |    /                \\
+            |   /                  \\
+        min |  /                    \\
+            +-------------------------
+              warmup   stable   decay        (wsd; cosine decays right after the warmup, constant never)
+    """
+    warmup, start = warmup_steps(config, steps), decay_start(config, steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if step < start or config.schedule == "constant":
+        return 1.0
+    progress = (step - start) / max(1, steps - start)  # stays below 1, so the last update still moves the weights
+    decay = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay

@@ -1,0 +1,1 @@
+"""Planning: how long a run takes and what it needs."""

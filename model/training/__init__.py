@@ -1,0 +1,1 @@
+"""Training: one update, evaluation, and the state of a run."""

@@ -1,0 +1,75 @@
+"""conf.plots: pictures are whole, warn of nothing, and show what can be shown."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from conf.display import plots
+from tests.test_tables import ODD, words
+
+
+def metrics(path: Path, lines: list[dict[str, Any]], tail: str = "") -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+    return path
+
+
+def test_the_loss_is_drawn_from_what_there_is(tmp_path: Path) -> None:
+    full = [
+        {"step": step, "train_loss": 8 / (step + 1), "val_loss": 8.0, "val_bits_per_byte": 2.0, "learning_rate": 0.02}
+        for step in range(100)
+    ]
+    cases = [full, full[:1], [{"step": 1, "train_loss": 3}], [{"step": 0, "val_loss": 3.0}]]
+    cases += [[{"step": 1, "train_loss": float("nan")}, {"step": 2, "train_loss": 3.0}, {"step": 3}]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number, lines in enumerate(cases):
+            path = metrics(tmp_path / "metrics.jsonl", lines, tail='{"step": 5, "tr')
+            plots.plot_loss(path, tmp_path / f"{number}.png", title="$5 [x]")
+            assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+        plots.plot_loss(metrics(tmp_path / "metrics.jsonl", []), tmp_path / "empty.png")
+    assert len(list(tmp_path.iterdir())) == len(cases) + 1  # no temporary file, and no picture of nothing
+
+
+def test_smoothing_keeps_the_level_and_lags_nowhere() -> None:
+    line = [2.0 * step for step in range(600)]
+    assert plots._smoothed(line) == pytest.approx(line)
+    zigzag = plots._smoothed([1.0, -1.0] * 300)
+    assert max(abs(value) for value in zigzag[50:-50]) < 0.1
+
+
+def test_what_comes_next_is_drawn_without_a_missing_glyph(tmp_path: Path) -> None:
+    tokens = [{"id": 37, "text": text, "probability": 0.3 / rank} for rank, text in enumerate(ODD, start=1)]
+    cases: list[list[dict[str, Any]]] = [
+        [{"prompt": "costs $5 and $6\n你好 " * 20, "tokens": tokens}],
+        [words("")],
+        [words("one"), words("two", []), {"prompt": "x", "tokens": []}, words("four")],
+        [{"prompt": "x", "tokens": []}],
+        [words("x", [{"word": "a", "kind": "word", "lower": 0.0, "upper": 0.0, "tokenisations": 0}])],
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number, results in enumerate(cases):
+            plots.plot_next(results, tmp_path / f"{number}.png")
+    assert len(list(tmp_path.iterdir())) == len(cases)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+    assert plots._visible("a\n你é", 9) == "a\\n\\u4f60é"
+    assert plots._visible("\u200b", 9) == "\\u200b"
+    assert plots._visible("abcdef", 4) == "abc…" and plots._visible("abcdef", 4, tail=True) == "…def"
+
+
+def test_a_picture_shows_every_word_and_both_of_its_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.plot_next([words("left"), words("right")], tmp_path / "no.png")
+    left, right = figures[0].axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["heart", "friend's", "\\n"]
+    assert sorted(bar.get_width() for bar in left.patches) == sorted([0.5, 0.4, 0.2, 0.1, 0.05, 0.05])
+    assert [text.get_text() for text in left.texts] == ["40.0–50.0%", "10.0–20.0%", "5.0%"]
+    assert left.get_xlim() == right.get_xlim()
+    assert "12.5% unexplored" in left.get_xlabel() and "25.0% continues" in left.get_xlabel()

@@ -1,0 +1,156 @@
+"""A file of prompts: batches hold each row once and depend on the file alone; wrong lines are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from data import InputError
+from data.labelled.prompts import PROBLEMS, PromptFile
+
+
+class Letters:
+    """A token a character; the character ? is unknown."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text if letter != "?"]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+@dataclass(frozen=True)
+class Wish:
+    group: str = "a"
+    max_new_tokens: int = 5
+    num_samples: int = 1
+
+
+def read(fields):
+    if "wrong" in fields:
+        raise InputError(f"wrong={fields['wrong']} is wrong")
+    return Wish(**{name: value for name, value in fields.items() if name in ("group", "max_new_tokens", "num_samples")})
+
+
+def opened(path, content=None, **options):
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    options = {"read": read, "tokenizer": Letters(), "context": 20, "batch_size": 4} | options
+    return PromptFile(path, **options)
+
+
+def random_file(seed):
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(rng.randint(1, 60)):
+        record = {"prompt": rng.choice("aé☃🙂\u2028") * rng.randint(0, 30)}
+        for name, values in (("group", "ab"), ("max_new_tokens", (5, 9)), ("num_samples", (1, 2, 3)), ("id", range(9))):
+            if rng.random() < 0.3:
+                record[name] = rng.choice(values)
+        lines += [json.dumps(record, ensure_ascii=rng.random() < 0.5), *[" \t"] * (rng.random() < 0.2)]
+    return rng.choice(["\n", "\r\n"]).join(lines) + "\n" * rng.randint(0, 2)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_each_row_is_in_one_batch_with_its_like(tmp_path, seed):
+    content = random_file(seed)
+    records = [json.loads(line) for line in re.split("\r?\n", content) if line.strip()]
+    prompts = opened(tmp_path / "prompts.jsonl", content)
+    batches = [prompts.batch(number) for number in range(len(prompts))]
+    rows = [row for batch in batches for row in batch]
+    expected = [(index, k) for index, record in enumerate(records) for k in range(record.get("num_samples", 1))]
+    assert sorted((row.index, row.sample) for row in rows) == expected
+    assert [expected[place] for place in prompts.order] == [(row.index, row.sample) for row in rows]
+    assert [len(batch) for batch in batches] == prompts.sizes.tolist()
+    for number, batch in enumerate(batches):
+        assert len({read(row.fields).group for row in batch}) == 1
+        assert len(batch) <= prompts.shape(number) <= 4
+        keys = [
+            (-read(row.fields).max_new_tokens, -min(20, len(row.text) or 1), row.index, row.sample) for row in batch
+        ]
+        assert keys == sorted(keys)
+        for row in batch:
+            assert {"prompt": row.text, **row.fields} == records[row.index]
+    again = opened(tmp_path / "prompts.jsonl")
+    assert [again.batch(number) for number in reversed(range(len(again)))] == batches[::-1]
+    assert again.sha256 == prompts.sha256
+
+
+def test_a_small_group_makes_a_batch_of_the_next_power_of_two_and_others_a_full_one(tmp_path):
+    groups = "a" * 21 + "b" * 3 + "c"
+    content = "".join(json.dumps({"prompt": "x", "group": group}) + "\n" for group in groups)
+    prompts = opened(tmp_path / "prompts.jsonl", content, batch_size=12)
+    assert prompts.sizes.tolist() == [12, 9, 3, 1]
+    assert [prompts.shape(number) for number in range(len(prompts))] == [12, 12, 4, 1]
+
+
+def test_a_text_file_holds_a_prompt_a_line(tmp_path):
+    prompts = opened(tmp_path / "prompts.txt", '\ufeff{"a": 1} \r\n\n  two\x0b\n', batch_size=1)
+    assert [prompts.batch(number)[0].text for number in range(2)] == ['{"a": 1} ', "  two\x0b"]
+
+
+def test_wrong_lines_are_told_together_and_no_more_than_a_few(tmp_path):
+    wrong = [
+        b'{"prompt": "good"}', b"not json", b'{"prompt": 3}', b'{"text": "x"}', b'{"prompt": "x", "wrong": 7}', b"\xff",
+        b'{"prompt": "x", "text": "mine"}',
+    ]  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        opened(tmp_path / "prompts.jsonl", b"\n\n".join(wrong), reserved=("text",))
+    assert len(caught.value.args) == PROBLEMS
+    for problem, line, part in zip(
+        caught.value.args, (3, 5, 7, 9, 11), ("not JSON", "'prompt' is 3", "no field 'prompt'", "wrong=7", "UTF-8"),
+        strict=True,
+    ):  # fmt: skip
+        assert problem.startswith(f"{tmp_path / 'prompts.jsonl'}:{line}: ") and part in problem
+    with pytest.raises(InputError, match=r"jsonl:1: .*'text' too"):
+        opened(tmp_path / "prompts.jsonl", wrong[-1], reserved=("text",))
+    with pytest.raises(InputError, match="no field 'prompt'"):
+        opened(tmp_path / "prompts.jsonl", wrong[3], reserved=("text",))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_prompts_is_refused(tmp_path, content):
+    with pytest.raises(InputError, match="no prompts"):
+        opened(tmp_path / "prompts.jsonl", content)
+
+
+def test_where_the_context_must_suffice_a_longer_prompt_is_wrong(tmp_path):
+    content = "\n".join(json.dumps({"prompt": "x" * length}) for length in (15, 16, 2))
+    opened(tmp_path / "prompts.jsonl", content)
+    with pytest.raises(InputError, match="jsonl:2: 16 tokens and max_new_tokens=5 exceed the context of 20"):
+        opened(tmp_path / "prompts.jsonl", refuse_beyond=True)
+
+
+def test_what_cannot_be_read_twice_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, part in (("missing", "No such file"), (".", "no file that"), ("pipe", "no file that")):
+        with pytest.raises(InputError, match=part):
+            opened(tmp_path / name)
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
+    prompts = opened(tmp_path / "prompts.jsonl", '{"prompt": "a"}\n')
+    prompts.batch(0)
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "b"}\n')
+    with pytest.raises(InputError, match="changed"):
+        prompts.batch(0)
+
+
+def test_the_first_prompt_that_the_tokenizer_cannot_spell_is_known(tmp_path):
+    assert opened(tmp_path / "a.txt", "one\ntwo\n").unknown is None
+    assert opened(tmp_path / "b.txt", "one\n\ntwo?\nthree?\n").unknown == 3
+
+
+def test_of_a_prompt_some_numbers_stay_in_memory(tmp_path):
+    content = "".join(json.dumps({"prompt": "x" * 1000}) + "\n" for _ in range(300))
+    prompts = opened(tmp_path / "prompts.jsonl", content)
+    held = sum(len(value) * value.itemsize for value in vars(prompts).values() if hasattr(value, "itemsize"))
+    assert 0 < held < 300 * 40
+    assert isinstance(prompts.order, np.ndarray)

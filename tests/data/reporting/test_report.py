@@ -1,0 +1,313 @@
+"""The data report: its figures are those of a plain count, however the work was divided; troubles are named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import shlex
+import unicodedata
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from conf.cli import program
+from data.corpus.corpora import Document
+from data.curation.curate import CurateConfig, clean
+from data.curation.removals import Ledger
+from data.preparation.prepare import PrepareConfig
+from data.reporting.advice import code, findings
+from data.reporting.report import report, summarise
+from data.reporting.statistics import Statistics
+from data.reporting.survey import survey
+from data.reporting.text_stats import FrequentLines
+from data.reporting.yardsticks import epochs, windows, yardsticks
+from data.tokenizers import build as tokenizers
+from data.tokenizers.build import TokenizerConfig
+from tests.messy import BOILERPLATE, documents
+
+BYTE = tokenizers.build(TokenizerConfig(kind="byte"), [])
+
+
+def counted(some: list[Document], **options) -> Statistics:
+    statistics = Statistics(BYTE.vocab_size, **options)
+    for document in some:
+        statistics.add(document, np.array(BYTE.encode(document.text), np.uint32), source=document.name.split("/")[0])
+    return statistics
+
+
+def test_the_figures_are_those_of_a_plain_count():
+    some = documents(120, seed=2)
+    found = counted(some).to_dict(BYTE)
+    text = "".join(document.text for document in some)
+    assert found["documents"] == 120 and found["bytes"] == found["tokens"] == len(text.encode())
+    assert sum(row["documents"] for row in found["lengths"]) == 120
+    assert sum(row["tokens"] for row in found["lengths"]) == found["tokens"]
+    look = found["looked_at"]
+    assert look["characters"] == sum(look["classes"].values()) == len(text)
+    assert look["classes"]["digits"] == sum(c.isnumeric() for c in text)
+    letters = Counter(c for c in text if "\u0400" <= c <= "\u04ff")
+    (cyrillic,) = [row for row in look["scripts"] if row["script"] == "Cyrillic"]
+    assert cyrillic["letters"] == letters.total() and cyrillic["different"] == len(letters)
+    assert cyrillic["documents"] == sum("Пациенты" in document.text for document in some)
+    assert sum(look["shares"]["letters"]) == 120
+    for row in look["fewest_letters"]:
+        (text_of,) = {document.text for document in some if document.name == row["name"]}
+        letters_of = sum(unicodedata.category(c)[0] in "LM" for c in text_of)
+        assert row["share"] == round(letters_of / max(1, len("".join(text_of.split()))), 4)
+    assert sum(row["times"] for row in look["unusual"]) == sum(text.count(c) for c in "\xad\x07\ufffd")
+    lines = Counter(line.strip() for line in text.split("\n"))
+    assert {row["line"]: row["times"] for row in look["lines"]}[BOILERPLATE] == lines[BOILERPLATE]
+    assert found["vocabulary"]["used"] == len(set(text.encode()))
+    shares = np.array(list(Counter(text.encode()).values())) / len(text.encode())
+    assert found["vocabulary"]["entropy"] == pytest.approx(-(shares * np.log2(shares)).sum())
+    assert found["longest"][0]["bytes"] == max(len(document.text.encode()) for document in some)
+
+
+def test_divided_pickled_and_merged_the_figures_are_the_same():
+    some = documents(90)
+    parts = [pickle.loads(pickle.dumps(counted(some[start : start + 30]))) for start in (0, 30, 60)]
+    for part in parts[1:]:
+        parts[0].merge(part)
+    whole, merged = counted(some).to_dict(BYTE), parts[0].to_dict(BYTE)
+    assert json.loads(json.dumps(merged)) == json.loads(json.dumps(whole))
+
+
+def test_memory_and_pickles_do_not_grow_with_the_corpus(monkeypatch):
+    monkeypatch.setattr("data.reporting.text_stats.FLUSH", 10_000)
+    rng = random.Random(0)
+    statistics, sizes = Statistics(BYTE.vocab_size), []
+    statistics.texture.lines = FrequentLines(capacity=50)
+    for number in range(2000):
+        text = "".join(f"line {rng.random()} of many\n" for _ in range(20))
+        statistics.add(Document(f"{number:05d}", text), np.zeros(100, np.uint16))
+        if number in (400, 1999):
+            sizes.append(len(pickle.dumps(statistics)))
+    assert sizes[1] < 1.2 * sizes[0] and len(statistics.texture.lines.counts) <= 250 + 20
+
+
+def test_a_close_look_at_a_share_takes_the_same_documents_everywhere():
+    some = [Document(f"{number}.txt", "text\n") for number in range(2000)]
+    half = counted(some, looked_at=0.5)
+    assert half.documents == 2000 and 900 < half.texture.documents < 1100
+    parts = [counted(some[:700], looked_at=0.5), counted(some[700:], looked_at=0.5)]
+    assert parts[0].texture.documents + parts[1].texture.documents == half.texture.documents
+
+
+def test_what_was_seen_of_some_documents_is_reckoned_for_all():
+    some = [
+        Document(f"{n}.txt", f"{n} text und Ã¼ber\x07 {BOILERPLATE}\n{'1' * 200 * (n % 4 == 0)}") for n in range(2000)
+    ]
+    for share, words in ((1, "**500 documents**"), (0.25, "**about ")):
+        statistics = {"train": counted(some, looked_at=share)}
+        text = report(summarise(statistics, Ledger(), BYTE, settings=asdict(CurateConfig())), title="sample")
+        decide = text.split("## To decide")[1].split("##")[0]
+        (few,) = [line for line in decide.split("\n") if "min_letters" in line]
+        assert ("about" in decide) == ("documents, drawn by chance" in decide) == (share < 1)
+        number = few.split("**")[1].removeprefix("about ").split()[0]
+        assert (words in few) if share == 1 else 400 <= int(number) <= 600, few
+        assert ("**2,000 documents**" if share == 1 else "**about 2,000 documents**") in decide
+        assert ("**2,000 control" if share == 1 else "**about 2,000 control") in decide
+
+
+def test_frequent_lines_survive_any_number_of_rare_ones():
+    rng = random.Random(1)
+    tables = [FrequentLines(capacity=20) for _ in range(3)]
+    times = Counter[str]()
+    for _ in range(300):
+        lines = [f"a rare line {rng.random()}" for _ in range(20)] + [f"frequent line {rng.randrange(5)}"] * 3
+        times.update(lines)
+        rng.choice(tables).add("\n".join(lines))
+    for table in tables[1:]:
+        tables[0].merge(table)
+    assert tables[0].missed <= times.total() / 20
+    for row in tables[0].most(5):
+        assert row["line"].startswith("frequent")
+        assert row["times"] <= times[row["line"]] <= row["times"] + tables[0].missed
+
+
+def test_what_was_dropped_is_counted_to_the_byte_and_nothing_vanishes():
+    some = documents(400)
+    rules = CurateConfig(near_duplicates=True, min_letters=0.5, drop_lines="*rights reserved*", line_copies=3)
+    summary, kept = survey(some, BYTE, config=rules)
+    dropped = [entry for entry in summary["curation"].values() if not entry["count"]]
+    inside = [entry for entry in summary["curation"].values() if entry["count"]]
+    left = sum(len(members) for members in kept.values())
+    assert left + sum(entry["documents"] for entry in dropped) == len(some) == summary["read"]["documents"]
+    n_bytes = sum(split["bytes"] for split in summary["splits"].values())
+    all_bytes = sum(len(document.text.encode()) for document in some)
+    assert n_bytes + sum(entry["bytes"] for entry in dropped + inside) == all_bytes
+    assert {"duplicate", "near duplicate", "drop_lines", "min_letters", "empty"} <= set(summary["curation"])
+    assert not {d.text for d in kept["train"]} & {d.text for d in kept["val"]}
+
+
+def test_the_report_names_what_needs_a_decision():
+    summary, _ = survey(documents(600), BYTE)
+    text = report(json.loads(json.dumps(summary)), title="messy | corpus", picture="report.png")
+    decide = text.split("## To decide")[1].split("##")[0]
+    settings = ["near_duplicates", "repair_mojibake", "drop_lines", "min_letters", "control_characters"]
+    for part in [*settings, "Ã¼", "Copyright ©", "Cyrillic", "Han", "ocr/"]:
+        assert part in decide, part
+    assert "![" in text and "| U+00AD | soft hyphen |" in text and "copies of earlier documents" in text
+    for block in text.split("\n\n"):
+        rows = [line for line in block.split("\n") if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1, block  # every row of a table has all its cells
+
+
+@pytest.mark.parametrize(
+    "line", [BOILERPLATE, 'It\'s [1] "so" | `x`  $HOME ${a} \\ 文', "don't  a\tb; rm -rf {x: y}, (z)"]
+)
+def test_what_would_remove_a_line_can_be_pasted_into_a_shell_and_removes_it(line):
+    some = [Document(f"{n}.txt", f"{n}: some text that is by itself\n{line}\n") for n in range(200)]
+    text = report(survey(some, BYTE)[0], title="lines")
+    (pasted,) = [part for part in text.split("`") if "curate.drop_lines=" in part]
+    (word,) = shlex.split(pasted)
+    config, _ = program.compose(PrepareConfig, name="prepare", arguments=[word])
+    cleaned, removed = clean(some[0].text, config.curate)
+    assert cleaned == "0: some text that is by itself\n" and removed["drop_lines"][0] == 1
+
+
+def decisions(some: list[Document], **rules) -> str:
+    return "\n".join(findings(survey(some, BYTE, config=CurateConfig(**rules))[0]))
+
+
+def test_what_max_mojibake_would_drop_is_counted_and_repair_comes_first():
+    some = [
+        Document(f"{n}.txt", f"{n} " + "word " * 100 + ("Ã¼" if n < 40 else "Ã¼" * 40 * (n < 60))) for n in range(400)
+    ]
+    summary, kept = survey(some, BYTE, in_val=lambda document: False)
+    above = summary["splits"]["train"]["looked_at"]["mojibake"]["above"]
+    for share in (0.001, 0.01):
+        _, left = survey(some, BYTE, config=CurateConfig(max_mojibake=share), in_val=lambda document: False)
+        assert above[str(share)] == len(kept["train"]) - len(left["train"])
+    text = decisions(some)
+    assert above == {"0.001": 60, "0.01": 20} and "First repair" in text and "worst" not in text
+    assert "=0.01` would drop" in text
+    assert "First repair" not in decisions(
+        [Document(d.name, d.text + "\ufffd" * 9) for d in some], repair_mojibake=True
+    )
+
+
+def test_halves_of_damaged_characters_are_not_to_be_removed_before_they_are_repaired():
+    damaged = [Document(f"{n}.txt", f"{n} \u00c3\u009f and a little text") for n in range(200)]
+    assert "`curate.repair_mojibake=true curate.control_characters=true`" in decisions(damaged)
+    bells = [Document(f"{n}.txt", f"{n} \x07 and a little text") for n in range(200)]
+    assert "`curate.control_characters=true` removes them" in decisions(bells)
+    assert "control character" not in decisions(damaged, repair_mojibake=True, control_characters=True)
+
+
+@pytest.mark.parametrize("markup", ["<p>", '<a href="x">', "<br/>", "</DIV>", "&nbsp;", "&#160;"])
+def test_markup_is_noticed_and_unequal_signs_are_not(markup):
+    some = [
+        Document(f"{n}.txt", f"{n} text with p < 0.05 & a <b and c> d {markup * (n % 50 == 0)}") for n in range(500)
+    ]
+    assert "10 documents** (2.0%) have tags or entities" in "\n".join(
+        findings(survey(some, BYTE, in_val=lambda document: False)[0])
+    )
+    assert "tags or entities" not in decisions([d for d in some if markup not in d.text])
+
+
+def test_lines_that_differ_in_digits_only_are_noticed_as_identifiers():
+    forms = [Document(f"{n}.txt", f"Patient: X, MRN: {1000123 + n}\n{n} Tel. 0800 123456\nfine") for n in range(300)]
+    (found,) = [line for line in decisions(forms).split("\n") if "identifiers" in line]
+    assert "`Patient: X, MRN: #`" in found and "look whether they name people" in found
+    born = "born {:02}.{:02}.1961, room {}".format
+    assert "`born #.#.#, room #`" in decisions([Document(f"{n}", born(n % 28, n % 12, n)) for n in range(300)])
+    always = [Document(f"{n}.txt", f"by itself {n}\nTel. 0800 123456\n1 {10000 + n}") for n in range(300)]
+    assert "identifiers" not in decisions(always)  # one line again and again, and numbers without words
+    parts = [counted(forms[:100]), counted(forms[100:])]
+    parts[0].merge(pickle.loads(pickle.dumps(parts[1])))
+    whole = counted(forms).to_dict(BYTE)["looked_at"]
+    assert parts[0].to_dict(BYTE)["looked_at"]["shapes"] == whole["shapes"] and whole["shapes"][0]["times"] == 300
+
+
+def test_patterns_that_match_no_line_are_named():
+    some = [Document(f"{n}.txt", f"{n} text\nPatient: {n}\nPage 1\nÃ¼ber") for n in range(20)]
+    text = decisions(some, drop_lines=["Patient", "Page ?", "Pag*", "über"], repair_mojibake=True)
+    assert "`Patient` matched no line; patterns match whole lines: `*Patient*` would" in text
+    assert "matched no line" not in decisions(some, drop_lines="Page ?")
+
+
+def test_shares_are_told_to_a_percent():
+    some = [Document(f"{n}.txt", "a" * 93 + "1" * 7 + f" {n * 'b'}") for n in range(1, 3)]
+    text = report(survey(some, BYTE, in_val=lambda document: False)[0], title="shares")
+    (row,) = [line for line in text.split("\n") if line.startswith("| digits")]
+    assert set(row.split("|")[2:-1]) <= {" 7% ", " 8% "}
+
+
+def test_a_clean_corpus_is_not_nagged_about():
+    rng = random.Random(0)
+    words = [f"{a}{b}" for a in "ka lo mi ru ten vor zil".split() for b in "bar dus fen gol hip".split()]
+    clean = [Document(f"{n}.txt", " ".join(rng.choice(words) for _ in range(60)) + ".\n") for n in range(90)]
+    summary, _ = survey(clean, BYTE)
+    text = report(summary, title="clean")
+    assert "To decide" not in text and "no rule found anything to remove" in text
+
+
+def test_one_document_and_no_validation_make_a_report_too():
+    summary, kept = survey([Document("one", "x")], BYTE, in_val=lambda document: False)
+    assert len(kept["train"]) == 1 and "val" not in summary["splits"]
+    assert report(summary, title="one").startswith("# one\n")
+    empty = summarise({"train": Statistics(BYTE.vocab_size)}, Ledger(), BYTE, settings=asdict(CurateConfig()))
+    assert report(empty, title="none").startswith("# none\n")
+
+
+def test_validation_text_that_training_has_too_is_noticed():
+    rng = random.Random(0)
+    passages = ["".join(rng.choice("abcdefgh ") for _ in range(600)) for _ in range(60)]
+    train = [Document(f"t{n}", f"{n}: {p}\n") for n, p in enumerate(passages)]
+    copied = [Document(f"v{n}", f"again {n}: {p}\n") for n, p in enumerate(passages)]
+    fresh = [Document(f"v{n}", "".join(rng.choice("abcdefgh ") for _ in range(600))) for n in range(60)]
+    for val, noticed in ((copied, True), (fresh, False)):
+        summary, _ = survey(train + val, BYTE, in_val=lambda document: document.name[0] == "v")
+        assert ("Whole passages are in both" in report(summary, title="leak")) == noticed
+        assert (summary["yardsticks"]["val_verbatim"] > 0.3) == noticed
+
+
+def test_a_template_is_not_taken_for_a_passage_in_both_splits():
+    rng = random.Random(0)
+
+    template = ["".join(rng.choice("abcdefgh ") for _ in range(60)) for _ in range(1000)]
+
+    def form(number: int) -> Document:
+        lines = [f"{line}: {rng.randrange(1000)}" for line in rng.sample(template, 5)]
+        return Document(f"{number % 7 == 0}{number}", "\n".join(lines) + "\n")
+
+    summary, _ = survey(map(form, range(700)), BYTE, in_val=lambda document: document.name.startswith("True"))
+    found, text = summary["yardsticks"], report(summary, title="forms")
+    assert found["xz_val_after"] < 0.7 * found["xz_val"] and found["val_verbatim"] == 0
+    assert "may share passages or templates" in text and "are in both" not in text
+
+
+def test_yardsticks_are_bits_per_byte_of_the_text():
+    rng = np.random.default_rng(0)
+    train, val = (rng.integers(0, 4, 40_000) + ord("a") for _ in range(2))
+    found = yardsticks([train], [val], BYTE)
+    for name in ("unigram", "bigram", "gzip", "xz", "xz_val", "xz_val_after"):
+        assert 1.95 < found[name] < 2.7, name
+    assert found["train_bytes"] == found["val_bytes"] == 40_000
+
+
+def test_windows_and_epochs_are_those_of_training():
+    from data.batching.batches import WindowBatches
+    from data.preparation.shards import Split, Tokens
+
+    split = Split(None, "train", Tokens([np.zeros(10_001, np.uint16)]), n_bytes=1, fingerprint="")
+    batches = WindowBatches(split, context=128, batch_size=8, seed=0)
+    lengths = [
+        {"at_least": 64.0, "documents": 30, "tokens": 2500},
+        {"at_least": 128.0, "documents": 10, "tokens": 7500},
+    ]
+    found = windows(10_001, lengths, 128)
+    (part,) = batches.parts
+    assert found["windows"] == len(part)
+    assert found["lost"] == pytest.approx(1 - len(part) * 128 / 10_000)
+    assert found["documents_longer"] == 0.25 and found["tokens_in_longer"] == 0.75
+    assert epochs(10_001, context=128, batch_size=8, steps=100) == pytest.approx(batches.epochs(100)[part.name])
+
+
+def test_names_and_lines_cannot_break_the_page():
+    assert code("a|b`c\nd\x07\u202e") == "`a¦bˋc d\\x07\\u202e`"
+    assert code("   ") == "`   `" and len(code("x" * 500)) == 92

@@ -1,0 +1,73 @@
+"""The encoder of production gives the ids that tiktoken gives, whatever its table has seen before."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from data.tokenizers import bpe, encoder, pretokenize
+from data.tokenizers.encoder import Encoder
+from data.tokenizers.pretokenize import PATTERNS, Pattern
+from tests.test_pretokenize import ALPHABETS, OWN_PATTERN, random_runs, random_text
+
+WORDS = "the there's don't self.value[index] = f(x) 1234 56a _b_ naïve être 日本語 🙂 ''' A'LL x's".split()
+WORDS += ["\r\n", "\n\n\t", ":\n", ";\n   ", ")\n\n"]
+
+
+@pytest.fixture(autouse=True)
+def every_text_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "WORTH", 0)
+
+
+def ranks_for(name: str) -> dict[bytes, int]:
+    return bpe.train(["".join(ALPHABETS) + " ".join(WORDS * 3)], vocab_size=400, pattern=name)
+
+
+def random_words(source: random.Random) -> str:
+    return source.choice(["", " ", "\n"]).join(source.choices(WORDS, k=source.randrange(30)))
+
+
+def check(name: str, batches: list[list[str]], ranks: dict[bytes, int]) -> None:
+    pattern = Pattern(name)
+    tiktoken, ours = bpe.production_encoder(ranks, pattern), Encoder(ranks, pattern)
+    for texts in batches:
+        encoded = ours.encode_batch(texts)
+        assert len(encoded) == len(texts) and all(ids.dtype == np.uint32 for ids in encoded)
+        for text, ids in zip(texts, encoded, strict=True):
+            segments = pattern.segments(text)
+            expected = [token for segment in segments for token in tiktoken.encode_ordinary(segment)]
+            assert ids.tolist() == expected, ascii(text)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt4", OWN_PATTERN])
+@pytest.mark.parametrize("small", [False, True])
+def test_ids_are_those_of_tiktoken(name: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small:  # words take each other's places, and all is forgotten again and again
+        monkeypatch.setattr(encoder, "SLOTS", 8)
+        monkeypatch.setattr(encoder, "IDS", 100)
+        monkeypatch.setattr(encoder, "BLOCK", 7)
+        monkeypatch.setattr(pretokenize, "BATCH", 20)
+    source = random.Random(9)
+    batches = [[source.choice([random_text, random_words])(source) for _ in range(20)] for _ in range(100)]
+    check(name, batches, ranks_for(name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt4"])
+def test_long_runs_and_odd_batches(name: str) -> None:
+    source = random.Random(10)
+    batches = [[random_runs(source) for _ in range(3)] for _ in range(20)]
+    check(name, [[], [""], ["", "a", ""], ["a\0b", "c"], ["\0"], [")", "\n  ", "\n\nx"], *batches], ranks_for(name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt4"])
+def test_a_cut_is_where_any_piece_ends(name: str) -> None:
+    # All pairs of bytes with a cut between them, in all contexts of a few characters.
+    source, compiled = random.Random(11), Pattern(name).compiled
+    table = encoder.CUTS[PATTERNS[name]].reshape(256, 256)
+    for right, left in np.argwhere(table).tolist():
+        for _ in range(3):
+            before, after = ("".join(source.choices("a1 .'\n\rsé_", k=3)) for _ in range(2))
+            whole = before + chr(left), chr(right) + after
+            assert compiled.findall("".join(whole)) == [piece for part in whole for piece in compiled.findall(part)]

@@ -1,0 +1,202 @@
+"""A checkpoint that is damaged, hostile or somebody else's is refused by every program before any of it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from data.tokenizers.build import TokenizerConfig, build
+from model.checkpoints import reader, writer
+from tests.programs import ok, one_line, run
+
+PROGRAMS = ("sample", "finetune", "train")
+
+
+def cover_up(step: Path) -> None:
+    """Makes the manifest agree with the files as they are now."""
+    manifest = json.loads((step / "manifest.json").read_text())
+    paths = [path for path in step.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    manifest["files"] = {
+        path.relative_to(step).as_posix(): {"bytes": path.stat().st_size, "sha256": reader.sha256(path)}
+        for path in paths
+    }
+    (step / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_these_tests_harm_was_sound(program, copy, starts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ok(program, *starts[program])
+
+
+def missing(step: Path) -> None:
+    shutil.rmtree(step.parent)
+
+
+def truncated(step: Path) -> None:
+    path = step / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flipped(step: Path) -> None:
+    content = bytearray((step / "model.safetensors").read_bytes())
+    content[-50] ^= 1
+    (step / "model.safetensors").write_bytes(content)
+
+
+def headless(step: Path) -> None:
+    truncated(step)
+    (step / "model.safetensors").write_bytes(b"\xff" * 64)
+    cover_up(step)
+
+
+def of_another_shape(step: Path) -> None:
+    edit(step / "model.json", d_ff=64)
+    cover_up(step)
+
+
+def of_wrong_types(step: Path) -> None:
+    edit(step / "model.json", context=1.5)
+    cover_up(step)
+
+
+def without_weights(step: Path) -> None:
+    (step / "model.safetensors").unlink()
+
+
+def without_manifest(step: Path) -> None:
+    (step / "manifest.json").unlink()
+
+
+def empty_manifest(step: Path) -> None:
+    (step / "manifest.json").write_text("")
+
+
+def odd_manifest(step: Path) -> None:
+    names = ("model.json", "model.safetensors", "tokenizer/tokenizer.json")
+    edit(step / "manifest.json", files=dict.fromkeys(names, 1))
+
+
+@pytest.mark.parametrize(
+    "harm, parts",
+    [
+        (missing, ("checkpoint=source", "no such directory")),
+        (truncated, ("model.safetensors", "bytes instead of", "again")),
+        (flipped, ("model.safetensors", "sha256", "again")),
+        (headless, ("model.safetensors", "not a readable safetensors", "again")),
+        (of_another_shape, ("model.safetensors", "does not fit")),
+        (of_wrong_types, ("model.json", "context is 1.5", "int", "again")),
+        (without_weights, ("model.safetensors", "missing", "again")),
+        (without_manifest, ("manifest.json", "cannot be read")),
+        (empty_manifest, ("manifest.json", "not JSON", "again")),
+        (odd_manifest, ("manifest.json", "`files`", "again")),
+    ],
+)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_checkpoint_that_is_missing_or_damaged(refused, copy, starts, program, harm, parts):
+    harm(copy)
+    refused(program, *starts[program], parts=parts)
+
+
+@pytest.mark.parametrize(
+    "path", ["poem.txt", "empty", "source/metrics.jsonl", "source/step_00000001/model.safetensors"]
+)
+def test_a_path_that_is_no_checkpoint(refused, copy, starts, tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    for program in PROGRAMS:
+        refused(program, *starts[program], f"checkpoint={path}", parts=(path, "no saved step"))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["BOMB_TARGET"],))
+
+
+@pytest.mark.parametrize("covered_up", [False, True])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_malicious_pickle_is_refused_and_its_code_never_runs(
+    refused, copy, starts, program, covered_up, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("BOMB_TARGET", str(tmp_path / "exploded"))
+    for write in (lambda path: path.write_bytes(pickle.dumps(Bomb())), lambda path: torch.save(Bomb(), path)):
+        write(copy / "model.safetensors")
+        if covered_up:
+            cover_up(copy)
+        refused(program, *starts[program], parts=("model.safetensors",))
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(pickle.dumps(Bomb()))  # it is a real one
+    assert (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("kind", ["byte", "char"])
+@pytest.mark.parametrize("covered_up", [False, True])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_tokenizer_that_is_not_the_checkpoints(refused, copy, starts, program, covered_up, kind):
+    own = json.loads((copy / "tokenizer" / "tokenizer.json").read_text())
+    shutil.rmtree(copy / "tokenizer")
+    shifted = "".join(chr(ord(character) + 1) for character in own["characters"])
+    other = build(TokenizerConfig(kind=kind), [shifted])  # of kind char: exactly as many tokens
+    other.save(copy / "tokenizer")
+    assert (other.vocab_size == own["vocab_size"]) == (kind == "char")
+    if covered_up:
+        cover_up(copy)
+        refused(program, *starts[program], parts=("tokenizer", "is not the tokenizer that the model was trained with"))
+    else:
+        refused(program, *starts[program], parts=("tokenizer.json is damaged",))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_tokenizer_that_is_garbage_under_a_manifest_that_agrees(refused, copy, starts, program):
+    (copy / "tokenizer" / "tokenizer.json").write_text("{oops")
+    cover_up(copy)
+    refused(program, *starts[program], parts=("tokenizer.json", "damaged"))
+
+
+def fills_up(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
+    """A disk without room for the weights of these steps."""
+    whole = writer.save_file
+
+    def full(tensors, path):
+        if any(f"step_{step:08d}" in str(path) for step in steps):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        whole(tensors, path)
+
+    monkeypatch.setattr(writer, "save_file", full)
+
+
+def test_a_run_that_cannot_save_its_end_says_so_and_can_go_on(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        fills_up(patch, (2,))
+        line = one_line(run("train", *base, "eval_every=1"))
+        assert "step 2 could not be saved in run" in line and "No space left" in line and "resume=true" in line
+    assert reader.find(tmp_path / "run").step == 1
+    assert "at step 1" in ok("train", "run_dir=run", "resume=true")
+    assert reader.find(tmp_path / "run").step == 2
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing_but_the_steps_not_saved(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [*base[:-2], "steps=6", "eval_every=1", "log_every=1", "keep_last=9"]
+    ok("train", *settings, "run_dir=whole")
+    with monkeypatch.context() as patch:
+        fills_up(patch, (2, 3))
+        out = ok("train", *settings, "run_dir=run")
+    assert out.count("could not be saved") == 2 and out.count("the run goes on") == 2 and "No space left" in out
+    assert [path.name[-1] for path in reader.steps(tmp_path / "run")] == ["6", "5", "4", "1"]
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+    ends = [reader.find(Path(name)).directory / "model.safetensors" for name in ("whole", "run")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    best = reader.find(Path("run/best")).manifest["val_loss"]
+    assert best == min(reader.verify(path).manifest["val_loss"] for path in reader.steps(tmp_path / "run"))

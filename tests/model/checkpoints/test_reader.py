@@ -1,0 +1,160 @@
+"""The run directory: published whole or not at all, verified before use, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import InputError
+from model.checkpoints import reader, writer
+from tests.families import make
+
+
+def save_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("{}")
+
+
+def snapshot_of(step: int, seed: int = 0) -> writer.Snapshot:
+    return writer.snapshot(
+        step,
+        model=make("modern", seed=seed, n_layer=1),
+        save_tokenizer=save_tokenizer,
+        tensors={"adamw.exp_avg.embed.weight": torch.ones(3)},
+        state={"step": step},
+        facts={"tokens": step * 10},
+        peers=writer.Peers(),
+    )
+
+
+def save_step(run_dir: Path, step: int, *, best: bool = False, keep_last: int = 2, seed: int = 0) -> Path:
+    return writer.write(run_dir, snapshot_of(step, seed), best=best, keep_last=keep_last, peers=writer.Peers())
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    directory = save_step(tmp_path, 5)
+    found = reader.find(tmp_path)
+    assert found.directory == directory and found.step == 5 and found.manifest["tokens"] == 50
+    model, saved = make("modern", n_layer=1), found.model(torch.device("cpu"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name]), name
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids), saved(ids))
+    tensors, state = found.train_state()
+    assert state == {"step": 5} and torch.equal(tensors["adamw.exp_avg.embed.weight"], torch.ones(3))
+
+
+def test_equal_models_give_equal_files(tmp_path):
+    one, two = save_step(tmp_path / "a", 1), save_step(tmp_path / "b", 1)
+    assert reader.sha256(one / "model.safetensors") == reader.sha256(two / "model.safetensors")
+    assert set(reader.find(one).weights()) == set(make("modern", n_layer=1).state_dict())  # canonical names
+
+
+def test_pointers_and_pruning_keep_the_last_and_the_best(tmp_path):
+    save_step(tmp_path, 1, best=True)
+    for step in (2, 3, 4):
+        save_step(tmp_path, step)
+    assert [p.name for p in reader.steps(tmp_path)] == ["step_00000004", "step_00000003", "step_00000001"]
+    assert reader.find(tmp_path).step == reader.find(tmp_path / "latest").step == 4
+    assert reader.find(tmp_path / "best").step == 1
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_damaged_newer_step_takes_no_place_of_a_good_one(tmp_path):
+    for step in (200, 300):
+        save_step(tmp_path, step)
+    (tmp_path / "step_00000300" / "model.safetensors").write_bytes(b"")
+    save_step(tmp_path, 250, keep_last=1)
+    assert [path.name for path in reader.steps(tmp_path)] == ["step_00000250"]
+    assert reader.find(tmp_path).step == 250
+
+
+FILES = ["manifest.json", "model.json", "model.safetensors", "train_state.safetensors", "tokenizer/tokenizer.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+def test_damage_is_seen_and_the_older_step_is_used_loudly(tmp_path, file, harm):
+    save_step(tmp_path, 1)
+    path = save_step(tmp_path, 2, seed=1) / file
+    content = bytearray(path.read_bytes())
+    if harm == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif harm == "flip":
+        place = content.index(b'"sha256": "') + 20 if file == "manifest.json" else len(content) // 2
+        content[place] ^= 1  # elsewhere in the manifest it may be white space: then nothing is wrong
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    said = []
+    found = reader.newest(tmp_path, say=said.append)
+    assert found is not None and found.step == 1
+    assert "step_00000002" in said[0] and "falling back" in said[0]
+    with pytest.raises(InputError, match="step_00000002"):
+        reader.find(tmp_path / "step_00000002")
+
+
+def test_no_intact_step_is_an_error_that_says_why(tmp_path):
+    (save_step(tmp_path, 1) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no intact step.*model\.safetensors"):
+        reader.newest(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["BOMB_TARGET"],))
+
+
+@pytest.mark.parametrize("cover_up", [False, True])
+def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, monkeypatch, cover_up):
+    monkeypatch.setenv("BOMB_TARGET", str(tmp_path / "exploded"))
+    directory = save_step(tmp_path / "run", 1)
+    weights = directory / "model.safetensors"
+    if cover_up:
+        torch.save({"embed.weight": Bomb()}, weights)
+        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest["files"]["model.safetensors"] = {
+            "bytes": weights.stat().st_size,
+            "sha256": reader.sha256(weights),
+        }
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+    else:
+        weights.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        reader.find(tmp_path / "run").model(torch.device("cpu"))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    directory = save_step(tmp_path, 1)
+    with pytest.raises(InputError, match="does not fit"):
+        reader.find(directory).load_into(make("modern", n_layer=2))
+    with pytest.raises(InputError, match="does not fit"):
+        reader.find(directory).load_into(make("modern", n_layer=1, d_model=32))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("nowhere", "no such directory"), ("empty", "no saved step"), ("run/best", "does not name a step")],
+)
+def test_a_path_without_a_checkpoint_is_a_clear_error(tmp_path, target, message):
+    (tmp_path / "empty").mkdir()
+    save_step(tmp_path / "run", 1)
+    (tmp_path / "run" / "best").write_text("step_99999999\n")
+    with pytest.raises(InputError, match=message):
+        reader.find(tmp_path / target)
+
+
+def test_one_process_at_a_time_holds_a_run(tmp_path):
+    with (
+        reader.lock(tmp_path),
+        pytest.raises(InputError, match="in use by another process"),
+        reader.lock(tmp_path),
+    ):
+        pass
+    with reader.lock(tmp_path):
+        assert True  # the lock ends with its holder

@@ -1,0 +1,104 @@
+"""Speculative decoding: the same logits as without, from fewer forwards; guesses are what the text has said before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.device import Compute
+from model.inference.decode import Decoder
+from model.inference.generate import generate
+from model.inference.sampling import SamplingConfig
+from model.inference.speculate import Speculator
+from tests.families import FAMILIES, make
+
+CPU = Compute(torch.device("cpu"), torch.float32, compile=False)
+
+
+class Counter:
+    """A Decoder that counts its forwards."""
+
+    def __init__(self, model, *, capacity=48):
+        self.decoder, self.forwards = Decoder(model, rows=1, capacity=capacity, compute=CPU), 0
+        self.capacity = self.decoder.capacity
+        self.read = self.decoder.read
+
+    @property
+    def length(self):
+        return self.decoder.length
+
+    def step(self, ids):
+        self.forwards += 1
+        return self.decoder.step(ids)
+
+    def extend(self, ids):
+        self.forwards += 1
+        assert int(self.length) + ids.shape[1] <= self.capacity
+        return self.decoder.extend(ids)
+
+
+PROMPT = [5, 6, 7, 8, 9, 5, 6, 7]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "continuation",
+    [
+        [8, 9, 5, 6, 7, 8, 9, 5, 6, 7],  # as guessed, to the end and beyond
+        [8, 1, 2, 3, 5, 6, 7, 8, 9, 4, 5, 6],  # wrong in the middle of a guess, twice
+        [10, 11, 12, 13, 14],  # nothing to guess
+        [3] * 40,  # until the cache is full
+    ],
+)
+@torch.no_grad()
+def test_logits_are_those_of_full_forwards(family, continuation):
+    model = make(family)
+    speculator = Speculator(Counter(model))
+    logits = speculator.read([PROMPT])
+    text = list(PROMPT)
+    for token in continuation:
+        torch.testing.assert_close(logits, model(torch.tensor([text]))[:, -1], atol=1e-4, rtol=1e-4)
+        logits = speculator.step(torch.tensor([token]))
+        text.append(token)
+
+
+def test_a_right_guess_saves_forwards():
+    for continuation, forwards, drafted in (
+        ([8, 9, 5, 6, 7, 8, 9, 5, 6, 7], 2, 8),  # one forward reads the first token and four guessed ones, and so on
+        ([8, 9, 1, 2], 3, 1),
+        ([10, 11, 12, 13, 14], 5, 0),
+    ):
+        counter = Counter(make("modern"))
+        speculator = Speculator(counter, draft=4)
+        speculator.read([PROMPT])
+        flags = []
+        for token in continuation:
+            speculator.step(torch.tensor([token]))
+            flags.append(speculator.drafted)
+        assert counter.forwards == forwards and sum(flags) == drafted
+        assert counter.forwards + sum(flags) == len(continuation)
+
+
+def test_the_guess_is_what_followed_the_longest_match_last():
+    def guess(text, **options):
+        speculator = Speculator(Counter(make("modern")), **options)
+        speculator.read([text])
+        return speculator.predict()
+
+    assert guess([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3], draft=3) == [4, 9, 2]  # 1 2 3 rather than 2 3
+    assert guess([2, 3, 4, 9, 2, 3, 5, 7, 2, 3], draft=2) == [5, 7]  # the newer of two places
+    assert guess([1, 2, 1, 2, 1, 2], draft=5) == [1, 2, 1, 2, 1]  # goes on with itself
+    assert guess([1, 2, 3, 4], draft=5) == [] and guess([7], draft=5) == []
+    assert guess([1, 2, 3, 1, 2], draft=9, lookup=(3,)) == []
+    assert len(guess([4] * 45, draft=9)) == 3  # the cache holds 48
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0), SamplingConfig(temperature=0.2)])
+def test_text_with_repetitions_is_the_same_from_fewer_forwards(sampling):
+    model = make("llama", context=128, vocab_size=10)  # so few tokens repeat themselves
+    plain, fast = (
+        [new for [new] in generate(model, [PROMPT], max_new_tokens=100, sampling=sampling, speculative=speculative)]
+        for speculative in (False, True)
+    )
+    assert [new.id for new in fast] == [new.id for new in plain]
+    assert not any(new.drafted for new in plain) and sum(new.drafted for new in fast) > 10

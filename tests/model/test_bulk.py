@@ -1,0 +1,185 @@
+"""Bulk sampling: whatever is killed, and however often, each line comes once and the file is the same to the byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from model import InputError
+from model.bulk import Request, continue_batch
+from model.inference.sampling import SamplingConfig
+from sample import load
+from tests.programs import ok, one_line, run, start
+
+UNKNOWN = "<|unknown|>"
+
+
+def write_prompts(path, count, *, seed=0):
+    """Prompts of many lengths, some with fields of their own."""
+    rng = random.Random(seed)
+    lines = []
+    for number in range(count):
+        fields = {"id": f"q{number}", "prompt": "Listen to your heart. "[: rng.randint(0, 22)]}
+        if rng.random() < 0.3:
+            fields |= rng.choice(
+                [{"temperature": 0}, {"top_k": 3, "seed": number}, {"stop": "e"}, {"max_new_tokens": 30}]
+            )
+        if rng.random() < 0.1:
+            fields["num_samples"] = 3
+        lines.append(json.dumps(fields))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [json.loads(line) for line in lines]
+
+
+def arguments(trained, prompts, outputs, **more):
+    options = {"checkpoint": trained, "prompts": prompts, "outputs": outputs, "batch_size": 8, "max_new_tokens": 12}
+    options |= {"device": "cpu", "dtype": "float32", **more}
+    return [f"{name}={value}" for name, value in options.items()]
+
+
+def results(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def killed_at(process, partial, size, how=signal.SIGKILL):
+    """Kills a process as soon as the file of its results is so large; its exit status."""
+    while process.poll() is None and (not partial.exists() or partial.stat().st_size < size):
+        time.sleep(0.001)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def undisturbed_and_killed(trained, folder, *, count, kills, seed=0, **more):
+    """The results of a run and of one that was killed again and again."""
+    write_prompts(folder / "prompts.jsonl", count)
+    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "calm.jsonl", **more))
+    size = (folder / "calm.jsonl").stat().st_size
+    partial, rng = folder / "killed.jsonl.partial", random.Random(seed)
+    command = ["sample.py", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl", **more)]
+    statuses = [
+        killed_at(start(*command), partial, size * part)[0] for part in sorted(rng.random() for _ in range(kills))
+    ]
+    assert statuses.count(-signal.SIGKILL) > kills / 2  # else they came too late to prove anything
+    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl", **more))
+    return (folder / "calm.jsonl").read_bytes(), (folder / "killed.jsonl").read_bytes()
+
+
+def test_killed_again_and_again_it_writes_the_same_bytes(trained, tmp_path):
+    calm, killed = undisturbed_and_killed(trained, tmp_path, count=300, kills=4)
+    assert killed == calm
+    records = results(tmp_path / "prompts.jsonl")
+    expected = [(record["id"], k) for record in records for k in range(record.get("num_samples", 1))]
+    assert [(line["id"], line.get("sample", 0)) for line in results(tmp_path / "killed.jsonl")] == expected
+
+
+@pytest.mark.slow
+def test_ten_thousand_prompts_killed_again_and_again(trained, tmp_path):
+    calm, killed = undisturbed_and_killed(trained, tmp_path, count=10_000, kills=8, batch_size=64)
+    assert killed == calm
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_a_word_and_the_same_command_goes_on(trained, tmp_path, number):
+    write_prompts(tmp_path / "prompts.jsonl", 400)
+    options = arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", max_new_tokens=200)
+    process = start("sample.py", *options)
+    status, out, err = killed_at(process, tmp_path / "out.jsonl.partial", 1, number)
+    assert status == 0 and "Traceback" not in err and "the same command goes on" in out
+    assert not (tmp_path / "out.jsonl").exists()
+    assert (tmp_path / "out.jsonl.partial").stat().st_size > 0
+
+
+def test_a_result_has_what_its_line_had_and_what_was_made_of_it(trained, tmp_path):
+    records = write_prompts(tmp_path / "prompts.jsonl", 40)
+    out = ok("sample", *arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"))
+    lines = results(tmp_path / "out.jsonl")
+    assert f"{len(lines)} results" in out and "tokens/s" in out
+    lm = load(trained, device="cpu")
+    for line in lines:
+        assert line.items() >= records[line["index"]].items()
+        if UNKNOWN not in line["text"]:
+            written = lm.tokenizer.decode(line["tokens"])  # the token that completed a stop string is among them
+            assert line["text"] == (written.partition(line["stop"])[0] if line["ended"] == "stop" else written)
+        assert len(line["tokens"]) == len(line["log_probabilities"]) <= line.get("max_new_tokens", 12)
+        assert ("sample" in line) == ("num_samples" in line)
+        if line.get("temperature") == 0:
+            assert set(line["log_probabilities"]) <= {0.0}
+    samples = [tuple(line["tokens"]) for line in lines if "sample" in line and line.get("temperature") != 0]
+    assert len(set(samples)) > 0.9 * len(samples) > 0
+    again = ok("sample", *arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"))
+    assert "nothing to do" in again
+    ok("sample", *arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "one.jsonl", batch_size=1))
+    assert [line["tokens"] for line in results(tmp_path / "one.jsonl")] == [line["tokens"] for line in lines]
+
+
+def test_neither_neighbours_nor_padding_change_a_row(trained):
+    lm = load(trained, device="cpu")
+    prompts = [lm.encode("Listen to your "[:length]) for length in (3, 9, 12, 14, 14)]
+    requests = [Request(max_new_tokens=length, seed=length) for length in (5, 9, 7, 20, 3)]
+    together = continue_batch(lm, prompts, requests, indices=range(5), rows=5)
+    alone = continue_batch(lm, prompts[2:4], requests[2:4], indices=[2, 3], rows=8)
+    for one, other in zip(alone, together[2:4], strict=True):
+        assert (one.tokens, one.text, one.ended) == (other.tokens, other.text, other.ended)
+        assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-5)
+
+
+def test_wrong_lines_are_told_before_anything_runs(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        '{"prompt": "a", "max_tokens": 3}',
+        "",
+        '{"prompt": "b", "temperature": "hot", "top_k": 0}',
+        '{"prompt": "c"}',
+    ]
+    lines.append('{"prompt": "d", "force_words": "Listen to your heart"}')
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    ended = run("sample", *arguments(trained, "prompts.jsonl", "out.jsonl"))
+    assert ended.status == 2 and ended.err.splitlines() == [
+        "error: prompts.jsonl:1: unknown field 'max_tokens'; did you mean 'max_new_tokens'?",
+        "error: prompts.jsonl:3: temperature='hot' does not fit: it takes a number",
+        "error: prompts.jsonl:3: top_k=0 must be at least 1 (null: no limit)",
+        "error: prompts.jsonl:5: force_words=['Listen to your heart'] needs 20 tokens; "
+        "max_new_tokens=12 leaves no room for it",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_restart_with_other_settings_or_prompts_is_refused(trained, tmp_path):
+    write_prompts(tmp_path / "prompts.jsonl", 20)
+    ok("sample", *arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"))
+    options = arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", top_p=0.5)
+    assert "top_p=None (now 0.5)" in one_line(run("sample", *options))
+    write_prompts(tmp_path / "prompts.jsonl", 20, seed=1)
+    options = arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl")
+    assert "prompts=sha256 " in one_line(run("sample", *options))
+
+
+@pytest.mark.parametrize(
+    "fields, parts",
+    [
+        ({"temperature": True}, ["temperature=True", "a number"]),
+        ({"top_k": 2.5}, ["top_k=2.5", "an integer or null"]),
+        ({"seed": 2**64}, [f"seed={2**64}", "an integer"]),
+        ({"min_new_tokens": 300}, ["max_new_tokens=200 must be at least 300 (min_new_tokens)"]),
+        ({"stop": ["a", 3]}, ["stop=['a', 3]", "a list of strings"]),
+        ({"max_new_tokens": 0, "top_p": 2}, ["max_new_tokens=0", "top_p=2"]),
+        ({"Temperature": 1}, ["did you mean 'temperature'?"]),
+    ],
+)
+def test_wrong_fields_are_named(fields, parts):
+    with pytest.raises(InputError) as caught:
+        Request().changed(fields)
+    assert all(part in " ".join(caught.value.args) for part in parts)
+
+
+def test_fields_replace_the_defaults_and_others_are_no_concern_of_ours():
+    default = Request(SamplingConfig(temperature=0.5, top_k=9), max_new_tokens=7, seed=3)
+    assert default.changed({"id": 4, "completion": "x"}) is default
+    fields = {"temperature": 1, "top_k": None, "num_samples": 2, "seed": 5}
+    assert default.changed(fields) == Request(SamplingConfig(), max_new_tokens=7, seed=5, num_samples=2)
+    assert isinstance(default.changed(fields).sampling.temperature, float)
