@@ -18,8 +18,8 @@ from model.device import Compute
 from model.distributed import parallel, sharded
 from model.optimization.schedule import OptimizerConfig
 from model.training.microbatch import MicroBatches
+from tests.end_to_end.test_train import NoTokenizer, Rows, UnequalMasks
 from tests.families import make
-from tests.test_train import NoTokenizer, Rows, UnequalMasks
 
 ADAMW = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=2)
 MUON = OptimizerConfig(warmup_steps=2, newton_schulz_dtype="float32")
@@ -36,7 +36,7 @@ MORE: dict[str, dict[str, Any]] = {
     "gpt2": {"optimizer": ADAMW, "family": "gpt2"},  # a tied head, biases and norms with weights
     "llama": {"optimizer": MUON, "family": "llama"},  # unequal queries and keys
     "micro": {"optimizer": MUON, "micro_batch": 2},
-    "muon_bfloat16": {"optimizer": replace(MUON, newton_schulz="bfloat16")},
+    "muon_bfloat16": {"optimizer": replace(MUON, newton_schulz_dtype="bfloat16")},
     "half": {"optimizer": MUON, "dtype": "bfloat16"},
     "gpt2_half": {"optimizer": ADAMW, "family": "gpt2", "dtype": "bfloat16"},
 }

@@ -10,7 +10,7 @@ import torch
 
 from model.cache import KVCache
 from model.config import ModelConfig
-from model.gpt import GPT, rotate
+from model.gpt import GPT, apply_rotary
 from model.optimization.optimizer import Optimizer
 from model.optimization.schedule import OptimizerConfig
 from tests.families import FAMILIES, SHAPE, make, reference
@@ -98,7 +98,7 @@ def test_rotary_depends_on_differences_only():
 
     def score(i: int, j: int) -> torch.Tensor:
         at = [model.rotary_at(torch.tensor([position])) for position in (i, j)]
-        return (rotate(q, at[0]) * rotate(k, at[1])).sum(-1)
+        return (apply_rotary(q, at[0]) * apply_rotary(k, at[1])).sum(-1)
 
     torch.testing.assert_close(score(9, 4), score(30, 25), atol=1e-5, rtol=0)
     assert not torch.allclose(score(9, 4), score(9, 5), atol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from conf.display import plots
-from tests.test_tables import ODD, words
+from tests.conf.display.test_tables import ODD, words
 
 
 def metrics(path: Path, lines: list[dict[str, Any]], tail: str = "") -> Path:

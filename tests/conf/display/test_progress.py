@@ -36,18 +36,18 @@ def test_progress_is_plain_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch)
     clock = iter([0.0, 10.0, 12.0, 13.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     file = io.StringIO()
-    with progress.Progress(2000, start=100, file=file) as progress:
-        progress.update(200, loss=3.2141, learning_rate=0.02, tokens_per_second=21300)
-        progress.say("validation [b]")
-        progress.update(300)
+    with progress.Progress(2000, start=100, file=file) as shown:
+        shown.update(200, loss=3.2141, learning_rate=0.02, tokens_per_second=21300)
+        shown.say("validation [b]")
+        shown.update(300)
     assert file.getvalue().splitlines() == [
         "step  200/2000  loss 3.214  lr 0.0200  21.3k tok/s  3m00s left",
         "validation [b]",
         "step  300/2000  1m42s left",
     ]
-    with progress.Progress(10, enabled=False, file=file) as progress:
-        progress.update(1)
-        progress.say("no")
+    with progress.Progress(10, enabled=False, file=file) as shown:
+        shown.update(1)
+        shown.say("no")
     assert "no" not in file.getvalue()
 
 
@@ -55,7 +55,7 @@ def test_progress_lines_may_be_few_and_count_anything(monkeypatch: pytest.Monkey
     clock = iter([0.0, 10.0, 12.0, 15.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     file = io.StringIO()
-    with progress.Progress(50, file=file, unit="prompt", every=5) as progress:
+    with progress.Progress(50, file=file, unit="prompt", every=5) as shown:
         for done in (10, 20, 30):
             progress.update(done)
     assert file.getvalue().splitlines() == ["prompt 10/50  40s left", "prompt 30/50  10s left"]
@@ -65,9 +65,9 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TERM", "xterm")
     file = io.StringIO()
     monkeypatch.setattr(file, "isatty", lambda: True)
-    with progress.Progress(2000, file=file) as progress:
-        progress.update(500, loss=3.2141)
-        progress.say("validation [b]")
+    with progress.Progress(2000, file=file) as shown:
+        shown.update(500, loss=3.2141)
+        shown.say("validation [b]")
     assert "validation [b]" in file.getvalue() and "\x1b[" in file.getvalue() and "loss 3.214" in file.getvalue()
 
 

@@ -186,7 +186,7 @@ def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str])
 
 def test_everything_survives_an_ascii_pipe() -> None:
     code = (
-        "from conf import tables as t; from tests.test_tables import SCORE, words\n"
+        "from conf import tables as t; from tests.conf.display.test_tables import SCORE, words\n"
         "t.token_tables([{'prompt': 'café', 'tokens': [{'text': 'é', 'probability': 1}]}]); t.surprisal(SCORE)\n"
         "t.word_tables([words('é'), words('x')]); t.continuation_tree([{'text': 'é', 'probability': 0.5}], prompt='é')"
     )

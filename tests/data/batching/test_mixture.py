@@ -12,8 +12,8 @@ from data import InputError
 from data.batching.batches import IGNORE
 from data.batching.mixture import interleave, shares, validate, whole_numbers
 from data.preparation.shards import Part, open_split
+from tests.data.batching.test_packing import batches_of, lengths_of, split_of
 from tests.programs import NANO, ok, run
-from tests.test_packing import batches_of, lengths_of, split_of
 
 
 @pytest.mark.parametrize("weights", [[1], [3, 1], [1, 3], [1, 1, 1], [5, 2, 11, 7], [1, 1000]])

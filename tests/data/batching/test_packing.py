@@ -17,9 +17,9 @@ from data.preparation.shards import Part, Tokens
 from data.tokenizers.build import TokenizerConfig
 from model.distributed import parallel
 from model.training.evaluate import to_device
+from tests.end_to_end.test_train import digest
 from tests.families import FAMILIES, make
 from tests.programs import NANO, ok, run
-from tests.test_train import digest
 
 END = 95  # of the tests' vocabulary of 96
 

@@ -207,11 +207,11 @@ def test_a_tokenizer_is_trained_on_a_sample_of_the_training_text_and_that_is_sai
     texts = [f"{i} " + chr(97 + i % 26) * 50 for i in range(2000)]
     (tmp_path / "notes" / "x.jsonl").write_text(lines(*texts))
     seen: Counter[str] = Counter()
-    build = build.build
+    original = build.build
 
     def spy(wanted, texts, counts):
         seen.update(counts)
-        return build(wanted, texts, counts=counts)
+        return original(wanted, texts, counts=counts)
 
     monkeypatch.setattr(build, "build", spy)
     said: list[str] = []

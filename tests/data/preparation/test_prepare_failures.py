@@ -95,11 +95,11 @@ def test_processes_that_start_together_prepare_once(notes, tmp_path):
 
 
 def test_a_document_that_changes_meanwhile_is_noticed(notes, tmp_path, monkeypatch):
-    build = build.build
+    original = build.build
 
     def change_then_build(*arguments, **_):
         (notes / "007.txt").write_text("rewritten")
-        return build(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
     with pytest.raises(InputError, match=r"007\.txt.* changed"):
@@ -114,7 +114,7 @@ def test_files_that_come_or_go_meanwhile_are_noticed(tmp_path, monkeypatch, chan
     notes.mkdir()
     for n in range(30):
         (notes / f"{n:02}.jsonl").write_text(f'{{"text": "{n} a"}}\n{{"text": "{n} b"}}\n')
-    build = build.build
+    original = build.build
 
     def change_then_build(*arguments, **_):
         if change == "more":
@@ -125,7 +125,7 @@ def test_files_that_come_or_go_meanwhile_are_noticed(tmp_path, monkeypatch, chan
                 (notes / f"{n}.jsonl").unlink()
         else:
             (notes / "29.jsonl").write_text('{"text": "29 a"}\n')
-        return build(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
     with pytest.raises(InputError, match={"more": "changed|grew", "fewer": "vanished", "shorter": "vanished"}[change]):

@@ -10,7 +10,7 @@ import pytest
 from data.tokenizers import bpe, encoder, pretokenize
 from data.tokenizers.encoder import Encoder
 from data.tokenizers.pretokenize import PATTERNS, Pattern
-from tests.test_pretokenize import ALPHABETS, OWN_PATTERN, random_runs, random_text
+from tests.data.tokenizers.test_pretokenize import ALPHABETS, OWN_PATTERN, random_runs, random_text
 
 WORDS = "the there's don't self.value[index] = f(x) 1234 56a _b_ naïve être 日本語 🙂 ''' A'LL x's".split()
 WORDS += ["\r\n", "\n\n\t", ":\n", ";\n   ", ")\n\n"]

@@ -13,8 +13,8 @@ from data.tokenizers import bpe
 from data.tokenizers.build import END, Tokenizer, TokenizerConfig, build
 from data.tokenizers.huggingface import LETTERS, exported
 from data.tokenizers.pretokenize import LONGEST_RUN
-from tests.test_encoder import WORDS
-from tests.test_pretokenize import ALPHABETS, random_text
+from tests.data.tokenizers.test_encoder import WORDS
+from tests.data.tokenizers.test_pretokenize import ALPHABETS, random_text
 
 CORPUS = [" ".join(WORDS) * 3, "To be, or not to be: that is the question.\n" * 3, "aaaa aaa aa abab babab " * 5]
 CONFIGS = {

@@ -14,7 +14,7 @@ from model.inference.constraints import Matcher, Rules, Text
 from model.inference.sampling import SamplingConfig
 from model.inference.vocabulary import Vocabulary
 from tests.families import make
-from tests.test_generate import byte_model, tokens
+from tests.model.inference.test_generate import byte_model, tokens
 
 RANDOM = random.Random(0)
 

@@ -11,7 +11,7 @@ from torch import nn
 from model import InputError
 from model.device import Compute
 from model.inference.kernels import DecodingLinear
-from model.inference.quantize import Int8Linear, compare, prepare_for_decoding, quality_loss
+from model.inference.quantize import FEW_ROWS, Int8Linear, compare, prepare_for_decoding, quality_loss
 from tests.families import FAMILIES, make
 
 IDS = torch.randint(0, 90, (2, 40), generator=torch.Generator().manual_seed(1))
