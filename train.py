@@ -31,7 +31,8 @@ from model.checkpoints import reader, writer
 from model.checkpoints.background import Saver
 from model.config import ModelConfig
 from model.device import DTYPES, Compute, deterministic, keep_freed_memory
-from model.distributed import parallel
+from model.distributed import parallel, sharded
+from model.distributed.sharded_optimizer import ShardedOptimizer
 from model.gpt import GPT
 from model.optimization.optimizer import Optimizer
 from model.optimization.schedule import warmup_steps
@@ -300,7 +301,8 @@ def fit(
 
 
 def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Optimizer, LossScale, SkipGuard]:
-    optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz_dtype])
+    make = ShardedOptimizer if any(map(sharded.is_sharded, model.parameters())) else Optimizer
+    optimizer = make(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz_dtype])
     guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
     return optimizer, LossScale(compute.dtype, compute.device), guard
 

@@ -97,15 +97,15 @@ def compare(folder: Path, runs: dict[str, dict[str, Any]]) -> None:
 
 def look_between_micro_batches() -> None:
     """From now on a gradient that a rank keeps whole between two micro-batches is an error."""
-    by_autograd = MicroBatches.by_autograd
+    accumulate = MicroBatches.accumulate
 
     def checked(self: MicroBatches, *args: Any) -> torch.Tensor:
-        loss = by_autograd(self, *args)
+        loss = accumulate(self, *args)
         if not isinstance(self.model, DistributedDataParallel):
             assert all(p.grad is not None and sharded.is_sharded(p.grad) for p in self.model.parameters())
         return loss
 
-    MicroBatches.by_autograd = checked  # type: ignore[method-assign]
+    MicroBatches.accumulate = checked  # type: ignore[method-assign]
 
 
 def others(folder: Path) -> None:
