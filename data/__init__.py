@@ -1,5 +1,5 @@
-"""From text to batches of token ids: corpora, tokenizers, shards, examples. No torch in here."""
+"""From text to batches of token ids: corpora, tokenizers, shards, examples. Imports no torch."""
 
 
 class InputError(ValueError):
-    """A mistake of the user's: shown as one line that names the value, the place and the fix; exit status 2."""
+    """A user's mistake: printed as one line that names the value, the place and the fix; exit status 2."""

@@ -1,4 +1,4 @@
-"""What the file system can promise: locks that end with their process, folders that appear whole, sha256."""
+"""File system helpers: locks that end with their process, folders that appear complete or not at all, sha256."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def sha256_of(path: Path) -> str:
@@ -17,35 +18,39 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def lock(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """An exclusive lock that ends with the process that holds it, however it ends; `waiting` is called if another
-    process has it.
+def lock(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds an exclusive lock, which the system releases if the process dies.
+
+    Calls on_wait once if another process holds the lock.
     """
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
+        if not _try_lock(file):
+            on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def sweep(folder: Path) -> None:
-    """Removes each .tmp-NAME in a folder whose .lock-NAME nobody holds: its process was killed."""
-    for left in folder.glob(".tmp-*"):
-        with (folder / left.name.replace(".tmp-", ".lock-", 1)).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(left, ignore_errors=True)
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes each .tmp-NAME in a folder whose .lock-NAME nobody holds: the process that made it was killed."""
+    for leftover in folder.glob(".tmp-*"):
+        with (folder / leftover.name.replace(".tmp-", ".lock-", 1)).open("w") as file:
+            if _try_lock(file):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Makes a finished folder appear under its name: all on the disk first, then one rename."""
+    """Renames a finished folder to its final name after flushing everything in it to the disk."""
     for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
-    if target.exists():  # incomplete or damaged, or we would not be here
+    if target.exists():  # callers publish only where the target is missing or damaged
         shutil.rmtree(target)
     os.rename(temporary, target)
     _fsync(target.parent)

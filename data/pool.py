@@ -1,7 +1,7 @@
-"""A pool of worker processes: a function over a stream of items, results in order, never much of it in memory.
+"""A pool of worker processes: maps a function over a stream of items, with results in order and bounded memory.
 
-Each worker is a program of its own that imports only what the function needs: a fork would copy whatever the caller has
-loaded (torch and its threads), and multiprocessing's spawn would run the caller's main file again in every worker.
+Each worker is a fresh Python process that imports only the modules that the function needs. A fork would copy all that
+the caller has loaded (torch and its threads), and multiprocessing's spawn would run the caller's main file again.
 """
 
 from __future__ import annotations
@@ -23,115 +23,119 @@ from . import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 3  # items that a worker may hold: one at work, the others so that it need not wait
+MAX_QUEUED = 3  # items per worker: one in progress, the others waiting so that the worker is never idle
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # all cores have a process
+    "OMP_NUM_THREADS": "1",  # there is one process per core already
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "4000000",  # bytes; glibc raises it by itself, and then keeps what large arrays leave
+    # Bytes. By default glibc raises these two at run time and then keeps the memory that large arrays leave behind.
+    "MALLOC_MMAP_THRESHOLD_": "4000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000",
 }
 ROOT = Path(__file__).resolve().parent.parent
-START = "import sys; sys.path.insert(0, sys.argv[1]); from data.pool import serve; serve(int(sys.argv[2]))"
+WORKER = "import sys; sys.path.insert(0, sys.argv[1]); from data.pool import serve; serve(int(sys.argv[2]))"
 
 
 class Pool:
-    """`workers` processes; with fewer than two the work is done here."""
+    """A pool of `workers` processes. With fewer than two, the work is done in the calling process."""
 
     def __init__(self, workers: int) -> None:
-        self.workers = [_start() for _ in range(workers)] if workers > 1 else []
+        self.workers = [_start_worker() for _ in range(workers)] if workers > 1 else []
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.end()
+        self.close()
 
-    def end(self) -> None:
-        """Ends the processes, whose memory is then free; what is mapped later is done here."""
-        for process, ours in self.workers:
-            ours.close()  # ends it
-            process.kill()  # even in the middle of something
-        for process, _ours in self.workers:
+    def close(self) -> None:
+        """Ends the workers, which frees their memory. Later calls of map() run in the calling process."""
+        for process, connection in self.workers:
+            connection.close()  # an idle worker exits at this
+            process.kill()  # a busy one at this
+        for process, _ in self.workers:
             process.wait()
         self.workers = []
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-        """(item, function(item)) of each item, in order. `function` is a module's, or a partial of one.
+        """Yields (item, function(item)) for each item, in order.
 
-        An InputError of the function's is raised in its turn; so is any other error, as a RuntimeError.
+        `function` must be defined at the top of a module, or be a functools.partial of such a function. An InputError
+        that it raises is raised here when its item's turn comes; any other exception becomes a RuntimeError.
         """
         if not self.workers:
             yield from ((item, function(item)) for item in items)
             return
-        waiting: deque[tuple[Any, Any]] = deque()
-        for number, item in enumerate(items):
-            if len(waiting) == AHEAD * len(self.workers):
-                yield self._next(waiting)
-            worker = self.workers[number % len(self.workers)][1]
+        pending: deque[tuple[Connection, Any]] = deque()
+        for index, item in enumerate(items):
+            if len(pending) == MAX_QUEUED * len(self.workers):
+                yield _receive(pending)
+            connection = self.workers[index % len(self.workers)][1]
             try:
-                worker.send((function, item))
+                connection.send((function, item))
             except (BrokenPipeError, ConnectionResetError):
-                raise _gone() from None
-            waiting.append((worker, item))
-        while waiting:
-            yield self._next(waiting)
-
-    def _next(self, waiting: deque[tuple[Any, Any]]) -> tuple[Any, Any]:
-        worker, item = waiting.popleft()
-        try:
-            error, result = worker.recv()
-        except (EOFError, OSError):  # OSError: it was ended while it sent
-            raise _gone() from None
-        if error is not None:
-            raise error
-        return item, result
+                raise _worker_died() from None
+            pending.append((connection, item))
+        while pending:
+            yield _receive(pending)
 
 
 def available_cpus() -> int:
-    """How many this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start() -> tuple[subprocess.Popen[bytes], Connection]:
+def _receive(pending: deque[tuple[Connection, Any]]) -> tuple[Any, Any]:
+    connection, item = pending.popleft()
+    try:
+        error, result = connection.recv()
+    except (EOFError, OSError):  # OSError: the worker died while sending
+        raise _worker_died() from None
+    if error is not None:
+        raise error
+    return item, result
+
+
+def _start_worker() -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
     with theirs:
-        command = [sys.executable, "-P", "-c", START, str(ROOT), str(theirs.fileno())]
-        # A group of its own: Ctrl-C is for us, and we end the workers.
-        environment = os.environ | ENVIRONMENT
         process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], process_group=0, env=environment, stdin=subprocess.DEVNULL
+            [sys.executable, "-P", "-c", WORKER, str(ROOT), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            process_group=0,  # Ctrl-C reaches only the main process, which then ends the workers
+            env=os.environ | ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
         )
     return process, ours
 
 
-def _gone() -> InputError:
-    return InputError("a worker process was ended from outside (by a lack of memory?); workers=1 needs the least of it")
+def _worker_died() -> InputError:
+    return InputError("a worker process was killed, perhaps for lack of memory; workers=1 needs the least memory")
 
 
-def _raise(what: str) -> None:
-    raise RuntimeError(what)
+def _raise(message: str) -> None:
+    raise RuntimeError(message)
 
 
 def serve(descriptor: int) -> None:
-    """A worker: applies each function that comes to its item, until the connection ends."""
+    """Runs a worker: applies each function that arrives to its item, until the connection closes."""
     connection = Connection(descriptor)
-    todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def receive() -> None:
-        # In a thread, so that the pool never waits to send while we wait to send to it; and it sees at once that the
-        # pool is gone, by kill -9 too.
+        # In a thread, so that the pool and the worker cannot block each other while both send, and so that the worker
+        # exits at once when the pool's process dies, even by kill -9.
         while True:
             try:
-                todo.put(connection.recv())
+                requests.put(connection.recv())
             except (EOFError, OSError):
                 os._exit(0)
-            except Exception:  # what came cannot be loaded here: say so in its turn, and go on listening
-                todo.put((_raise, traceback.format_exc()))
+            except Exception:  # the message could not be unpickled: report that as this item's error
+                requests.put((_raise, traceback.format_exc()))
 
     threading.Thread(target=receive, daemon=True).start()
     while True:
-        function, item = todo.get()
+        function, item = requests.get()
         try:
             reply: tuple[Exception | None, Any] = (None, function(item))
         except InputError as error:

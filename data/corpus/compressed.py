@@ -1,4 +1,4 @@
-"""Files as streams of bytes: plain, .gz and .zst, with each mistake told in one line."""
+"""Files as streams of bytes: plain, .gz or .zst, with every read error as one line."""
 
 from __future__ import annotations
 
@@ -13,75 +13,74 @@ from typing import IO, Any
 from .. import InputError
 
 SUFFIXES = (".gz", ".zst")
-CHUNK = 1 << 20
-LARGEST_WINDOW = 1 << 27  # bytes that a .zst may make its reader keep; what the zstd program allows by itself
+BUFFER = 1 << 20  # bytes
+ZSTD_READ = 1 << 14  # bytes; small, since they may decompress to a thousand times as many
+MAX_ZSTD_WINDOW = 1 << 27  # bytes of history that a .zst file may require; the zstd program has the same limit
 
 
 @contextmanager
 def open_stream(path: Path, *, name: str | None = None) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """(the unpacked bytes of a file, the file itself, which tells how much of it was read).
+    """Opens (the decompressed stream, the file itself, whose position tells how much of it was read).
 
-    `name` is what to call it, and tells how it is packed. InputError for whatever keeps it from being read, also while
-    the body reads.
+    `name` is used in error messages, and its suffix tells the compression. Raises InputError if the file cannot be
+    read, also while the body reads from the stream.
     """
     place = name or str(path)
     try:
         with path.open("rb") as file:
             if file.seekable():
-                file.seek(0)  # /dev/fd/N may go on where it was left
+                file.seek(0)  # /dev/fd/N shares its position with whoever read it before
             if place.endswith(".gz"):
-                with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-                    yield unpacked, file  # type: ignore[misc]
+                with gzip.GzipFile(fileobj=file, mode="rb") as decompressed:
+                    yield decompressed, file  # type: ignore[misc]
             elif place.endswith(".zst"):
-                yield io.BufferedReader(_Unpacked(file, place), CHUNK), file
+                yield io.BufferedReader(_ZstdStream(file, place), BUFFER), file
             else:
                 yield file, file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{place}: damaged gzip data ({error}); pack or copy the file again") from None
+        raise InputError(f"{place}: damaged gzip data ({error}); compress or copy the file again") from None
     except OSError as error:
         if error.filename is not None and str(error.filename) != str(path):
             raise
         raise InputError(f"{place}: {error.strerror or error}; check the path and its permissions") from None
 
 
-class _Unpacked(io.RawIOBase):
-    """A .zst as a stream. (zstandard's own stream ends without a word where a file was cut short.)"""
+class _ZstdStream(io.RawIOBase):
+    """A .zst file as a stream. zstandard's own stream ends silently where a file was truncated."""
 
     def __init__(self, file: IO[bytes], place: str) -> None:
         try:
             import zstandard
         except ImportError:
             raise InputError(
-                f'{place}: zstd needs the package zstandard; pip install -e ".[zstd]", or unpack it first'
+                f'{place}: .zst files need the package zstandard; pip install -e ".[zstd]", or decompress the file'
             ) from None
         self.file, self.place = file, place
-        self.new_frame = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj
-        self.error = zstandard.ZstdError
+        self.new_frame = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompressobj
+        self.zstd_error = zstandard.ZstdError
         self.frame: Any = None
-        self.packed, self.ready = b"", b""
+        self.compressed, self.ready = b"", b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self.ready:
-            self.packed = self.packed or self.file.read(
-                CHUNK >> 6
-            )  # little, for it may unpack to a thousand times as much
-            if not self.packed:
+            self.compressed = self.compressed or self.file.read(ZSTD_READ)
+            if not self.compressed:
                 if self.frame is not None:
-                    raise self._damaged("it ends too early")
+                    raise self._damaged("it is truncated")
                 return 0
             try:
                 self.frame = self.frame or self.new_frame()
-                self.ready, self.packed = self.frame.decompress(self.packed), b""
+                self.ready, self.compressed = self.frame.decompress(self.compressed), b""
                 if self.frame.eof:
-                    self.packed, self.frame = self.frame.unused_data, None
-            except self.error as error:
+                    self.compressed, self.frame = self.frame.unused_data, None
+            except self.zstd_error as error:
                 raise self._damaged(error) from None
         length = min(len(buffer), len(self.ready))
         buffer[:length], self.ready = self.ready[:length], self.ready[length:]
         return length
 
     def _damaged(self, reason: object) -> InputError:
-        return InputError(f"{self.place}: damaged zstd data ({reason}); pack or copy the file again")
+        return InputError(f"{self.place}: damaged zstd data ({reason}); compress or copy the file again")

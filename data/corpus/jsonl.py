@@ -1,4 +1,4 @@
-"""JSON Lines: a file with one JSON object a line, read line by line, each mistake named with its place."""
+"""JSON Lines: a file with one JSON object per line, with every error named with its line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pathlib import Path
 from .. import InputError
 from .compressed import open_stream
 
-LONGEST_LINE = 64 << 20  # bytes of one line of JSON
+MAX_LINE = 64 << 20  # bytes of one line of JSON
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """(line number from 1, object) of each line of a .jsonl, .jsonl.gz or .jsonl.zst file, however large; blank lines
-    are passed over.
-    """
+    """Yields (line number from 1, object) for each non-blank line of a .jsonl, .jsonl.gz or .jsonl.zst file."""
     with open_stream(Path(path)) as (stream, _):
-        # Lines of bytes: JSON strings may hold U+2028 and other characters that Python's text takes for line ends.
+        # Lines of bytes: in text mode, Python would also split at U+2028, which JSON strings may contain.
         for number, content in enumerate(stream, start=1):
             try:
                 line = content.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -29,13 +27,13 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
 
 
 def json_object(line: str, place: str) -> dict:
-    """The object that a line of JSON holds; InputError names the place."""
+    """Parses a line that must be a JSON object. Raises InputError, which names the place."""
     try:
         record = json.loads(line)
         if "\\u" in line:
-            json.dumps(record, ensure_ascii=False).encode()  # fails on a lone surrogate, which is no text
+            json.dumps(record, ensure_ascii=False).encode()  # fails on a lone surrogate, which UTF-8 cannot encode
     except UnicodeEncodeError:
-        raise InputError(f"{place}: half of a surrogate pair, like \\ud800, is no character") from None
+        raise InputError(f"{place}: half of a surrogate pair, like \\ud800, is not a character") from None
     except (ValueError, RecursionError) as error:
         reason = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
         raise InputError(f"{place}: not JSON ({reason}); each line must be one JSON object") from None
@@ -45,7 +43,7 @@ def json_object(line: str, place: str) -> dict:
 
 
 def text_of(record: dict, field: str, place: str) -> str:
-    """The text that an object holds in a field; InputError names the place and the fields that it has."""
+    """Returns the text in a field of an object. Raises InputError, which names the place and the existing fields."""
     text = record.get(field)
     if isinstance(text, str):
         return text

@@ -1,10 +1,10 @@
-"""The plays of the built-in corpus: which ones are held out, and what is said in them."""
+"""Shakespeare's plays: which ones are held out, and the speeches in them."""
 
 from __future__ import annotations
 
 import regex
 
-HELD_OUT = [  # one play of each kind, which scripts/quickstart.sh keeps out of pretraining too
+HELD_OUT = [  # one play of each kind; scripts/quickstart.sh keeps them out of pretraining too
     "comedies/twelfth-night.md",
     "histories/richard-ii.md",
     "problems/measure-for-measure.md",
@@ -15,7 +15,7 @@ HELD_OUT = [  # one play of each kind, which scripts/quickstart.sh keeps out of 
 
 
 def speeches(play: str) -> list[str]:
-    """What the characters of a play say, a string a speech: the lines below a bold name, without stage directions."""
+    """Returns the speeches of a play: the lines below each bold name, without headings and stage directions."""
     found = []
     for part in regex.split(r"^\*\*.+\*\*\s*$", play, flags=regex.MULTILINE)[1:]:
         lines = [line.strip() for line in part.splitlines()]

@@ -1,4 +1,4 @@
-"""Reading: a piece of a file -> its documents; what is no text is left out, mended or refused, and always counted."""
+"""Reading: a chunk of a file -> its documents. Counts what is skipped, and handles bytes that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -12,23 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import InputError
-from .formats import (
-    BINARY,
-    BYTE_ORDER_MARK,
-    LARGEST_DOCUMENT,
-    LINES,
-    ROWS,
-    SEPARATED,
-    TEXT,
-    Piece,
-    in_documents,
-    separator_lines,
-)
+from .chunks import BINARY, JSON_LINES, MAX_DOCUMENT, ROWS, SEPARATED, TEXT, Chunk, separator_spans, split_long
 from .jsonl import json_object, text_of
 
-EXAMPLES = 50  # names that are kept of what was left out; all of it is counted
-NOT_UTF8, MENDED, BROKEN = "not UTF-8: convert it with iconv", "not UTF-8, replaced by U+FFFD", "broken line"  # reasons
-INVALID = ("auto", "skip", "replace", "refuse")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_EXAMPLES = 50  # names of skipped documents that are kept; all of them are counted
+EMPTY, NOT_TEXT, BAD_LINE = "empty", "binary", "broken line"  # reasons
+NOT_UTF8, REPLACED = "not UTF-8: convert it with iconv", "not UTF-8, replaced by U+FFFD"
+POLICIES = ("auto", "skip", "replace", "refuse")
 
 
 @dataclass(frozen=True)
@@ -38,8 +29,8 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How documents are read."""
+class ReadOptions:
+    """How documents are read; PrepareConfig explains each setting."""
 
     include: str | list[str] | None = None
     exclude: str | list[str] | None = None
@@ -48,46 +39,46 @@ class Reading:
     invalid_utf8: str = "auto"
 
     def validate(self) -> list[str]:
-        """What is wrong with it, under the names of the settings."""
+        """Returns what is wrong with the settings, one line each."""
         found = []
-        if self.invalid_utf8 not in INVALID:
-            found.append(f"invalid_utf8={self.invalid_utf8!r} is not one of {', '.join(INVALID)}")
+        if self.invalid_utf8 not in POLICIES:
+            found.append(f"invalid_utf8={self.invalid_utf8!r} is not one of {', '.join(POLICIES)}")
         if self.separator is not None and (not self.separator or "\n" in self.separator):
-            found.append(f"document_separator={self.separator!r} must be a line of text, without its end")
+            found.append(f"document_separator={self.separator!r} must be one line of text, without the line end")
         return found
 
 
 @dataclass
-class LeftOut:
-    """What was read but is not in the corpus as it was: how much of it, why, and some of the names."""
+class Skipped:
+    """Counts the documents that were skipped, or whose text was repaired, with some of their names."""
 
     counts: dict[str, list[int]] = field(default_factory=dict)  # reason -> [documents, bytes]
     examples: list[str] = field(default_factory=list)  # "name (reason)"
-    broken: list[str] = field(default_factory=list)  # what is wrong with lines of JSON and where
-    found: int = 0  # documents, before include and exclude
+    bad_lines: list[str] = field(default_factory=list)  # an error message for each broken line of JSON
+    n_found: int = 0  # documents, before include and exclude
 
     def add(self, name: str, reason: str, n_bytes: int) -> None:
         count = self.counts.setdefault(reason, [0, 0])
         count[0] += 1
         count[1] += n_bytes
-        if len(self.examples) < EXAMPLES:
+        if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(f"{name} ({reason})")
 
-    def merge(self, other: LeftOut, *, max_bad_lines: int) -> None:
-        """Adds what came later; InputError once more than max_bad_lines are broken."""
-        for reason, (documents, n_bytes) in other.counts.items():
+    def merge(self, later: Skipped, *, max_bad_lines: int) -> None:
+        """Adds the counts of a later part of the corpus. Raises InputError at bad line number max_bad_lines + 1."""
+        for reason, (documents, n_bytes) in later.counts.items():
             count = self.counts.setdefault(reason, [0, 0])
             count[0] += documents
             count[1] += n_bytes
-        self.examples += other.examples[: EXAMPLES - len(self.examples)]
-        self.found += other.found
-        self.broken += other.broken
-        if len(self.broken) > max_bad_lines:
-            over = f" ({max_bad_lines} before it were left out, as max_bad_lines= allows)" if max_bad_lines else ""
-            raise InputError(self.broken[max_bad_lines] + over)
+        self.examples += later.examples[: MAX_EXAMPLES - len(self.examples)]
+        self.n_found += later.n_found
+        self.bad_lines += later.bad_lines
+        if len(self.bad_lines) > max_bad_lines:
+            before = f" (after {max_bad_lines} bad lines, which max_bad_lines= allows)" if max_bad_lines else ""
+            raise InputError(self.bad_lines[max_bad_lines] + before)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """By reason: documents, bytes, some of the names."""
+        """Returns documents, bytes and some names for each reason."""
         return {
             reason: {
                 "documents": documents,
@@ -102,151 +93,165 @@ class LeftOut:
         documents = sum(count for count, _ in self.counts.values())
         if documents > 5:
             reasons = ", ".join(f"{count:,} {reason} ({size:,} bytes)" for reason, (count, size) in self.counts.items())
-            return f"left out or mended: {reasons}; such as {', '.join(self.examples[:3])}"
-        return f"left out {', '.join(self.examples)}" if documents else ""
+            return f"skipped or repaired: {reasons}; for example {', '.join(self.examples[:3])}"
+        return f"skipped or repaired: {', '.join(self.examples)}" if documents else ""
 
 
 def matches(name: str, patterns: str | list[str] | None, *, default: bool) -> bool:
-    """Whether a document's name matches any of the patterns; `default` where there are none."""
+    """True if a document's name matches any of the patterns; `default` if there are none."""
     if not patterns:
         return default
-    return _expression(patterns if isinstance(patterns, str) else tuple(patterns)).match(name) is not None
+    return _compiled(patterns if isinstance(patterns, str) else tuple(patterns)).match(name) is not None
 
 
 @lru_cache
-def _expression(patterns: str | tuple[str, ...]) -> re.Pattern[str]:
+def _compiled(patterns: str | tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(translate, [patterns] if isinstance(patterns, str) else patterns)))
 
 
-def wanted(name: str, file: str, reading: Reading) -> bool:
-    """Whether include and exclude leave a document; a pattern may mean its own name or its file's."""
-    return any(matches(n, reading.include, default=True) for n in (name, file)) and not any(
-        matches(n, reading.exclude, default=False) for n in (name, file)
+def is_selected(name: str, file: str, options: ReadOptions) -> bool:
+    """True if include and exclude keep a document. A pattern may match its own name or its file's."""
+    return any(matches(n, options.include, default=True) for n in (name, file)) and not any(
+        matches(n, options.exclude, default=False) for n in (name, file)
     )
 
 
-def documents_of(piece: Piece, reading: Reading, left_out: LeftOut) -> Iterator[Document]:
-    """The documents of a piece that are not empty, in order; notes what is left out. InputError: what is refused."""
-    for name, text in _texts(piece, reading, left_out):
-        left_out.found += 1
-        if not wanted(name, piece.name, reading):
+def documents_of(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[Document]:
+    """Yields the selected documents of a chunk that are not empty, in order, and counts the skipped ones.
+
+    Raises InputError for a document that the options refuse.
+    """
+    for name, text in _texts(chunk, options, skipped):
+        skipped.n_found += 1
+        if not is_selected(name, chunk.name, options):
             continue
         if text:
             yield Document(name, text)
         else:
-            left_out.add(name, "empty", 0)
+            skipped.add(name, EMPTY, 0)
 
 
-def _texts(piece: Piece, reading: Reading, left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    """(name, text) of each document."""
-    if piece.kind == ROWS:
-        yield from _rows(piece, left_out)
+def _texts(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    """Yields (name, text) of each document."""
+    if chunk.kind == ROWS:
+        yield from _row_texts(chunk, skipped)
         return
-    if piece.kind == BINARY or (piece.kind == TEXT and not wanted(piece.name, piece.name, reading)):
-        if piece.kind == BINARY:
-            left_out.add(piece.name, "binary", piece.n_bytes)
-        left_out.found += piece.kind != BINARY
+    if chunk.kind == BINARY:
+        skipped.add(chunk.name, NOT_TEXT, chunk.n_bytes)
         return
-    content = _content(piece)
-    if piece.line == 1:
+    if chunk.kind == TEXT and not is_selected(chunk.name, chunk.name, options):
+        skipped.n_found += 1  # without reading the file
+        return
+    content = _content(chunk)
+    if chunk.line == 1:
         content = content.removeprefix(BYTE_ORDER_MARK)
-    if piece.kind == LINES:
-        yield from _json(content, piece, reading, left_out)
+    if chunk.kind == JSON_LINES:
+        yield from _json_texts(content, chunk, options, skipped)
         return
-    if not piece.named and b"\0" in content:
-        left_out.add(piece.name, "binary", len(content))
+    if not chunk.explicit and b"\0" in content:
+        skipped.add(chunk.name, NOT_TEXT, len(content))
         return
-    documents = _separated(content, piece, reading) if piece.kind == SEPARATED else _cut(content, piece.name, piece)
+    if chunk.kind == SEPARATED:
+        documents = _split_at_separators(content, chunk, (options.separator or "").encode())
+    else:
+        documents = _split_text(content, chunk)
     for name, line, document in documents:
-        text = _decoded(document, name, line, piece, reading, left_out)
+        text = _decode(document, name, line, chunk, options, skipped)
         if text is not None:
             yield name, text
 
 
-def _content(piece: Piece) -> bytes:
-    if piece.content is not None:
-        return piece.content
+def _content(chunk: Chunk) -> bytes:
+    if chunk.content is not None:
+        return chunk.content
     try:
-        return Path(piece.path).read_bytes()
+        return Path(chunk.path).read_bytes()
     except OSError as error:
-        raise InputError(f"{piece.path}: {error.strerror or error}; check the path and its permissions") from None
+        raise InputError(f"{chunk.path}: {error.strerror or error}; check the path and its permissions") from None
 
 
-def _cut(content: bytes, name: str, piece: Piece, line: int | None = None) -> Iterator[tuple[str, int, bytes]]:
-    """(name, line, content) of the documents of a text. Where it is not a whole file's, the name ends in the line."""
-    line = piece.line if line is None else line
-    alone = piece.whole and piece.kind == TEXT and len(content) <= LARGEST_DOCUMENT
-    for document in in_documents(content):
-        yield name if alone else f"{name}:{line}", line, document
+def _split_text(content: bytes, chunk: Chunk) -> Iterator[tuple[str, int, bytes]]:
+    """Yields (name, line, content) of each document in a text. A document that is not a whole file is named by its
+    line.
+    """
+    whole_file = chunk.whole and len(content) <= MAX_DOCUMENT
+    line = chunk.line
+    for document in split_long(content):
+        yield chunk.name if whole_file else f"{chunk.name}:{line}", line, document
         line += document.count(b"\n")
 
 
-def _separated(content: bytes, piece: Piece, reading: Reading) -> Iterator[tuple[str, int, bytes]]:
-    line, start = piece.line, 0
-    separator = (reading.separator or "").encode()
-    for stop, after in [*separator_lines(content, separator), (len(content), len(content))]:
+def _split_at_separators(content: bytes, chunk: Chunk, separator: bytes) -> Iterator[tuple[str, int, bytes]]:
+    start, line = 0, chunk.line
+    for stop, next_start in [*separator_spans(content, separator), (len(content), len(content))]:
         if stop > start:
-            yield from _cut(content[start:stop], piece.name, piece, line)
-        line, start = line + content.count(b"\n", start, after), after
+            for document in split_long(content[start:stop]):
+                yield f"{chunk.name}:{line}", line, document
+                line += document.count(b"\n")
+        line, start = line + content.count(b"\n", stop, next_start), next_start
 
 
-def _json(content: bytes, piece: Piece, reading: Reading, left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    # Not splitlines(): JSON strings may hold U+2028 and other characters that Python takes for line ends.
-    for number, raw in enumerate(content.split(b"\n"), start=piece.line):
+def _json_texts(content: bytes, chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    # Not splitlines(): JSON strings may contain U+2028 and other characters that Python takes for line ends.
+    for number, raw in enumerate(content.split(b"\n"), start=chunk.line):
         if not raw.strip():
             continue
-        line = _decoded(raw, f"{piece.name}:{number}", number, piece, reading, left_out)
+        name = f"{chunk.name}:{number}"
+        line = _decode(raw, name, number, chunk, options, skipped)
         if line is None:
             continue
         try:
-            text = json.loads(line)[reading.text_field]
+            text = json.loads(line)[options.text_field]
             n_bytes = len(text.encode())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            try:
-                place = f"{piece.path}:{number}"
-                text = text_of(json_object(line, place), reading.text_field, place)
+            try:  # again, slowly, for the error message
+                place = f"{chunk.path}:{number}"
+                text = text_of(json_object(line, place), options.text_field, place)
                 n_bytes = len(text.encode())
             except InputError as error:
-                left_out.add(f"{piece.name}:{number}", BROKEN, len(raw))
-                left_out.broken.append(str(error))
+                skipped.add(name, BAD_LINE, len(raw))
+                skipped.bad_lines.append(str(error))
                 continue
-        yield from _of_record(f"{piece.name}:{number}", text, n_bytes)
+        yield from _record_texts(name, text, n_bytes)
 
 
-def _rows(piece: Piece, left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    for number, text in enumerate(piece.rows, start=piece.line):
+def _row_texts(chunk: Chunk, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    for number, text in enumerate(chunk.rows, start=chunk.line):
+        name = f"{chunk.name}:{number}"
         if isinstance(text, str):
-            yield from _of_record(f"{piece.name}:{number}", text, len(text.encode()))
+            yield from _record_texts(name, text, len(text.encode()))
         elif text is None:
-            left_out.add(f"{piece.name}:{number}", "empty", 0)
+            skipped.add(name, EMPTY, 0)
         else:
-            raise InputError(f"{piece.path}: row {number} is no text but {type(text).__name__}; set text_field=")
+            kind = type(text).__name__
+            raise InputError(f"{chunk.path}: row {number} is not text but {kind}; set text_field= to a column of text")
 
 
-def _of_record(name: str, text: str, n_bytes: int) -> Iterator[tuple[str, str]]:
-    if n_bytes <= LARGEST_DOCUMENT:
+def _record_texts(name: str, text: str, n_bytes: int) -> Iterator[tuple[str, str]]:
+    """Yields the text of one record, split if it is too long."""
+    if n_bytes <= MAX_DOCUMENT:
         yield name, text
     else:
-        for part, content in enumerate(in_documents(text.encode()), start=1):
+        for part, content in enumerate(split_long(text.encode()), start=1):
             yield f"{name}/{part}", content.decode()
 
 
-def _decoded(content: bytes, name: str, line: int, piece: Piece, reading: Reading, left_out: LeftOut) -> str | None:
-    """The text of a document, or nothing if it is left out."""
+def _decode(content: bytes, name: str, line: int, chunk: Chunk, options: ReadOptions, skipped: Skipped) -> str | None:
+    """Returns the text of a document, or None if it is skipped."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        policy = reading.invalid_utf8
+        policy = options.invalid_utf8
         if policy == "auto":
-            policy = "refuse" if piece.named else "skip"
+            policy = "refuse" if chunk.explicit else "skip"
         if policy == "refuse":
             line += content.count(b"\n", 0, error.start)
             raise InputError(
-                f"{piece.path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert it (iconv), or set "
+                f"{chunk.path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert it (iconv), or set "
                 "invalid_utf8= to skip or replace"
             ) from None
     if policy == "skip":
-        left_out.add(name, NOT_UTF8, len(content))
+        skipped.add(name, NOT_UTF8, len(content))
         return None
-    left_out.add(name, MENDED, len(content))
+    skipped.add(name, REPLACED, len(content))
     return content.decode(errors="replace")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import InputError
-from ..corpus.reading import LeftOut
+from ..corpus.reading import Skipped
 from ..corpus.sources import STDIN
 from ..files import sha256_of
 from ..reporting.report import table
@@ -68,7 +68,7 @@ def about(index: dict[str, Any]) -> list[str]:
     return lines
 
 
-def provenance(index: dict[str, Any], seen: Seen, left_out: LeftOut) -> str:
+def provenance(index: dict[str, Any], seen: Seen, left_out: Skipped) -> str:
     """What the report says last: what is held out, what could not be read, the settings."""
     lines = ["", "## Where it is from", ""]
     if index["split"] in (NAMES, HASH):

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import InputError
 from ..corpus.corpora import Block
-from ..corpus.reading import Document, LeftOut, Reading, documents_of
+from ..corpus.reading import Document, ReadOptions, Skipped, documents_of
 from ..curation.curate import Cleaned, CurateConfig, clean, refuse
 from ..curation.duplicates import signature
 from ..curation.removals import Ledger
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Rules:
     """How documents are read, what is made of them, and how they are split."""
 
-    reading: Reading
+    reading: ReadOptions
     curate: CurateConfig
     splitting: Splitting
 
@@ -53,13 +53,13 @@ class Scanned:
     names: bytes
     signatures: bytes  # of those that are not dropped, if near copies are sought
     identities: bytes  # 32 bytes for each, of its name and text as they were read
-    left_out: LeftOut
+    left_out: Skipped
     ledger: Ledger
 
 
 def scan(rules: Rules, block: Block) -> Scanned:
     """What there is, and what the rules on single documents remove."""
-    left_out, ledger, curate = LeftOut(), Ledger(), rules.curate
+    left_out, ledger, curate = Skipped(), Ledger(), rules.curate
     rows, names, signatures, identities = [], [], [], []
     for read, document, removed in _documents(block, rules, left_out):
         content, name = document.text.encode(), _name(document)
@@ -91,9 +91,9 @@ def training_text(rules: Rules, share: float, task: Task) -> list[str]:
 
 def pieces(rules: Rules, share: float, pattern: str, task: Task) -> dict[str, int]:
     """The same, as the pieces that byte pairs are learned from, each with how often it occurs."""
-    from ..tokenizers.pretokenize import Counting, Pattern
+    from ..tokenizers.pretokenize import Pattern, PretokenCounter
 
-    counting = Counting(Pattern(pattern))
+    counting = PretokenCounter(Pattern(pattern))
     return counting.add(training_text(rules, share, task)) or counting.finish()
 
 
@@ -146,10 +146,10 @@ def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
     return found
 
 
-def _documents(block: Block, rules: Rules, left_out: LeftOut) -> Iterator[tuple[Document, Document, Cleaned]]:
+def _documents(block: Block, rules: Rules, left_out: Skipped) -> Iterator[tuple[Document, Document, Cleaned]]:
     """(document as it was read, as the rules leave it, what they removed from within it)"""
-    for piece in block.pieces:
-        for document in documents_of(piece, rules.reading, left_out):
+    for chunk in block.chunks:
+        for document in documents_of(chunk, rules.reading, left_out):
             text, removed = clean(document.text, rules.curate)
             yield document, Document(document.name, text) if removed else document, removed
 
@@ -159,7 +159,7 @@ def _checked(rules: Rules, task: Task) -> Iterator[tuple[Document, bool, bytes]]
     what was scanned.
     """
     rows = states(task.rows)
-    for _, document, _ in _documents(task.block, rules, LeftOut()):
+    for _, document, _ in _documents(task.block, rules, Skipped()):
         expected, chosen, gone = next(rows, (b"", False, False))
         digest = hashlib.sha256(document.text.encode()).digest()
         if digest[:16] != expected:
@@ -167,7 +167,7 @@ def _checked(rules: Rules, task: Task) -> Iterator[tuple[Document, bool, bytes]]
         if not gone:
             yield document, chosen, digest
     if next(rows, None):
-        where = task.block.pieces[0].path
+        where = task.block.chunks[0].path
         raise InputError(f"documents in or after {where} vanished while the corpus was being prepared; start again")
 
 

@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 from .. import InputError
 from ..corpus.corpora import Corpus
-from ..corpus.reading import LeftOut, Reading
+from ..corpus.reading import ReadOptions, Skipped
 from ..curation.curate import CurateConfig
 from ..curation.removals import Ledger
-from ..files import lock, publish, sweep
+from ..files import lock, publish, remove_leftovers
 from ..pool import Pool, available_cpus
 from ..reporting.advice import Summary, findings, idle_patterns
 from ..reporting.references import sample
@@ -80,8 +80,8 @@ class PrepareConfig:
         return found + self.tokenizer.validate() + self.curate.validate()
 
     @property
-    def reading(self) -> Reading:
-        return Reading(self.include, self.exclude, self.text_field, self.document_separator, self.invalid_utf8)
+    def reading(self) -> ReadOptions:
+        return ReadOptions(self.include, self.exclude, self.text_field, self.document_separator, self.invalid_utf8)
 
 
 class Progress(Protocol):
@@ -120,11 +120,11 @@ def prepare(
             if (wrong := whole_or_why(target, verify=config.verify)) is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 wait = partial(say, f"waiting for another process that prepares this corpus ({name})")
-                held.enter_context(lock(folder / f".lock-{name}", waiting=wait))
+                held.enter_context(lock(folder / f".lock-{name}", on_wait=wait))
                 if (wrong := whole_or_why(target, verify=config.verify)) is not None:
                     if wrong:
                         say(f"{wrong.partition('; delete')[0]}; preparing it again")
-                    sweep(folder)
+                    remove_leftovers(folder)
                     _write(work, target, show or (lambda summary, picture: None))
                     return target
     except KeyboardInterrupt:
@@ -150,8 +150,8 @@ class Preparation:
         self, config: PrepareConfig, corpus: Corpus, say: Callable[[str], None], progress: Progress | None
     ) -> None:
         self.config, self.corpus, self.say, self.progress = config, corpus, say, progress
-        self.rules = Rules(corpus.reading, config.curate, Splitting(config.val_include, config.val_fraction))
-        self.left_out, self.ledger = LeftOut(), Ledger()
+        self.rules = Rules(corpus.options, config.curate, Splitting(config.val_include, config.val_fraction))
+        self.left_out, self.ledger = Skipped(), Ledger()
         self.fingerprint = ""
 
     def __enter__(self) -> Preparation:
@@ -306,7 +306,7 @@ def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None
         say(f"{name}: encoding, vocabulary of {tokenizer.vocab_size:,}")
         dtype = "uint16" if tokenizer.vocab_size <= 65_536 else "uint32"
         splits, statistics = work.encode(temporary, tokenizer, dtype)
-        work.pool.end()  # the report takes memory too
+        work.pool.close()  # the report takes memory too
         for split, figures in splits.items():
             if not figures["documents"]:
                 raise InputError(

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..corpus.reading import BROKEN, MENDED, NOT_UTF8
+from ..corpus.reading import BAD_LINE, NOT_UTF8, REPLACED
 from .yardsticks import VERBATIM_BYTES
 
 Summary = dict[str, Any]  # what report.json holds: data/report.py
@@ -220,12 +220,12 @@ def _unread(summary: Summary) -> Iterator[str]:
                 "`iconv -f WINDOWS-1252 -t UTF-8`, or what they were written in, or set `invalid_utf8=replace` to "
                 "have U+FFFD for what cannot be read."
             )
-        elif reason == MENDED:
+        elif reason == REPLACED:
             yield (
                 f"**{count(entry['documents'], 'document')}** {some} not UTF-8: U+FFFD stands for what could not be "
                 "read; convert with `iconv -f WINDOWS-1252 -t UTF-8`, or what they were written in, to have all of it."
             )
-        elif reason == BROKEN:
+        elif reason == BAD_LINE:
             yield (
                 f"**{count(entry['documents'], 'line')} of JSON** {some} broken and left out, as `max_bad_lines=` "
                 "allows: see to what wrote them, or mend them."

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ..corpus.reading import LeftOut
+from ..corpus.reading import Skipped
 from ..curation.curate import CurateConfig
 from ..curation.removals import Ledger
 from ..tokenizers.build import Tokenizer
@@ -35,7 +35,7 @@ def summarise(
     settings: dict[str, Any],
     yardsticks: dict[str, Any] | None = None,
     documents: int | None = None,
-    left_out: LeftOut | None = None,
+    left_out: Skipped | None = None,
 ) -> Summary:
     """What report.json holds. statistics: by split, `train` and perhaps `val`; settings: asdict of the CurateConfig;
     yardsticks: what data/yardsticks.py found; documents: how many are left, where they may be in both splits;

@@ -1,4 +1,4 @@
-"""The pool: order, errors, and what happens when a worker or the pool itself is ended."""
+"""The pool: order, errors, and the death of a worker or of the pool's own process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.programs import finish, start
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_order_and_one_pool_serves_many_functions(workers):
+def test_results_are_in_order_and_one_pool_maps_many_functions(workers):
     with Pool(workers) as pool:
         assert list(pool.map(partial(mul, 3), range(100))) == [(n, 3 * n) for n in range(100)]
         assert [result for _, result in pool.map(len, ["a", "bb"])] == [1, 2]
@@ -28,7 +28,7 @@ def test_large_items_and_results_do_not_block_each_other():
         assert all(result == item for item, result in pool.map(bytes, [bytes(3_000_000)] * 20))
 
 
-def test_items_are_taken_only_as_they_are_needed():
+def test_items_are_read_only_as_needed():
     taken = []
     with Pool(2) as pool:
         results = pool.map(abs, (taken.append(n) or n for n in range(1000)))
@@ -37,7 +37,7 @@ def test_items_are_taken_only_as_they_are_needed():
         assert len(taken) < 30
 
 
-def test_the_workers_do_not_load_what_the_caller_has_loaded():
+def test_workers_do_not_import_what_the_caller_has_imported():
     import torch  # noqa: F401
 
     with Pool(2) as pool:
@@ -46,7 +46,7 @@ def test_the_workers_do_not_load_what_the_caller_has_loaded():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_comes_in_its_turn(workers):
+def test_an_error_is_raised_when_its_item_is_due(workers):
     with Pool(workers) as pool:
         results = pool.map(int, ["1", "2", "x", "3"])
         assert [next(results)[1] for _ in range(2)] == [1, 2]
@@ -54,7 +54,7 @@ def test_an_error_comes_in_its_turn(workers):
             next(results)
 
 
-def test_a_worker_that_is_ended_from_outside_is_one_line():
+def test_a_killed_worker_is_an_input_error():
     with Pool(2) as pool, pytest.raises(InputError, match="workers=1"):
         list(pool.map(os._exit, range(9, 30)))
 
@@ -64,19 +64,19 @@ class Unloadable:
         return __import__, ("no_such_module_at_all",)
 
 
-def test_what_a_worker_cannot_load_is_an_error_and_no_wait():
+def test_an_item_that_cannot_be_unpickled_is_an_error_and_does_not_hang():
     with Pool(2) as pool, pytest.raises(RuntimeError, match="no_such_module_at_all"):
         list(pool.map(len, [Unloadable(), "a"]))
 
 
-def test_the_working_directory_is_not_where_workers_import_from(tmp_path, monkeypatch):
+def test_workers_do_not_import_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "queue.py").write_text("raise SystemExit")
     with Pool(2) as pool:
         assert [n for _, n in pool.map(len, ["a", "bb"])] == [1, 2]
 
 
-def test_workers_end_with_a_pool_that_is_killed():
+def test_workers_exit_when_the_pool_is_killed():
     code = "import os; from data.pool import Pool; p = Pool(2); print(*(w[0].pid for w in p.workers), flush=True)"
     ended = finish(start("-c", code + "; list(p.map(int, '12')); os.kill(os.getpid(), 9)"))
     numbers = ended.out.split()
@@ -88,5 +88,5 @@ def test_workers_end_with_a_pool_that_is_killed():
             time.sleep(0.05)
 
 
-def test_available_cpus_are_those_of_this_process():
+def test_available_cpus_is_within_the_machine():
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)

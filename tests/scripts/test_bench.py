@@ -33,7 +33,7 @@ def test_decode_prints_its_table_and_a_line_of_json():
 
 @pytest.mark.parametrize("layout", ["jsonl", "files", "text"])
 def test_prepare_makes_a_corpus_and_measures_memory(layout, tmp_path):
-    script = f"from data import sources; sources.BUILT_IN['shakespeare'] = sources.BUILT_IN['pystdlib']; {BENCH}"
+    script = f"from data.corpus import sources; sources.BUILT_IN['shakespeare'] = sources.BUILT_IN['pystdlib']; {BENCH}"
     arguments = ["sizes=[1e6]", f"folder={tmp_path}", f"layout={layout}", "vocab_size=300", "workers=2", "every=0.02"]
     ended = finish(start("-c", script, "prepare", *arguments))
     assert ended.status == 0 and not ended.err, ended.err

