@@ -1,14 +1,13 @@
-"""The distribution of the next word, with a proof: a lower and an upper bound for each, and the mass not explored.
+"""The distribution of the next word with certified bounds: a lower and an upper bound for each word, and the mass left.
 
-A model gives the distribution of the next token, and a word may be one token, several, or part of one. Here the tree of
-token paths is walked, the most probable first. A path's mass is shared out by one forward pass: to tokens that prove
-that the word ended (they close it), and to the others (open paths). So closed + open = 1 at every step, the closed mass
-of a word (over all its tokenisations) is a lower bound for its probability, and what is open on paths whose bytes the
-word begins with is all that may still be added.
+A model gives the distribution of the next token, and a word may be one token, several, or part of one. The search in
+search.py walks the tree of token paths, the most probable first, until the bounds prove the order of the top words.
 
-The prompt's border: the last token of the prompt is taken back, since the text may go on within it, and what counts are
-paths that repeat its bytes; the distribution is conditional on those. Paths that continue the prompt's last word are
-reported apart (`continues`), and the words are conditional on a new outcome beginning.
+Token healing: the tokenizer might have cut the prompt differently if it had seen the next letters, so the prompt's last
+token is removed, and only paths that reproduce its bytes count. After "The Duke of" the model reads "The Duke", and the
+next tokens may be " of", or " o" then "f", or a longer token such as " often". The distribution is conditional on those.
+Paths that continue the prompt's last word ("often") are reported apart, as `continues`, and the probabilities of the
+words are conditional on a new outcome beginning.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .. import InputError
 from ..device import Compute
 from ..gpt import GPT
 from ..inference.sampling import SamplingConfig, checked
-from .search import Name, Search
+from .search import Child, OutcomeId, Search
 from .tree import TreePredictor
 from .word_table import Tables
 from .words import State
@@ -33,25 +32,25 @@ TIE = 1e-9  # probabilities this close count as equal
 
 @dataclass(frozen=True)
 class Outcome:
-    """What may come next. Its probability lies between lower and upper."""
+    """A possible next word, or what comes in its place. Its probability lies between lower and upper."""
 
-    word: str  # of a special token, its name; bytes that are no UTF-8 as \\xff
+    word: str  # a special token's name; invalid UTF-8 as \\xff
     kind: str  # word | character | punctuation | space | special | byte
     lower: float
     upper: float
-    tokenisations: int  # in how many ways of cutting it into tokens it was found
-    spaced: float  # which part of `lower` stands behind a space
+    tokenisations: int  # token paths found that spell it
+    spaced: float  # the fraction of `lower` that follows a space
 
 
 @dataclass(frozen=True)
 class NextWords:
-    """The most probable outcomes, best first, and what is known of all others."""
+    """The most probable outcomes, best first, and limits for all others."""
 
     words: list[Outcome]
-    continues: float  # the probability that the prompt's last word goes on; the words are conditional on the contrary
+    continues: float  # the probability that the prompt's last word continues; `words` are conditional on that it does not
     unexplored: float  # the open mass, shared by all outcomes
-    unseen: float  # an outcome that was not found at all is at most this probable
-    stopped: str  # certified: the order is proven | tolerance: unexplored is below it | max_expansions: it ran out
+    unseen: float  # the most that an outcome which was not found can have
+    stopped: str  # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was reached
     evaluated: int  # tokens that the model read after the prompt
 
 
@@ -68,40 +67,42 @@ def next_word_distribution(
     sampling: SamplingConfig | None = None,
     compute: Compute | None = None,
 ) -> NextWords:
-    """The `top` most probable outcomes after a prompt, with bounds.
+    """Returns the `top` most probable outcomes after a prompt, with bounds.
 
-    The search stops when their order is certain (probabilities within 1e-9 count as equal), when the open mass is at
-    most `tolerance`, or after max_expansions tokens. border="words" asks which outcome begins after the prompt, whether or
-    not it ends in spaces; token_healing=False what follows its exact bytes. With `sampling` the tree is that of the filtered
-    distribution (temperature, top_k, top_p...), but for the tokens that repeat the prompt. Of a prompt that leaves no
-    room in the model's context the end is read. Raises InputError for settings that make no sense.
+    The search stops when the order is proven (probabilities within 1e-9 count as equal), when the unexplored mass is at
+    most `tolerance`, or after `max_expansions` tokens. With token healing, spaces at the end of the prompt do not
+    matter; token_healing=False asks for the continuation of the prompt's exact tokens. `sampling` applies its filters
+    (temperature, top_k, top_p...) to every token after the prompt. A prompt that leaves no room in the model's context
+    is truncated on the left. Raises InputError for invalid settings.
     """
     problems = [
         f"{name}={value} must be at least 1"
         for name, value in (("top", top), ("max_expansions", max_expansions))
         if value < 1
     ]
-    problems += [] if 0 <= tolerance < 1 else [f"tolerance={tolerance} must be 0 or above and below 1"]
+    problems += [] if 0 <= tolerance < 1 else [f"tolerance={tolerance} must be at least 0 and below 1"]
     if problems:
         raise InputError(*problems)
-    search = search_behind(
+    search = start_search(
         model, tables, prompt, encode=encode, token_healing=token_healing, sampling=sampling, compute=compute
     )
-    batch = 32 if top <= 32 else 128  # small batches are aimed better, large ones cost less a token
-    stopped, evaluated = run(search, top=top, tolerance=tolerance, max_expansions=max_expansions, batch=batch)
-    if search.total <= 1e-12 * search.continued:  # nothing new begins: all that is left continues the prompt's word
+    batch = 32 if top <= 32 else 128  # small batches choose better, large ones cost less per token
+    stopped, evaluated = expand_until_certain(
+        search, top=top, tolerance=tolerance, max_expansions=max_expansions, batch=batch
+    )
+    if search.total <= 1e-12 * search.continued_mass:  # no new outcome can begin
         return NextWords([], continues=1.0, unexplored=0.0, unseen=0.0, stopped="certified", evaluated=evaluated)
     return NextWords(
         words=outcomes(search, top),
-        continues=search.continued / (search.continued + search.total),
-        unexplored=search.open / search.total,
-        unseen=search.unseen()[0] / search.least,
+        continues=search.continued_mass / (search.continued_mass + search.total),
+        unexplored=search.open_mass / search.total,
+        unseen=search.max_unseen()[0] / search.certain_total,
         stopped=stopped,
         evaluated=evaluated,
     )
 
 
-def search_behind(
+def start_search(
     model: GPT,
     tables: Tables,
     prompt: str,
@@ -111,97 +112,105 @@ def search_behind(
     sampling: SamplingConfig | None = None,
     compute: Compute | None = None,
 ) -> Search:
-    """The search behind a prompt, before its first step. Room is left in the context for the tokens of a word."""
+    """Reads the prompt and returns the search before its first expansion. Leaves room in the context for a word."""
     compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
-    ids, repeat, start = question(prompt, tables, encode=encode, token_healing=token_healing)
+    ids, healed, start = split_prompt(prompt, tables, encode=encode, token_healing=token_healing)
     room = min(32, model.config.context // 2)
     predictor = TreePredictor(model, ids[room - model.config.context :], compute=compute)
-    return Search(predictor, tables, start=start, border=repeat, sampling=checked(sampling))
+    return Search(predictor, tables, start=start, healed=healed, sampling=checked(sampling))
 
 
-def question(
+def split_prompt(
     prompt: str, tables: Tables, *, encode: Callable[[str], list[int]], token_healing: bool = True
 ) -> tuple[list[int], bytes, State]:
-    """The ids to read, the prompt's bytes to be repeated after them, and the state behind those."""
+    """Returns the ids to read, the bytes of the removed last token, and the word machine's state after those bytes."""
     text = prompt.rstrip(" ") if token_healing else prompt
     vocabulary, ids = tables.vocabulary, encode(text)
     start = tables.rule.start(text, spaced=text.endswith(" "))
-    repeat = vocabulary.tokens[ids[-1]] if ids else b""  # none for a special token: nothing goes on within one
-    return (ids[:-1] if repeat else ids) or [vocabulary.end_id], repeat, start
+    healed = vocabulary.tokens[ids[-1]] if ids else b""  # empty for a special token, which no text can continue
+    return (ids[:-1] if healed else ids) or [vocabulary.end_id], healed, start
 
 
-def ranking(search: Search) -> list[Name]:
-    """The outcomes found so far, the largest lower bound first; equal ones by their bytes."""
-    return sorted(search.closed, key=lambda outcome: (-search.closed[outcome][0], str(outcome[1])))
+def ranking(search: Search) -> list[OutcomeId]:
+    """Returns the outcomes found so far, the largest lower bound first, ties by their bytes."""
+    return sorted(search.closed, key=lambda outcome: (-search.closed[outcome].mass, str(outcome[1])))
 
 
 def disputes(search: Search, top: int) -> list[tuple[bytes, float]]:
-    """What keeps the order of the top outcomes from being certain: texts, and the open mass each may keep.
+    """Returns the texts that keep the order of the top outcomes uncertain, and the open mass each may keep.
 
     The order is certain when no outcome can overtake the one before it, and none outside the list its last one.
     """
     slack = TIE * search.total
     ranked = ranking(search)
-    lower = [search.closed[outcome][0] for outcome in ranked]
-    open_texts = [outcome[1] if isinstance(outcome[1], bytes) else b"" for outcome in ranked]
+    lower = [search.closed[outcome].mass for outcome in ranked]
+    texts = [_open_text(outcome) for outcome in ranked]
     last = lower[top - 1] if len(lower) >= top else 0.0
-    most, text = search.unseen()
-    found = [(text, last)] if most > last + slack else []
-    for place, mass in enumerate(lower):
-        limit = lower[min(place, top) - 1] if place else float("inf")
-        if place >= top and mass + most <= last + slack:
+    unseen, text = search.max_unseen()
+    found = [(text, last)] if unseen > last + slack else []
+    for index, mass in enumerate(lower):
+        limit = lower[min(index, top) - 1] if index else float("inf")
+        if index >= top and mass + unseen <= last + slack:
             break
-        if mass + search.reach(open_texts[place]) > limit + slack:
-            found.append((open_texts[place], limit - mass))
+        if mass + search.open_mass_of(texts[index]) > limit + slack:
+            found.append((texts[index], limit - mass))
     return found
 
 
-def aim(search: Search, disputed: list[tuple[bytes, float]], count: int) -> list[tuple[int, int]]:
-    """Up to `count` open children to expand for the disputed texts: the largest.
+def _open_text(outcome: OutcomeId) -> bytes:
+    """The text whose open prefixes may add to an outcome; a special token gains only before the first byte."""
+    return outcome[1] if isinstance(outcome[1], bytes) else b""
 
-    Of each text only so many that the rest of its open mass may stay open.
+
+def pick_disputed(search: Search, disputed: list[tuple[bytes, float]], count: int) -> list[Child]:
+    """Returns up to `count` open children to expand for the disputed texts, the most probable first.
+
+    For each text it takes the largest children until the rest is no more than the text may keep open.
     """
-    wanted: dict[tuple[int, int], float] = {}
+    picked: dict[Child, float] = {}
     for text, limit in disputed:
-        children = sorted(search.along(text), reverse=True)
-        rest = sum(mass for mass, _, _ in children)
-        for mass, number, place in children:
+        children = sorted(search.open_children(text), reverse=True)
+        rest = sum(mass for mass, _ in children)
+        for mass, child in children:
             if rest <= limit or mass == 0:
                 break
-            wanted[number, place] = mass
+            picked[child] = mass
             rest -= mass
-    return heapq.nlargest(count, wanted, key=wanted.__getitem__)
+    return heapq.nlargest(count, picked, key=picked.__getitem__)
 
 
-def run(search: Search, *, top: int, tolerance: float = 0.0, max_expansions: int, batch: int = 32) -> tuple[str, int]:
-    """Expands until the order of the top outcomes is certain or a limit is reached: which, and the tokens evaluated.
+def expand_until_certain(
+    search: Search, *, top: int, tolerance: float = 0.0, max_expansions: int, batch: int = 32
+) -> tuple[str, int]:
+    """Expands until the order of the top outcomes is certain or a limit is reached.
 
-    Half of each batch goes to what is disputed, the other half to what is most probable.
+    Returns why it stopped (see NextWords) and the number of tokens evaluated. Half of each batch goes to the disputed
+    texts, the other half to the most probable children.
     """
     evaluated = 0
     while True:
         disputed = disputes(search, top)
         if not disputed:
             return "certified", evaluated
-        if search.open <= tolerance * search.total:
+        if search.open_mass <= tolerance * search.total:
             return "tolerance", evaluated
         count = min(batch, max_expansions - evaluated)
-        children = aim(search, disputed, count - count // 2)
-        children += search.best(count - len(children), set(children))
-        if not children:
+        children = pick_disputed(search, disputed, count - count // 2)
+        children += search.most_probable(count - len(children), exclude=set(children))
+        if not children:  # the limit or the end of the context is reached
             return "max_tokens", evaluated
         search.expand(children)
         evaluated += len(children)
 
 
 def outcomes(search: Search, top: int) -> list[Outcome]:
-    """The most probable outcomes with their bounds, conditional on a new outcome beginning."""
+    """Returns the most probable outcomes with their bounds, conditional on a new outcome beginning."""
     found = []
     for outcome in ranking(search)[:top]:
-        kind, text = outcome
-        mass, tokenisations, spaced = search.closed[outcome]
-        upper = (mass + search.reach(text if isinstance(text, bytes) else b"")) / search.least
+        (kind, text), closed = outcome, search.closed[outcome]
+        lower = closed.mass / search.total
+        upper = (closed.mass + search.open_mass_of(_open_text(outcome))) / search.certain_total
         word = text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
-        lower = mass / search.total
-        found.append(Outcome(word, kind, lower, min(1.0, max(upper, lower)), int(tokenisations), spaced / mass))
+        spaced = closed.spaced_mass / closed.mass
+        found.append(Outcome(word, kind, lower, min(1.0, max(upper, lower)), closed.tokenizations, spaced))
     return found

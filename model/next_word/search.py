@@ -1,10 +1,33 @@
-"""The tree of token paths behind a prompt: which mass is closed, in which outcomes, and what is still open."""
+"""Best-first search over token paths: the probability that each outcome has for certain, and the most it can have.
+
+A node is a token path that the model has read. Reading it shares the node's mass among its children, the next tokens:
+some close an outcome ("." ends a word), the others leave it open. The search expands open children, the most probable
+first. The bytes of open children form a prefix tree, and a word can only gain mass that is open on its own prefixes. So
+the lower bound of a word is its closed mass, and the upper bound adds the open mass on its prefixes. After token healing
+(see distribution.py) the first tokens of a path must reproduce the bytes removed from the prompt.
+
+Worked example. After "The Duke of" a model gives " York" 0.40, " Norfolk" 0.35 and " Nor" 0.25. After " Nor" it gives
+"folk" 0.80 and "." 0.20; after every other path it gives "." only. One expansion per line:
+
+    expanded          closed  open  York            Norfolk
+    (the prompt)        0.00  1.00  0.00 to 0.40    0.00 to 0.60
+    " York"             0.40  0.60  0.40 to 0.40    0.00 to 0.60
+    " Norfolk"          0.75  0.25  0.40 to 0.40    0.35 to 0.60
+    " Nor"              0.80  0.20  0.40 to 0.40    0.35 to 0.55
+    " Nor" "folk"       1.00  0.00  0.40 to 0.40    0.55 to 0.55
+
+At first nothing is closed, because letters may follow each of the three tokens. Norfolk can reach 0.60 at most: 0.35 on
+its own bytes and 0.25 on its prefix "Nor". Expanding " Nor" closes the word "Nor" with 0.25 * 0.20 = 0.05, which Norfolk
+can no longer gain. The last line certifies the order: York is the most probable token, but Norfolk, which has two
+tokenizations, is the most probable word.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,35 +37,83 @@ from .tree import Predictor
 from .word_table import Table, Tables
 from .words import State
 
-Key = tuple[bytes, State]  # what equal paths share: the outcome's certain bytes, and the state behind them
-Name = tuple[str, bytes | str]  # an outcome: its kind, and its bytes or a special token's name
+OutcomeId = tuple[str, bytes | str]  # the kind, and the bytes or a special token's name
+Child = tuple[int, int]  # a node's index, and a position among the open tokens of its table
+
+
+class Group:
+    """The nodes with the same certain bytes and the same state. Their children share a table, so their masses add up.
+
+    prefix_mass (texts of the table,): the open mass on each text and its prefixes, summed over the nodes.
+    """
+
+    def __init__(self, text: bytes, table: Table) -> None:
+        self.text, self.table = text, table
+        self.base = text if table.state.phase == "word" else b""  # the texts of the table follow these bytes
+        self.nodes: list[int] = []
+        self.prefix_mass = torch.zeros(len(table.texts), dtype=torch.float64)
+        self._largest: float | None = None  # the maximum of prefix_mass, while it is known
+
+    def add(self, node: int, prefix_mass: Tensor) -> None:
+        self.nodes.append(node)
+        self.prefix_mass += prefix_mass
+        self._largest = None
+
+    def subtract(self, position: int, mass: float) -> None:
+        """Removes the mass of one child, which is being expanded."""
+        low, high = self.table.subtrees[self.table.text_of[position]]
+        self.prefix_mass[low:high] -= mass
+        self._largest = None
+
+    def open_mass(self, text: bytes) -> float:
+        """Returns the open mass on a text and its prefixes."""
+        index = self.table.longest_prefix(text[len(self.base) :])
+        return max(0.0, self.prefix_mass[index].item()) if index >= 0 else 0.0
+
+    def largest(self) -> float:
+        """Returns the largest open mass on any text and its prefixes."""
+        if self._largest is None:
+            self._largest = max(0.0, self.prefix_mass.max().item()) if len(self.prefix_mass) else 0.0
+        return self._largest
+
+    def largest_through(self, text: bytes) -> float:
+        """Like largest(), over the texts that extend the given one and the longest prefix of it."""
+        low, high = self.table.extensions(text[len(self.base) :])
+        extensions = self.prefix_mass[low:high].max().item() if low < high else 0.0
+        return max(self.open_mass(text), extensions)
 
 
 class Node:
-    """An expanded path and what is open behind it."""
+    """A token path that the model has read, and the masses of its open children."""
 
-    def __init__(self, text: bytes, table: Table, mass: float, depth: int, spaced: bool) -> None:
-        self.text = text  # the outcome's bytes as far as they are certain
-        self.table, self.mass, self.depth, self.spaced = table, mass, depth, spaced
-        self.key = text, table.state
-        self.base = text if table.state.phase == "word" else b""  # what the heads of the table are added to
-        self.masses: Tensor  # (open tokens of the table,): the mass of each child
-        self.taken: set[int] = set()  # children that are expanded themselves: places in `masses`
-        self.order: list[tuple[float, int]] = []  # the most probable children's masses and places, best first
+    def __init__(self, group: Group, mass: float, depth: int, spaced: bool) -> None:
+        self.group, self.mass, self.depth, self.spaced = group, mass, depth, spaced
+        self.masses: Tensor  # (open tokens of the table,)
+        self.expanded: set[int] = set()  # positions of the children that are nodes themselves
+        self.ranked: list[tuple[float, int]] = []  # (mass, position) of the most probable children, best first
 
     def rank_all(self) -> None:
-        """Extends `order` to all children."""
-        known = {place for _, place in self.order}
+        """Extends `ranked` to all children."""
+        known = {position for _, position in self.ranked}
         best = self.masses.sort(descending=True)
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        self.order += [(mass, place) for mass, place in pairs if place not in known]
+        self.ranked += [(mass, position) for mass, position in pairs if position not in known]
+
+
+@dataclass(slots=True)
+class Closed:
+    """The certain part of an outcome: its mass, the part after a space, the number of token paths that spell it."""
+
+    mass: float = 0.0
+    spaced_mass: float = 0.0
+    tokenizations: int = 0
 
 
 class Search:
-    """The tree of paths behind one prompt.
+    """The search after one prompt.
 
-    done + open + continued + impossible = 1 at every step: mass of closed outcomes, of open paths, of paths that
-    continue the prompt's last word, and of those that do not repeat the prompt's last bytes.
+    closed_mass + open_mass + continued_mass + excluded_mass = 1 at every step: the mass of closed outcomes, of open
+    paths, of paths that continue the prompt's last word, and of paths that contradict the healed bytes.
     """
 
     def __init__(
@@ -51,142 +122,146 @@ class Search:
         tables: Tables,
         *,
         start: State,
-        border: bytes = b"",
+        healed: bytes = b"",
         sampling: SamplingConfig | None = None,
     ) -> None:
+        """`healed` are the prompt bytes that tokens must reproduce first; `start` is the state after them."""
         self.predictor, self.tables, self.start, self.sampling = predictor, tables, start, sampling
         self.nodes: list[Node] = []
-        self.heap: list[tuple[float, int, int]] = []  # of each node its best child: -mass, node, rank in its order
-        self.at: defaultdict[bytes, list[Key]] = defaultdict(list)  # the keys of each text
-        self.members: defaultdict[Key, list[int]] = defaultdict(list)  # the nodes of each key
-        self.chains: dict[Key, Tensor] = {}  # of each key: the open mass along each entry's prefixes, over its nodes
-        self.highest: dict[Key, float] = {}  # the maxima of chains, where known
-        self.closed: dict[Name, list[float]] = {}  # an outcome's mass, tokenisations, mass spaced
-        self.open, self.done, self.continued, self.impossible = 0.0, 0.0, 0.0, 0.0
-        self.unsure = 0.0  # open mass behind the prompt's last word and bytes that may or may not continue it
-        table = tables.of(State("border", border) if border else start, start)
-        self._add([Node(b"", table, 1.0, 0, False)], predictor.root()[None])
+        self.frontier: list[tuple[float, int, int]] = []  # a heap: -mass, node and rank of each node's best child
+        self.groups: defaultdict[bytes, dict[State, Group]] = defaultdict(dict)  # by certain bytes, then by state
+        self.closed: defaultdict[OutcomeId, Closed] = defaultdict(Closed)
+        self.open_mass = self.closed_mass = self.continued_mass = self.excluded_mass = 0.0
+        self.ambiguous_mass = 0.0  # open mass that may yet turn out to continue the prompt's last word
+        table = tables.table(State("healing", healed) if healed else start, start)
+        self._add([Node(self._group(b"", table), 1.0, 0, False)], predictor.root()[None])
 
     @property
     def total(self) -> float:
-        """The mass that outcomes share: all but what continues the prompt's word or does not repeat the prompt."""
-        return self.done + self.open
+        """The mass of all new outcomes, found or not. Bounds are fractions of it."""
+        return self.closed_mass + self.open_mass
 
     @property
-    def least(self) -> float:
-        """The part of the total that is known to begin a new outcome."""
-        return max(self.total - self.unsure, 1e-300)
+    def certain_total(self) -> float:
+        """The part of the total that certainly belongs to new outcomes."""
+        return max(self.total - self.ambiguous_mass, 1e-300)
 
-    def best(self, count: int, chosen: set[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Up to `count` open children of the largest mass, none of them among the chosen: (node, place) each."""
-        found: list[tuple[int, int]] = []
-        while self.heap and len(found) < count:
-            _, number, rank = heapq.heappop(self.heap)
-            node = self.nodes[number]
-            _, place = node.order[rank]
-            if rank + 1 == len(node.order) < len(node.masses):
+    def most_probable(self, count: int, exclude: set[Child]) -> list[Child]:
+        """Takes up to `count` open children from the frontier, the most probable first, skipping those in `exclude`."""
+        found: list[Child] = []
+        while self.frontier and len(found) < count:
+            _, index, rank = heapq.heappop(self.frontier)
+            node = self.nodes[index]
+            _, position = node.ranked[rank]
+            if rank + 1 == len(node.ranked) < len(node.masses):
                 node.rank_all()
-            if rank + 1 < len(node.order) and (mass := node.order[rank + 1][0]) > 0:
-                heapq.heappush(self.heap, (-mass, number, rank + 1))
-            if place not in node.taken and (number, place) not in chosen:
-                found.append((number, place))
+            if rank + 1 < len(node.ranked) and (mass := node.ranked[rank + 1][0]) > 0:
+                heapq.heappush(self.frontier, (-mass, index, rank + 1))
+            if position not in node.expanded and (index, position) not in exclude:
+                found.append((index, position))
         return found
 
-    def along(self, text: bytes) -> list[tuple[float, int, int]]:
-        """The open children whose bytes are a prefix of the text: (mass, node, place) each."""
+    def open_children(self, text: bytes) -> list[tuple[float, Child]]:
+        """Returns mass and child for each open child whose bytes are a prefix of the text."""
         found = []
-        for key in self._prefixes(text):
-            members = [number for number in self.members[key] if self.nodes[number].depth < self.predictor.depth]
-            if members:
-                node = self.nodes[members[0]]
-                head = text[len(node.base) :]
-                for length in range(len(head) + 1):
-                    for place in node.table.places(head[:length]):
-                        for number in members:
-                            if place not in self.nodes[number].taken:
-                                found.append((self.nodes[number].masses[place].item(), number, place))
+        for group in self._prefixes(text):
+            members = [index for index in group.nodes if self.nodes[index].depth < self.predictor.depth]
+            rest = text[len(group.base) :]
+            for length in range(len(rest) + 1 if members else 0):
+                for position in group.table.positions(rest[:length]):
+                    for index in members:
+                        if position not in self.nodes[index].expanded:
+                            found.append((self.nodes[index].masses[position].item(), (index, position)))
         return found
 
-    def reach(self, text: bytes) -> float:
-        """The open mass of all paths whose bytes are a prefix of the text: what may still be added to it."""
-        total = 0.0
-        for key in self._prefixes(text):
-            node = self.nodes[self.members[key][0]]
-            entry = node.table.longest_prefix(text[len(node.base) :])
-            if entry >= 0:
-                total += max(0.0, self.chains[key][entry].item())
-        return total
+    def open_mass_of(self, text: bytes) -> float:
+        """Returns the most mass that an outcome with these bytes can still gain: the open mass on its prefixes."""
+        return sum(group.open_mass(text) for group in self._prefixes(text))
 
-    def unseen(self) -> tuple[float, bytes]:
-        """The largest sum of open mass along one chain of nested prefixes, and the last text of that chain."""
-        texts = sorted(self.at)
-        best: dict[bytes, tuple[float, bytes]] = {}
-        behind: defaultdict[bytes, list[bytes]] = defaultdict(list)  # of each text those that extend it next
-        stack: list[bytes] = []
+    def max_unseen(self) -> tuple[float, bytes]:
+        """Returns the most mass that an outcome not found yet can have, and a text on whose prefixes that mass is open.
+
+        The maximum runs over chains of nested texts and is built from the longest texts to the shortest.
+        """
+        texts = sorted(self.groups)
+        extensions: defaultdict[bytes, list[bytes]] = defaultdict(list)  # the children of a text in the prefix tree
+        ancestors: list[bytes] = []
         for text in texts:
-            while stack and not text.startswith(stack[-1]):
-                stack.pop()
-            if stack:
-                behind[stack[-1]].append(text)
-            stack.append(text)
+            while ancestors and not text.startswith(ancestors[-1]):
+                ancestors.pop()
+            if ancestors:
+                extensions[ancestors[-1]].append(text)
+            ancestors.append(text)
+        best: dict[bytes, tuple[float, bytes]] = {}  # over the chains that begin with a text
         for text in reversed(texts):
-            most = sum(self._highest(key) for key in self.at[text])
-            top = most, text
-            for longer in behind[text]:
+            groups = self.groups[text].values()
+            own = sum(group.largest() for group in groups)
+            best[text] = own, text
+            for longer in extensions[text]:
                 mass, last = best[longer]
-                if mass + most > top[0]:  # else it cannot be the largest
-                    top = max(top, (mass + sum(self._through(key, longer) for key in self.at[text]), last))
-            best[text] = top
+                if mass + own > best[text][0]:  # the exact sum may be smaller, so it is computed only here
+                    best[text] = max(best[text], (mass + sum(group.largest_through(longer) for group in groups), last))
         return best[b""]
 
-    def expand(self, children: Sequence[tuple[int, int]]) -> None:
-        """Expands children, each a node's number and a place among its open tokens, in one forward pass."""
-        fresh = []
-        for number, place in children:
-            node = self.nodes[number]
-            table, mass = node.table, node.masses[place].item()
-            entry = table.entries[place]
-            low, high = table.subtrees[entry]
-            self.chains[node.key][low:high] -= mass
-            self.highest.pop(node.key, None)
-            self.open -= mass
-            self.unsure -= mass if table.unsure[place] else 0.0
-            node.taken.add(place)
-            after = self.tables.of(table.next_states[place], self.start)
-            spaced = node.spaced or table.spaced[place]
-            fresh.append(Node(node.base + table.heads[entry], after, mass, node.depth + 1, spaced))
-        tokens = [self.nodes[number].table.token_ids[place] for number, place in children]
-        self._add(fresh, self.predictor.expand([number for number, _ in children], tokens))
+    def expand(self, children: Sequence[Child]) -> None:
+        """Turns open children into nodes, in one forward pass."""
+        new = []
+        for index, position in children:
+            parent = self.nodes[index]
+            group, table, mass = parent.group, parent.group.table, parent.masses[position].item()
+            group.subtract(position, mass)
+            self.open_mass -= mass
+            self.ambiguous_mass -= mass if table.ambiguous[position] else 0.0
+            parent.expanded.add(position)
+            text = group.base + table.texts[table.text_of[position]]
+            child_group = self._group(text, self.tables.table(table.next_states[position], self.start))
+            new.append(Node(child_group, mass, parent.depth + 1, parent.spaced or table.spaced[position]))
+        tokens = [self.nodes[index].group.table.token_ids[position] for index, position in children]
+        self._add(new, self.predictor.expand([index for index, _ in children], tokens))
 
-    def _add(self, fresh: list[Node], logits: Tensor) -> None:
-        """Shares out the mass of new nodes among the outcomes that their tokens close and their open children."""
+    def _group(self, text: bytes, table: Table) -> Group:
+        groups = self.groups[text]
+        if table.state not in groups:
+            groups[table.state] = Group(text, table)
+        return groups[table.state]
+
+    def _prefixes(self, text: bytes) -> Iterator[Group]:
+        """Yields the groups whose bytes are a prefix of the text."""
+        for end in range(len(text) + 1):
+            if groups := self.groups.get(text[:end]):
+                yield from groups.values()
+
+    def _add(self, new: list[Node], logits: Tensor) -> None:
+        """Adds nodes, given the logits (n, V) after them: shares their mass among closed outcomes and open children."""
         first = len(self.nodes)
-        self.nodes += fresh
-        groups: defaultdict[int, list[int]] = defaultdict(list)
-        for row, node in enumerate(fresh):
-            groups[id(node.table)].append(row)
-        for rows in groups.values():
-            nodes = [fresh[row] for row in rows]
-            table = nodes[0].table
-            shares = self._shares(logits[rows], nodes)
-            masses = shares[:, table.open_tokens]  # (n, open tokens)
-            closed = shares.new_zeros(len(rows), len(table.closings))
-            closed.index_add_(1, table.closing_index, shares[:, table.closed_tokens])
-            chains, sums, settled = table.chain(masses), masses.sum(dim=1).tolist(), closed.tolist()
+        self.nodes += new
+        rows_by_table: defaultdict[int, list[int]] = defaultdict(list)
+        for row, node in enumerate(new):
+            rows_by_table[id(node.group.table)].append(row)
+        for rows in rows_by_table.values():
+            nodes = [new[row] for row in rows]
+            table = nodes[0].group.table
+            children = self._child_masses(logits[rows], nodes)  # (rows, V)
+            masses = children[:, table.open_tokens]  # (rows, open tokens)
+            closed = children.new_zeros(len(rows), len(table.closings))
+            closed.index_add_(1, table.closing_index, children[:, table.closing_tokens])
+            prefix_sums, open_sums, closed_masses = table.prefix_sums(masses), masses.sum(dim=1).tolist(), closed.tolist()
             best = masses.topk(min(32, masses.shape[1]), dim=1)
-            orders = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            for row, (node, order) in enumerate(zip(nodes, orders, strict=True)):
-                node.masses, node.order = masses[row], list(zip(*order, strict=True))
-                self._keep(node, first + rows[row], chains[row])
-                self._close(node, settled[row])
-                self.open += sums[row]
-                self.impossible += node.mass - sums[row] - sum(settled[row])
-                self.unsure += masses[row][table.unsure].sum().item() if table.any_unsure else 0.0
+            ranked = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            for row, (node, pairs) in enumerate(zip(nodes, ranked, strict=True)):
+                node.masses, node.ranked = masses[row], list(zip(*pairs, strict=True))
+                node.group.add(first + rows[row], prefix_sums[row])
+                if node.ranked and node.ranked[0][0] > 0 and node.depth < self.predictor.depth:
+                    heapq.heappush(self.frontier, (-node.ranked[0][0], first + rows[row], 0))
+                self._close(node, closed_masses[row])
+                self.open_mass += open_sums[row]
+                self.excluded_mass += node.mass - open_sums[row] - sum(closed_masses[row])
+                self.ambiguous_mass += masses[row][table.ambiguous].sum().item() if table.any_ambiguous else 0.0
 
-    def _shares(self, logits: Tensor, nodes: list[Node]) -> Tensor:
-        """Logits (n, V) behind nodes of one state -> the mass of each child, (n, V) in float64."""
+    def _child_masses(self, logits: Tensor, nodes: list[Node]) -> Tensor:
+        """Logits (n, V) after nodes of one state -> the mass of each child, (n, V) in float64."""
         filtered = self.sampling is not None and self.sampling.filters
-        if not filtered or nodes[0].table.state.phase == "border":  # nothing filters what the prompt says
+        if not filtered or nodes[0].group.table.state.phase == "healing":  # filters do not apply to the prompt's bytes
             log_probs = torch.log_softmax(logits.cpu().double(), dim=-1)  # not all devices have float64
         else:
             kept = probabilities(logits, self.sampling or SamplingConfig()).cpu().double()
@@ -194,46 +269,14 @@ class Search:
         masses = torch.tensor([node.mass for node in nodes], dtype=torch.float64)
         return (log_probs + masses.log()[:, None]).exp()
 
-    def _keep(self, node: Node, number: int, chain: Tensor) -> None:
-        if node.key in self.chains:
-            self.chains[node.key] += chain
-        else:
-            self.chains[node.key] = chain.clone()
-            self.at[node.text].append(node.key)
-        self.highest.pop(node.key, None)
-        self.members[node.key].append(number)
-        if node.order and node.order[0][0] > 0 and node.depth < self.predictor.depth:
-            heapq.heappush(self.heap, (-node.order[0][0], number, 0))
-
     def _close(self, node: Node, masses: list[float]) -> None:
-        """Credits the outcomes that a node's tokens close."""
-        for closing, mass in zip(node.table.closings, masses, strict=True):
+        """Credits the outcomes that a node's tokens close with their masses."""
+        for closing, mass in zip(node.group.table.closings, masses, strict=True):
             if closing.kind == "continues":
-                self.continued += mass
+                self.continued_mass += mass
             elif mass > 0:
-                outcome = closing.kind, closing.name or node.base + closing.head
-                record = self.closed.setdefault(outcome, [0.0, 0, 0.0])
-                record[0] += mass
-                record[1] += 1
-                record[2] += mass if node.spaced or closing.spaced else 0.0
-                self.done += mass
-
-    def _prefixes(self, text: bytes) -> Iterator[Key]:
-        """The keys of expanded nodes whose bytes are a prefix of the text."""
-        for end in range(len(text) + 1):
-            yield from self.at.get(text[:end], ())
-
-    def _highest(self, key: Key) -> float:
-        if key not in self.highest:
-            chain = self.chains[key]
-            self.highest[key] = max(0.0, chain.max().item()) if len(chain) else 0.0
-        return self.highest[key]
-
-    def _through(self, key: Key, longer: bytes) -> float:
-        """The largest open mass along a chain of this key's own children that goes with a longer text."""
-        node = self.nodes[self.members[key][0]]
-        head, chain = longer[len(node.base) :], self.chains[key]
-        entry = node.table.longest_prefix(head)
-        low, high = node.table.subtree(head)
-        here = chain[entry].item() if entry >= 0 else 0.0
-        return max(here, chain[low:high].max().item() if low < high else 0.0, 0.0)
+                closed = self.closed[closing.kind, closing.name or node.group.base + closing.certain]
+                closed.mass += mass
+                closed.tokenizations += 1
+                closed.spaced_mass += mass if node.spaced or closing.spaced else 0.0
+                self.closed_mass += mass

@@ -1,4 +1,4 @@
-"""A tree of continuations: the logits behind many token paths that share a prompt and one another's beginnings."""
+"""A tree of continuations: logits after many token paths that share a prompt and each other's beginnings."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from ..gpt import GPT
 
 
 class Predictor(Protocol):
-    """Gives the logits behind paths of tokens. Node 0 is the prompt itself; each expansion adds the next numbers."""
+    """Gives the logits after token paths. Node 0 is the prompt; each expansion numbers its new nodes consecutively."""
 
-    depth: int  # the longest path that can be asked for
+    depth: int  # the length of the longest path that fits the context
 
     def root(self) -> Tensor:
-        """The logits (V,) behind the prompt."""
+        """Returns the logits (V,) after the prompt."""
         ...
 
     def expand(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Adds a node for each pair of a node and a token behind it; the logits (n, V) behind the new nodes."""
+        """Adds a node for each (parent node, token) and returns the logits (n, V) after the new nodes."""
         ...
 
 
 class TreeCache(KVCache):
-    """One row that holds a prompt and, behind it, all nodes of a tree; a node sees the prompt, its ancestors, itself.
+    """A cache of one row that holds a prompt, then all nodes of a tree. A node sees the prompt, its ancestors, itself.
 
-    So a batch of nodes is one forward with one mask, and nothing is copied or computed twice. What a KVCache counts in
-    `length` follows here from the mask.
+    So a batch of nodes is one forward pass with one mask, and nothing is copied or computed twice. The mask's width
+    replaces the `length` of a KVCache.
     """
 
-    def place(self, positions: Tensor, mask: Tensor) -> None:
-        """Says of the tokens to come at which positions (n,) they stand and which slots (n, S) each may see.
+    def set_mask(self, positions: Tensor, mask: Tensor) -> None:
+        """Sets the positions (n,) of the next tokens and the slots (n, S) that each may see; makes room for them.
 
-        Their own slots are the last n of the S. Makes room for them.
+        The tokens take the last n of the S slots.
         """
-        self._tree = positions, mask
+        self._next = positions, mask
         if mask.shape[1] > self.capacity:
-            more = max(mask.shape[1] - self.capacity, self.capacity)  # so that all copying together is linear
+            more = max(mask.shape[1] - self.capacity, self.capacity)  # doubling keeps the total copying linear
             self.keys, self.values = (
                 [torch.cat((old, old.new_zeros(*old.shape[:2], more, old.shape[3])), dim=2) for old in table]
                 for table in (self.keys, self.values)
@@ -49,7 +49,7 @@ class TreeCache(KVCache):
             self.capacity += more
 
     def begin(self, count: int) -> tuple[Tensor, Tensor]:
-        positions, mask = self._tree
+        positions, mask = self._next
         self._used = mask.shape[1]
         return positions[None], mask[None, None]
 
@@ -61,29 +61,29 @@ class TreeCache(KVCache):
         return keys.to(k.dtype), values.to(v.dtype)
 
     def end(self, count: int) -> None:
-        pass  # how much is used follows from the mask
+        pass  # the next mask says how many slots are in use
 
 
 class TreePredictor:
-    """The Predictor that a GPT is."""
+    """A GPT as a Predictor."""
 
     def __init__(self, model: GPT, prompt: Sequence[int], *, compute: Compute) -> None:
         if not 0 < len(prompt) <= model.config.context:
-            raise ValueError(f"a prompt of {len(prompt)} tokens, with a context of {model.config.context}")
+            raise ValueError(f"a prompt of {len(prompt)} tokens does not fit a context of {model.config.context}")
         self.model, self.compute, self.prompt = model, compute, list(prompt)
         self.depth = model.config.context - len(prompt)
         self.cache = TreeCache(model.config, 1, capacity=len(prompt) + 256, device=compute.device, dtype=compute.dtype)
-        self.paths: list[list[int]] = [[]]  # of each node: the slots of its ancestors and its own
+        self.paths: list[list[int]] = [[]]  # for each node the cache slots of its ancestors and its own
 
     @torch.no_grad()
     def root(self) -> Tensor:
-        size = len(self.prompt)
-        where = torch.arange(size, device=self.compute.device)
-        return self._forward(self.prompt, where, where <= where[:, None], last=1)[0]
+        positions = torch.arange(len(self.prompt), device=self.compute.device)
+        return self._forward(self.prompt, positions, positions <= positions[:, None], last=1)[0]
 
     @torch.no_grad()
     def expand(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        size, n, first = len(self.prompt), len(tokens), len(self.prompt) + len(self.paths) - 1
+        size, n = len(self.prompt), len(tokens)
+        first = size + len(self.paths) - 1  # the slot of the first new node
         paths = [[*self.paths[parent], first + row] for row, parent in enumerate(parents)]
         self.paths += paths
         mask = torch.zeros(n, first + n, dtype=torch.bool)
@@ -94,9 +94,9 @@ class TreePredictor:
         return self._forward(tokens, positions.to(self.compute.device), mask.to(self.compute.device), last=n)
 
     def _forward(self, tokens: Sequence[int], positions: Tensor, mask: Tensor, *, last: int) -> Tensor:
-        """Reads tokens; the logits behind the last ones, in float32."""
-        ids = torch.tensor([list(tokens)], device=self.compute.device)
-        self.cache.place(positions, mask)
+        """Reads tokens and returns the logits (last, V) after the last ones, in float32."""
+        ids = torch.tensor([list(tokens)], device=self.compute.device)  # (1, n)
+        self.cache.set_mask(positions, mask)
         with self.compute.autocast():
             h = self.model.hidden(ids, self.cache)[0]
             return self.model.head(h[-last:]).float()

@@ -1,4 +1,4 @@
-"""What each token of a vocabulary does to a state of the word machine, as tensors: computed once a state."""
+"""The effect of every token of a vocabulary on a state of the word machine, as tensors, computed once per state."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .words import State, Step, WordRule, checked
 
 @dataclass(frozen=True)
 class Closing:
-    """An outcome that tokens close: what it is, and its bytes (inside a word those that come on top)."""
+    """An outcome that tokens close. `certain` as in Step; `name` is that of a special token."""
 
     kind: str
-    head: bytes
+    certain: bytes
     spaced: bool
-    name: str = ""  # of a special token
+    name: str = ""
 
 
 class Table:
-    """The tokens that leave a state's outcome open, and those that close it.
+    """The n tokens that leave a state's outcome open and the m tokens that close it.
 
-    open_tokens (n,) lead to the states `next_states` with `spaced`; each belongs to an entry: the distinct bytes
-    `heads` of the outcome, sorted, so that all extensions of a string are neighbours. `unsure` (n,) tells which
-    may yet turn out to continue the prompt's last word. closed_tokens (m,) belong to the `closings`. Tokens in neither
-    are impossible: at a border, those that do not repeat the prompt.
+    Open token i, `token_ids[i]`, leads to `next_states[i]`, skips a space if `spaced[i]`, may continue the prompt's last
+    word if `ambiguous[i]`, and adds the certain bytes `texts[text_of[i]]`. The distinct `texts` are sorted, so that the
+    extensions of a text directly follow it: a prefix tree stored as a list. Closing token j, `closing_tokens[j]`, closes
+    the outcome `closings[closing_index[j]]`. Tokens in neither list contradict the bytes that token healing asks for.
     """
 
     def __init__(self, state: State, vocabulary: Vocabulary, rule: WordRule, start: State) -> None:
@@ -40,100 +40,103 @@ class Table:
                 open_steps.append((token, step))
             else:
                 name = vocabulary.special.get(token, f"<unused {token}>") if step.kind == "special" else ""
-                closed.append((token, Closing(step.kind, step.head, step.spaced, name)))
-        open_steps.sort(key=lambda pair: pair[1].head)
-        self.open_tokens = torch.tensor([token for token, _ in open_steps], dtype=torch.int64)
-        self.token_ids = self.open_tokens.tolist()
+                closed.append((token, Closing(step.kind, step.certain, step.spaced, name)))
+        open_steps.sort(key=lambda pair: pair[1].certain)
+        self.token_ids = [token for token, _ in open_steps]
+        self.open_tokens = torch.tensor(self.token_ids, dtype=torch.int64)  # (n,)
         self.next_states = [step.state or state for _, step in open_steps]
         self.spaced = [step.spaced for _, step in open_steps]
-        self.heads = sorted({step.head for _, step in open_steps})
-        self.entry_of = {head: entry for entry, head in enumerate(self.heads)}
-        self.entries = [self.entry_of[step.head] for _, step in open_steps]  # of each open token
-        self.members: list[list[int]] = [[] for _ in self.heads]  # of each entry: its places in open_tokens
-        for place, entry in enumerate(self.entries):
-            self.members[entry].append(place)
-        unsure = [state.phase in ("edge", "edge_inner") and state.pending != b"" for state in self.next_states]
-        self.unsure, self.any_unsure = torch.tensor(unsure, dtype=torch.bool), any(unsure)
-        self.entry_index = torch.tensor(self.entries, dtype=torch.int64)
-        self.subtrees = [self.subtree(head) for head in self.heads]
-        self.levels = self._levels()
+        ambiguous = [next_.phase.startswith("prompt") and next_.pending != b"" for next_ in self.next_states]
+        self.ambiguous, self.any_ambiguous = torch.tensor(ambiguous, dtype=torch.bool), any(ambiguous)  # (n,)
+
+        self.texts = sorted({step.certain for _, step in open_steps})
+        self._index = {text: index for index, text in enumerate(self.texts)}
+        self.text_of = [self._index[step.certain] for _, step in open_steps]
+        self._text_index = torch.tensor(self.text_of, dtype=torch.int64)  # (n,)
+        self._positions: list[list[int]] = [[] for _ in self.texts]  # the open tokens of each text
+        for position, index in enumerate(self.text_of):
+            self._positions[index].append(position)
+        self.subtrees = [self.extensions(text) for text in self.texts]
+        self._levels = self._parents_by_depth()
+
         self.closings = list(dict.fromkeys(closing for _, closing in closed))
         numbers = {closing: number for number, closing in enumerate(self.closings)}
-        self.closed_tokens = torch.tensor([token for token, _ in closed], dtype=torch.int64)
-        self.closing_index = torch.tensor([numbers[closing] for _, closing in closed], dtype=torch.int64)
+        self.closing_tokens = torch.tensor([token for token, _ in closed], dtype=torch.int64)  # (m,)
+        self.closing_index = torch.tensor([numbers[closing] for _, closing in closed], dtype=torch.int64)  # (m,)
 
-    def subtree(self, head: bytes) -> tuple[int, int]:
-        """The range of the entries that begin with these bytes."""
-        above = head + b"\xff"  # no UTF-8 has this byte, so it sorts behind all extensions
-        return bisect_left(self.heads, head), bisect_left(self.heads, above)
+    def extensions(self, text: bytes) -> tuple[int, int]:
+        """Returns the range of `texts` that begin with these bytes."""
+        above = text + b"\xff"  # 0xFF does not occur in UTF-8, so this sorts after every extension
+        return bisect_left(self.texts, text), bisect_left(self.texts, above)
 
-    def places(self, head: bytes) -> list[int]:
-        """Which of the open tokens give just these bytes."""
-        entry = self.entry_of.get(head)
-        return [] if entry is None else self.members[entry]
+    def positions(self, text: bytes) -> list[int]:
+        """Returns the open tokens that add exactly these bytes."""
+        index = self._index.get(text)
+        return [] if index is None else self._positions[index]
 
-    def longest_prefix(self, head: bytes) -> int:
-        """The entry whose bytes are the longest that these begin with; -1 if there is none."""
-        for length in range(len(head), -1, -1):
-            entry = self.entry_of.get(head[:length])
-            if entry is not None:
-                return entry
+    def longest_prefix(self, text: bytes) -> int:
+        """Returns the index of the longest of `texts` that these bytes begin with; -1 if there is none."""
+        for length in range(len(text), -1, -1):
+            index = self._index.get(text[:length])
+            if index is not None:
+                return index
         return -1
 
-    def chain(self, masses: Tensor) -> Tensor:
-        """Masses (n, open tokens) -> for each entry, the sum over all entries its bytes begin with: (n, entries)."""
-        rows = masses.T.contiguous()  # whole rows are added faster than columns
-        sums = rows.new_zeros(len(self.heads), rows.shape[1]).index_add_(0, self.entry_index, rows)
-        for entries, parents in self.levels:
-            sums.index_add_(0, entries, sums.index_select(0, parents))
+    def prefix_sums(self, masses: Tensor) -> Tensor:
+        """Masses (rows, n) of open tokens -> for each text the sum over it and all its prefixes: (rows, texts)."""
+        columns = masses.T.contiguous()  # whole rows are added faster than columns
+        sums = columns.new_zeros(len(self.texts), columns.shape[1]).index_add_(0, self._text_index, columns)
+        for texts, parents in self._levels:
+            sums.index_add_(0, texts, sums.index_select(0, parents))
         return sums.T.contiguous()
 
-    def _levels(self) -> list[tuple[Tensor, Tensor]]:
-        """For each depth of nesting from 1 on: the entries there and the entry that each extends."""
+    def _parents_by_depth(self) -> list[tuple[Tensor, Tensor]]:
+        """For each depth of the prefix tree from 1 on: the texts there and their parents."""
         levels: list[tuple[list[int], list[int]]] = []
-        stack: list[int] = []  # the entries that the present one extends
-        for entry, head in enumerate(self.heads):
-            while stack and not head.startswith(self.heads[stack[-1]]):
-                stack.pop()
-            if stack:
-                if len(levels) < len(stack):
+        ancestors: list[int] = []
+        for index, text in enumerate(self.texts):
+            while ancestors and not text.startswith(self.texts[ancestors[-1]]):
+                ancestors.pop()
+            if ancestors:
+                if len(levels) < len(ancestors):
                     levels.append(([], []))
-                levels[len(stack) - 1][0].append(entry)
-                levels[len(stack) - 1][1].append(stack[-1])
-            stack.append(entry)
-        return [(torch.tensor(entries), torch.tensor(parents)) for entries, parents in levels]
+                levels[len(ancestors) - 1][0].append(index)
+                levels[len(ancestors) - 1][1].append(ancestors[-1])
+            ancestors.append(index)
+        return [(torch.tensor(texts), torch.tensor(parents)) for texts, parents in levels]
 
 
 def _steps(state: State, vocabulary: Vocabulary, rule: WordRule, start: State) -> list[tuple[int, Step]]:
-    """(token, what it does) for all possible tokens. Behind a border the machine begins in the state `start`."""
-    found = []
-    settled: dict[bytes, Step] = {}  # what closes the outcome by its first byte alone: then the rest does not matter
-    if state.phase != "border":
-        steps = {bytes([byte]): rule.read(state, bytes([byte])) for byte in range(256)}
-        settled = {first: step for first, step in steps.items() if step.kind is not None}
+    """Returns (token, effect) for each possible token. After healing the machine is in the state `start`."""
+    pending, found = state.pending, []
+    if state.phase == "healing":
+        for token, text in enumerate(vocabulary.tokens):
+            if text and text.startswith(pending):
+                found.append((token, rule.read(start, text[len(pending) :])))
+            elif text and pending.startswith(text):
+                found.append((token, Step(None, b"", State("healing", pending[len(text) :]))))
+        return found
+    by_first_byte = {bytes([byte]): rule.read(state, bytes([byte])) for byte in range(256)} | {b"": rule.end(state)}
     for token, text in enumerate(vocabulary.tokens):
-        if state.phase != "border":
-            step = settled.get(text[:1]) or (rule.read(state, text) if text else rule.end(state))
-            found.append((token, step))
-        elif text and text.startswith(state.pending):
-            found.append((token, rule.read(start, text[len(state.pending) :])))
-        elif text and state.pending.startswith(text):
-            found.append((token, Step(None, b"", State("border", state.pending[len(text) :]))))
+        step = by_first_byte[text[:1]]
+        if text and step.kind is None:  # the first byte does not close the outcome, so read on
+            step = rule.read(state, text)
+        found.append((token, step))
     return found
 
 
 class Tables:
-    """The tables of a vocabulary under a word rule, made when needed and kept: they serve any prompt."""
+    """The tables of a vocabulary under a word rule, built on demand and shared by all prompts."""
 
     def __init__(self, vocabulary: Vocabulary, rule: WordRule | None = None) -> None:
         self.vocabulary, self.rule = vocabulary, checked(rule)
-        self._made: dict[tuple[State, State | None], Table] = {}
+        self._tables: dict[tuple[State, State | None], Table] = {}
 
-    def of(self, state: State, start: State) -> Table:
-        """The table of a state, in a search whose words begin in the state `start`."""
-        key = state, start if state.phase == "border" else None
-        if key not in self._made:
-            if len(self._made) >= 256:  # borders differ from prompt to prompt
-                self._made = {key: table for key, table in self._made.items() if key[1] is None and not key[0].pending}
-            self._made[key] = Table(state, self.vocabulary, self.rule, start)
-        return self._made[key]
+    def table(self, state: State, start: State) -> Table:
+        """Returns the table of a state. `start` is the state in which the outcome begins, after token healing."""
+        key = state, start if state.phase == "healing" else None
+        if key not in self._tables:
+            if len(self._tables) >= 256:  # keep those that most prompts need
+                self._tables = {k: table for k, table in self._tables.items() if k[1] is None and not k[0].pending}
+            self._tables[key] = Table(state, self.vocabulary, self.rule, start)
+        return self._tables[key]

@@ -1,7 +1,7 @@
-"""Where a word begins and ends: a state machine over the bytes that follow a prompt.
+"""Decides where a word begins and ends: a state machine over the bytes that follow a prompt.
 
-It reads bytes and not tokens, for a token may hold the end of one word and the beginning of the next, half a word or
-half a character. What it decides between are outcomes: a word, or what else may come in its place.
+It reads bytes, not tokens: one token may hold the end of a word and the start of the next, half a word or half a
+character. It recognizes outcomes: a word, or whatever comes in its place, such as a comma or a line end.
 """
 
 from __future__ import annotations
@@ -14,32 +14,23 @@ from typing import NamedTuple
 from .. import InputError
 
 RULES = ("unicode", "space", "character")
-INNER = "'’-‐‑"  # apostrophes and hyphens: inside a word if a letter follows
-# Scripts written without spaces between words, by how the names of their characters in Unicode begin.
-WITHOUT_SPACES = (
-    *(
-        "CJK UNIFIED",
-        "CJK COMPATIBILITY IDEOGRAPH",
-        "IDEOGRAPHIC",
-        "HIRAGANA",
-        "KATAKANA",
-        "HALFWIDTH KATAKANA",
-        "BOPOMOFO",
-        "THAI",
-    ),
-    *("LAO", "KHMER", "MYANMAR", "TIBETAN", "YI SYLLABLE", "NEW TAI LUE", "TAI LE", "TAI THAM", "BALINESE", "JAVANESE"),
+MID_LETTERS = "'’-‐‑"  # apostrophes and hyphens: part of a word if a letter follows (MidLetter in Unicode's UAX #29)
+# Scripts written without spaces between words, by the first words of their characters' Unicode names.
+WITHOUT_SPACES = tuple(
+    "CJK UNIFIED,CJK COMPATIBILITY IDEOGRAPH,IDEOGRAPHIC,HIRAGANA,KATAKANA,HALFWIDTH KATAKANA,BOPOMOFO,THAI,LAO,KHMER,"
+    "MYANMAR,TIBETAN,YI SYLLABLE,NEW TAI LUE,TAI LE,TAI THAM,BALINESE,JAVANESE".split(",")
 )
 
 
 class State(NamedTuple):
-    """What must be known of the bytes so far. `pending` are those whose meaning the next ones decide.
+    """The machine's memory. `pending` holds bytes whose meaning depends on the next ones.
 
-    phase  border     `pending` is what remains of the prompt's own bytes, to be repeated before anything counts
-           edge       right behind the prompt, whose last character is part of a word: a letter would continue that
-           edge_inner the same, behind a hyphen or apostrophe that only a letter would make a part of the prompt's word
-           lead       nothing yet: one space may be skipped
-           spaced     nothing yet, and the space is skipped
-           word       inside a word
+    phase  healing            `pending` holds prompt bytes that token healing removed; tokens must reproduce them first
+           prompt_word        directly after a prompt that ends in a word character: a letter would continue that word
+           prompt_mid_letter  the same after an apostrophe or hyphen, which a letter would make part of the prompt's word
+           before_word        before the outcome; one space may be skipped
+           after_space        before the outcome, after the skipped space
+           word               inside a word
     """
 
     phase: str
@@ -47,97 +38,98 @@ class State(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the bytes of a token do to a state.
+    """The effect of a token's bytes on a state.
 
-    kind is None while the outcome is open, then `state` tells how it goes on. Otherwise the outcome is known and what
-    is left of the token does not matter: `word`, `character` (of a script without spaces), `punctuation` (and symbols,
-    controls), `space`, `byte` (that no UTF-8 has there), `special`, or `continues`: no new outcome begins, the prompt's
-    last word goes on. `head` are bytes of the outcome: inside a word those that come on top, else all that are certain,
-    whatever follows. So the bytes before and the head together are a prefix of any outcome that may come of it.
-    `spaced`: a space was skipped.
+    kind     None while the outcome is open; else `word`, `character` (in a script without spaces), `punctuation` (also
+             symbols and controls), `space`, `byte` (invalid UTF-8), `special`, or `continues` (the prompt's last word
+             continues, so no new outcome begins). The token's remaining bytes then do not matter.
+    certain  bytes of the outcome that no later byte can change: inside a word those that this token added, else all of
+             them. Appended to the word so far they are a prefix of every outcome that may follow.
+    state    the next state while the outcome is open
+    spaced   whether a space was skipped
     """
 
     kind: str | None
-    head: bytes
+    certain: bytes
     state: State | None = None
     spaced: bool = False
 
 
 @dataclass(frozen=True)
 class WordRule:
-    """What counts as a word.
+    """The definition of a word.
 
     unicode    letters, marks and numbers (Unicode's L, M and N), with single apostrophes and hyphens between them;
-               a character of a script that is written without spaces is an outcome by itself
-    space      whatever stands between white space
-    character  every character is an outcome by itself, and no space is skipped
+               in a script without spaces each character is an outcome
+    space      everything between white space
+    character  each character is an outcome, and no space is skipped
     """
 
     kind: str = "unicode"
-    inner: str = INNER  # unicode: may stand inside a word, before a word character
+    mid_letters: str = MID_LETTERS  # unicode: allowed inside a word, before a word character
 
     def validate(self) -> list[str]:
         return [] if self.kind in RULES else [f"word_rule={self.kind!r} is not one of {', '.join(RULES)}"]
 
     def start(self, prompt: str, *, spaced: bool) -> State:
-        """The state behind a prompt (with spaced: whose trailing space has been taken as the one that is skipped)."""
+        """Returns the state after a prompt. With `spaced`, its trailing space counts as the skipped one."""
         if spaced:
-            return State("lead" if self.kind == "character" else "spaced")
+            return State("before_word" if self.kind == "character" else "after_space")
         last = self.classify(prompt[-1:])
         if last == "word":
-            return State("edge")
-        if last == "inner" and len(prompt) > 1 and self.classify(prompt[-2]) == "word":
-            return State("edge_inner")
-        return State("lead")
+            return State("prompt_word")
+        if last == "mid_letter" and len(prompt) > 1 and self.classify(prompt[-2]) == "word":
+            return State("prompt_mid_letter")
+        return State("before_word")
 
     def classify(self, character: str) -> str:
-        """`word`, `inner`, `blank` (U+0020), `space` (other white space), `character` or `punctuation`."""
-        return _classify(self.kind, self.inner, character)
+        """Returns `word`, `mid_letter`, `blank` (U+0020), `space` (other white space), `character` or `punctuation`."""
+        return _classify(self.kind, self.mid_letters, character)
 
     def read(self, state: State, token: bytes) -> Step:
-        """What a token of these bytes does to a state (not to a border)."""
+        """Returns the effect of a token's bytes on a state (any phase but healing)."""
         phase, pending = state
-        done, start = b"", 0  # the bytes of the word so far, from the state's pending ones on; where `waiting` begins
         data = pending + token
-        inner = 0  # the length of a pending apostrophe or hyphen at `start`
+        certain, undecided = b"", 0  # the word's bytes in `data` so far; where the undecided bytes begin
+        mid_letter = 0  # the length of an undecided apostrophe or hyphen
         spaced = False
         position = 0
         while position < len(data):
             character, size = _character(data, position)
-            if size == 0:  # an unfinished UTF-8 sequence: wait
+            if size == 0:  # an unfinished UTF-8 sequence
                 break
-            sort = self.classify(character) if character else "byte"
+            kind = self.classify(character) if character else "byte"
             position += size
-            if phase in ("edge", "edge_inner") and sort == "word":
+            if phase in ("prompt_word", "prompt_mid_letter") and kind == "word":
                 return Step("continues", b"")
-            if phase == "edge_inner" or (phase == "edge" and inner):
-                if inner:  # the apostrophe was none of the prompt's word: it is the outcome itself
-                    return Step("punctuation", data[start : start + inner])
-                phase = "lead"
+            if phase == "prompt_mid_letter" or (phase == "prompt_word" and mid_letter):
+                if mid_letter:  # no letter follows the apostrophe, so it is an outcome of its own
+                    return Step("punctuation", data[undecided : undecided + mid_letter])
+                phase = "before_word"
             if phase == "word":
-                if sort == "word":
-                    done += data[start:position]
-                    start, inner = position, 0
-                elif sort == "inner" and not inner:
-                    inner = size
+                if kind == "word":
+                    certain += data[undecided:position]
+                    undecided, mid_letter = position, 0
+                elif kind == "mid_letter" and not mid_letter:
+                    mid_letter = size
                 else:
-                    return Step("word", done, spaced=spaced)
-            elif phase == "edge" and sort == "inner":
-                inner = size
-            elif sort == "word":
-                phase, done, start = "word", data[start:position], position
-            elif sort == "blank" and phase != "spaced" and self.kind != "character":
-                phase, spaced, start = "spaced", True, position
+                    return Step("word", certain, spaced=spaced)
+            elif phase == "prompt_word" and kind == "mid_letter":
+                mid_letter = size
+            elif kind == "word":
+                phase, certain, undecided = "word", data[undecided:position], position
+            elif kind == "blank" and phase != "after_space" and self.kind != "character":
+                phase, spaced, undecided = "after_space", True, position
             else:
-                kind = {"inner": "punctuation", "blank": "space"}.get(sort, sort)
-                return Step(kind, data[start:position], spaced=spaced)
-        waiting = data[start:]
-        if waiting and phase == "spaced":
-            phase = "lead"  # no unfinished character is a second space: from here both are one
-        return Step(None, done if phase == "word" else waiting[:1], State(phase, waiting), spaced)
+                kind = {"mid_letter": "punctuation", "blank": "space"}.get(kind, kind)
+                return Step(kind, data[undecided:position], spaced=spaced)
+        rest = data[undecided:]
+        if rest and phase == "after_space":
+            phase = "before_word"  # the unfinished character cannot be a second space, so both phases read it alike
+        return Step(None, certain if phase == "word" else rest[:1], State(phase, rest), spaced)
 
     def end(self, state: State) -> Step:
-        """What a special token does to a state."""
+        """Returns the effect of a special token on a state."""
         phase, pending = state
         if phase == "word":
             return Step("word", b"")
@@ -148,7 +140,7 @@ class WordRule:
 
 
 @lru_cache(maxsize=1 << 16)
-def _classify(rule: str, inner: str, character: str) -> str:
+def _classify(rule: str, mid_letters: str, character: str) -> str:
     if not character:
         return ""
     if character == " ":
@@ -161,11 +153,11 @@ def _classify(rule: str, inner: str, character: str) -> str:
         return "character"
     if unicodedata.category(character)[0] in "LMN":
         return "character" if unicodedata.name(character, "").startswith(WITHOUT_SPACES) else "word"
-    return "inner" if character in inner else "punctuation"
+    return "mid_letter" if character in mid_letters else "punctuation"
 
 
 def _character(data: bytes, position: int) -> tuple[str, int]:
-    """The character at a position and its length; ("", 1) for a byte that no UTF-8 has there, ("", 0) if unfinished."""
+    """Returns the character at a position and its length; ("", 1) for an invalid byte, ("", 0) if it is unfinished."""
     first = data[position]
     if first < 0x80:
         return chr(first), 1
@@ -179,7 +171,7 @@ def _character(data: bytes, position: int) -> tuple[str, int]:
 
 
 def checked(rule: WordRule | None) -> WordRule:
-    """The rule, or the default one. Raises InputError for what is wrong with it."""
+    """Returns the rule, or the default one. Raises InputError if it is invalid."""
     rule = rule or WordRule()
     if problems := rule.validate():
         raise InputError(*problems)

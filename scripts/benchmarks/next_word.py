@@ -15,7 +15,7 @@ from conf.cli import program
 from data import InputError
 from data.corpus.corpora import documents, matches
 from data.corpus.plays import HELD_OUT
-from model.next_word.distribution import outcomes, question, ranking, search_behind
+from model.next_word.distribution import outcomes, ranking, split_prompt, start_search
 from model.next_word.word_table import Tables
 from model.next_word.words import WordRule
 from sample import LanguageModel, load
@@ -87,10 +87,10 @@ def time_search(lm: LanguageModel, prompts: list[str], repeats: int, **options: 
 def open_after(lm: LanguageModel, prompt: str, tables: Tables, seconds: float) -> tuple[float, int]:
     """The unexplored mass after some time of expanding what is most probable, and the tokens evaluated by then."""
     start = time.perf_counter()
-    search = search_behind(lm.model, tables, prompt, encode=lm.tokenizer.encode, compute=lm.compute)
-    while time.perf_counter() - start < seconds and (children := search.best(128, set())):
+    search = start_search(lm.model, tables, prompt, encode=lm.tokenizer.encode, compute=lm.compute)
+    while time.perf_counter() - start < seconds and (children := search.most_probable(128, set())):
         search.expand(children)
-    return search.open / search.total, len(search.nodes) - 1
+    return search.open_mass / search.total, len(search.nodes) - 1
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def sample_outcomes(
     The bytes of the prompt's last token are drawn among the tokens that repeat them, and a draw counts by the mass that
     those have. Also returns how many equally weighted samples that is worth.
     """
-    ids, repeat, start = question(prompt, tables, encode=lm.tokenizer.encode)
+    ids, repeat, start = split_prompt(prompt, tables, encode=lm.tokenizer.encode)
     vocabulary, rule = tables.vocabulary, tables.rule
     generator = torch.Generator().manual_seed(seed)
     shares: defaultdict[tuple[str, bytes | str], float] = defaultdict(float)
@@ -128,11 +128,11 @@ def sample_outcomes(
                     data = b"".join(vocabulary.tokens[i] for i in longer)
                     step = rule.read(start, data[len(repeat) :])
                     if token in vocabulary.special and step.state is not None:
-                        base = step.head if step.state.phase == "word" else b""
+                        base = step.certain if step.state.phase == "word" else b""
                         step = rule.end(step.state)
-                        name: bytes | str = vocabulary.special[token] if step.kind == "special" else base + step.head
+                        name: bytes | str = vocabulary.special[token] if step.kind == "special" else base + step.certain
                     else:
-                        name = step.head
+                        name = step.certain
                     if len(data) < len(repeat) or step.kind is None:
                         following[longer] = (times, weight)
                     elif step.kind != "continues":
@@ -146,9 +146,9 @@ def sample_outcomes(
 def compare(lm: LanguageModel, prompt: str, tables: Tables, n: int, seed: int) -> list[float]:
     """For each outcome of which 10 samples are to be expected: by how many standard errors it misses its bounds."""
     sampled, effective = sample_outcomes(lm, prompt, tables, n, seed)
-    search = search_behind(lm.model, tables, prompt, encode=lm.tokenizer.encode, compute=lm.compute)
-    while search.open > 0.002 * search.total and len(search.nodes) < 8192:
-        search.expand(search.best(128, set()))
+    search = start_search(lm.model, tables, prompt, encode=lm.tokenizer.encode, compute=lm.compute)
+    while search.open_mass > 0.002 * search.total and len(search.nodes) < 8192:
+        search.expand(search.most_probable(128, set()))
     misses = []
     for name, row in zip(ranking(search), outcomes(search, 10**9), strict=True):
         if row.lower * effective < 10:

@@ -1,4 +1,4 @@
-"""The word machine: where outcomes begin and end, byte by byte, whatever the tokens."""
+"""The word machine: where outcomes begin and end, however the bytes are cut into tokens."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RULE = WordRule()
 
 
 def first(text: str | bytes, state: State | None = None, rule: WordRule = RULE) -> tuple[str | None, bytes]:
-    """Kind and bytes of the first outcome of a text, read byte by byte."""
-    state, done = state or State("lead"), b""
+    """Returns the kind and bytes of a text's first outcome, read byte by byte."""
+    state, done = state or State("before_word"), b""
     for byte in text.encode() if isinstance(text, str) else text:
         step = rule.read(state, bytes([byte]))
-        done = (done if state.phase == "word" else b"") + step.head
+        done = (done if state.phase == "word" else b"") + step.certain
         if step.kind is not None:
             return step.kind, done
         state = step.state
@@ -66,7 +66,7 @@ def test_the_first_outcome(text, kind, outcome):
 
 
 @pytest.mark.parametrize("text", [" heart", " don'", " rock-", b"ab\xe2\x80", " ", "", b"\xf0\x9f\x98", " don’"])
-def test_what_the_next_bytes_decide_stays_open(text):
+def test_an_outcome_stays_open_until_the_next_bytes_decide(text):
     assert first(text)[0] is None
 
 
@@ -91,11 +91,11 @@ def test_what_the_next_bytes_decide_stays_open(text):
         ("北", "京", ("character", "京".encode())),
     ],
 )
-def test_behind_a_prompt_its_last_word_may_continue(prompt, text, expected):
+def test_a_prompts_last_word_may_continue(prompt, text, expected):
     assert first(text, RULE.start(prompt, spaced=False)) == expected
 
 
-def test_a_space_that_the_prompt_ends_in_is_the_one_that_is_skipped():
+def test_a_prompts_trailing_space_counts_as_the_skipped_one():
     state = RULE.start("your ", spaced=True)
     assert first("heart ", state) == ("word", b"heart")
     assert first(" heart", state) == ("space", b" ")
@@ -115,8 +115,8 @@ def test_other_rules(kind, text, expected):
     assert first(text, rule=WordRule(kind=kind)) == expected
 
 
-def test_what_may_stand_inside_a_word_can_be_chosen():
-    assert first(" a_b'c ", rule=WordRule(inner="_")) == ("word", b"a_b")
+def test_mid_letters_can_be_chosen():
+    assert first(" a_b'c ", rule=WordRule(mid_letters="_")) == ("word", b"a_b")
 
 
 def test_an_unknown_rule_is_refused():
@@ -128,11 +128,11 @@ def test_an_unknown_rule_is_refused():
 @given(
     st.lists(st.sampled_from([b"a", b"'", b"\xe2", b"\x80", b"\x99", b" ", b"-", b"\xff", "é".encode(), b",", b"a'"]))
 )
-def test_what_is_certain_is_a_prefix_of_the_outcome(pieces):
-    state, certain, heads = State("lead"), b"", []
+def test_certain_bytes_are_a_prefix_of_the_outcome(pieces):
+    state, certain, heads = State("before_word"), b"", []
     for piece in [*pieces, b",\n"]:
         step = RULE.read(state, piece)
-        certain = (certain if state.phase == "word" else b"") + step.head
+        certain = (certain if state.phase == "word" else b"") + step.certain
         if step.kind is not None:
             break
         heads.append(certain)
@@ -141,18 +141,18 @@ def test_what_is_certain_is_a_prefix_of_the_outcome(pieces):
 
 
 @pytest.mark.parametrize(
-    "state, kind, head",
+    "state, kind, certain",
     [
         (State("word"), "word", b""),
         (State("word", b"'"), "word", b""),
-        (State("lead"), "special", b""),
-        (State("edge"), "special", b""),
-        (State("edge", b"'"), "punctuation", b"'"),
-        (State("lead", b"\xe2\x80"), "byte", b"\xe2"),
+        (State("before_word"), "special", b""),
+        (State("prompt_word"), "special", b""),
+        (State("prompt_word", b"'"), "punctuation", b"'"),
+        (State("before_word", b"\xe2\x80"), "byte", b"\xe2"),
     ],
 )
-def test_a_special_token_ends_what_is_open(state, kind, head):
-    assert RULE.end(state)[:2] == (kind, head)
+def test_a_special_token_closes_an_open_outcome(state, kind, certain):
+    assert RULE.end(state)[:2] == (kind, certain)
 
 
 TEXTS = st.text(st.sampled_from("ab'’- ,\né北😀ก́1"), max_size=8)
@@ -160,13 +160,13 @@ TEXTS = st.text(st.sampled_from("ab'’- ,\né北😀ก́1"), max_size=8)
 
 @settings(max_examples=500, deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 20), max_size=3))
-def test_how_the_text_is_cut_does_not_matter(text, cuts):
+def test_the_cuts_between_tokens_do_not_matter(text, cuts):
     data = text.encode() + b"\n,"
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    state, done = State("lead"), b""
+    state, done = State("before_word"), b""
     for start, end in pairwise(places):
         step = RULE.read(state, data[start:end])
-        done = (done if state.phase == "word" else b"") + step.head
+        done = (done if state.phase == "word" else b"") + step.certain
         if step.kind is not None:
             break
         state = step.state
