@@ -1,14 +1,14 @@
-"""Fine-tuning: other weights, other data, the same fit(). Every parameter is trained, on labelled examples."""
+"""Fine-tuning: trains all weights of a checkpoint on labelled examples, with the same fit() as pretraining."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from conf.cli import program
+from conf import cli
 from conf.run.resume import resume_config
 from data.labelled.examples import (
     Example,
@@ -25,17 +25,22 @@ from model.device import Compute, keep_freed_memory
 from model.distributed import parallel
 from train import LoopConfig, fit
 
+PATH = {"kind": "path"}
+
 
 @dataclass
 class FinetuneConfig(LoopConfig):
-    """The keys of `python finetune.py`: those of the loop, the checkpoint to start from and the examples to learn."""
+    """The settings of `python finetune.py`: those of the loop, the checkpoint to start from, and the examples."""
 
-    checkpoint: str | None = None  # whose model, weights and tokenizer to start from
-    examples: str | None = None  # JSONL: {"prompt": ..., "completion": ..., optional "group": ...}
-    val_examples: str | None = None  # held-out examples; null: val_fraction of `examples`, whole groups
-    val_fraction: float = 0.1
-    dropout: float = 0.0  # replaces the checkpoint's
-    preview: int = 2  # examples to show before the first step, with what is learned of them
+    # start from this checkpoint: its weights, model and tokenizer
+    checkpoint: str | None = field(default=None, metadata=PATH)
+    # JSONL file of {"prompt": ..., "completion": ..., optional "group": ...}
+    examples: str | None = field(default=None, metadata=PATH)
+    # held-out examples, JSONL; null: hold out val_fraction of `examples`, in whole groups
+    val_examples: str | None = field(default=None, metadata=PATH)
+    val_fraction: float = field(default=0.1, metadata={"group": "data"})  # fraction of the examples to hold out
+    dropout: float = 0.0  # replaces the checkpoint's dropout
+    preview: int = 2  # number of examples to print before the first step, with the part that is trained on
 
     def validate(self) -> list[str]:
         found = super().validate()
@@ -53,14 +58,14 @@ class FinetuneConfig(LoopConfig):
 
 
 def read_splits(cfg: FinetuneConfig) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples."""
+    """Returns the training and the held-out examples."""
     examples = read_examples(cfg.examples or "")
     if cfg.val_examples is not None:
         return examples, read_examples(cfg.val_examples)
     return split_examples(examples, val_fraction=cfg.val_fraction)
 
 
-def main(cfg: FinetuneConfig, overrides: program.Overrides) -> None:
+def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     cfg = resume_config(cfg, overrides)
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
@@ -75,30 +80,33 @@ def main(cfg: FinetuneConfig, overrides: program.Overrides) -> None:
         train_examples, tokenizer, context=context, batch_size=cfg.batch_size, seed=cfg.seed, one_width=one_width
     )
     val_data = ExampleEvaluation(val_examples, tokenizer, context=context, one_width=one_width)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
-            held.enter_context(reader.lock(Path(cfg.run_dir or "")))
-        held.enter_context(parallel.process_group(world, compute.device, lambda: ""))
+            stack.enter_context(reader.lock(Path(cfg.run_dir or "")))
+        stack.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
             print(train_data.preview(cfg.preview))
             print(
-                f"{len(train_data)} examples to learn, {len(val_data)} held out; {len(train_data.truncated)} prompts "
-                f"shortened to the context, {len(train_data.dropped)} examples dropped"
+                f"{len(train_data)} training examples, {len(val_data)} held out; {len(train_data.truncated)} prompts "
+                f"truncated to the context, {len(train_data.dropped)} examples dropped"
             )
         torch.manual_seed(cfg.seed)
         model = parallel.build(shape, cfg.parallel)
         start.check_weights(model)  # before anything is written
-        facts = {
+        fingerprints = {
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
-        goes_on = start.directory.parent == Path(cfg.run_dir or "")  # then the file is there, and may say otherwise now
-        if world.is_main and cfg.val_examples is None and not goes_on and not cfg.dry_run:
+        resuming = start.directory.parent == Path(cfg.run_dir or "")  # then the file exists already
+        if world.is_main and cfg.val_examples is None and not resuming and not cfg.dry_run:
             held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
             write_examples(val_examples, held_out)
             print(f"the held-out examples are in {held_out}")
-        fit(cfg, model, tokenizer, train_data, val_data, world=world, compute=compute, facts=facts, start=start)
+        fit(
+            cfg, model, tokenizer, train_data, val_data,
+            world=world, compute=compute, fingerprints=fingerprints, start=start,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    program.run(main, FinetuneConfig, name="finetune")
+    cli.run(main, FinetuneConfig, name="finetune")

@@ -3,3 +3,5 @@
 
 class InputError(ValueError):
     """A mistake of the user's: shown as one line that names the value, the place and the fix; exit status 2."""
+
+    user_mistake = True  # conf/cli recognises it by this attribute

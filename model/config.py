@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Settings of older checkpoints: those that were renamed, and those that are gone with the value at which they were off.
 RENAMED = {
@@ -13,6 +13,8 @@ RENAMED = {
 }
 REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: any value, it only affected initialisation
 
+ADVANCED = {"group": "advanced"}
+
 
 @dataclass
 class ModelConfig:
@@ -22,7 +24,7 @@ class ModelConfig:
     2023) and the modern preset, which transformers knows as NanoChat.
     """
 
-    vocab_size: int = 0  # set from the tokenizer
+    vocab_size: int = field(default=0, metadata=ADVANCED)  # set from the tokenizer
     n_layer: int = 6
     n_head: int = 4
     n_kv_head: int | None = None  # null: n_head; fewer: grouped-query attention
@@ -31,16 +33,17 @@ class ModelConfig:
     context: int = 256  # longest sequence, in tokens
     dropout: float = 0.0  # on the embedding and on each sub-layer's output
     position: str = "rotary"  # rotary | learned
-    rotary_base: float = 10_000.0
+    rotary_base: float = field(default=10_000.0, metadata=ADVANCED)
     norm: str = "rms"  # rms | layer
-    norm_affine: bool = False  # learned scale in the norms (and, with bias, a shift in LayerNorm)
-    norm_eps: float = 1e-6
+    # learned scale in the norms (and, with bias, a shift in LayerNorm)
+    norm_affine: bool = field(default=False, metadata=ADVANCED)
+    norm_eps: float = field(default=1e-6, metadata=ADVANCED)
     activation: str = "relu2"  # relu2 | gelu (GPT-2's tanh approximation) | gelu_exact | swiglu
     bias: bool = False  # in linear layers and norms
     tie_embeddings: bool = False  # share the embedding matrix with the output head
-    qk_norm: bool = True  # RMSNorm on queries and keys, after rotary
-    embedding_norm: bool = True  # RMSNorm on the embedding
-    logit_softcap: float = 0.0  # logits = cap * tanh(logits / cap); 0: off
+    qk_norm: bool = field(default=True, metadata=ADVANCED)  # RMSNorm on queries and keys, after rotary
+    embedding_norm: bool = field(default=True, metadata=ADVANCED)  # RMSNorm on the embedding
+    logit_softcap: float = field(default=0.0, metadata=ADVANCED)  # logits = cap * tanh(logits / cap); 0: off
 
     @property
     def kv_heads(self) -> int:

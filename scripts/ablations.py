@@ -10,7 +10,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from conf.cli import program
+from conf import cli
 from conf.run.runs import train, words
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
@@ -20,18 +20,23 @@ T95 = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
+PATH = {"kind": "path"}
+TEXT = {"kind": "text"}
+
 
 @dataclass
 class AblationsConfig:
     """The keys of `python -m scripts.ablations`."""
 
-    pairs: str = "scripts/ablations.txt"  # a line a pair: NAME | settings of A | settings of B
-    common: str = ""  # settings of every run, as on train.py's command line
-    name: str | None = None  # with a and b: this pair alone, without the file
-    a: str = ""  # settings of A: what is there already
-    b: str = ""  # settings of B: what is on trial
+    # a line a pair: NAME | settings of A | settings of B
+    pairs: str = field(default="scripts/ablations.txt", metadata=PATH)
+    common: str = field(default="", metadata=TEXT)  # settings of every run, as on train.py's command line
+    name: str | None = field(default=None, metadata=TEXT)  # with a and b: this pair alone, without the file
+    a: str = field(default="", metadata=TEXT)  # settings of A: what is there already
+    b: str = field(default="", metadata=TEXT)  # settings of B: what is on trial
     seeds: int = 3  # runs of A and of B, with the seeds 1, 2...
-    out: str = "out/ablations"  # where the runs and the tables go; a run that is finished there is not done again
+    # where the runs and the tables go; a run that is finished there is not done again
+    out: str = field(default="out/ablations", metadata=PATH)
     times: bool = True  # show how long B took beside A; false where the machine had other work
     debug: bool = False  # show the traceback of a user's mistake
 
@@ -96,7 +101,7 @@ def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
             continue
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != 3 or not parts[0]:
-            raise program.InputError(f"{cfg.pairs}:{number}: write NAME | settings of A | settings of B")
+            raise cli.InputError(f"{cfg.pairs}:{number}: write NAME | settings of A | settings of B")
         pairs.append((parts[0], parts[1], parts[2]))
     return pairs
 
@@ -116,7 +121,7 @@ def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
             ends[side] = train(Path(cfg.out) / "runs" / as_name(settings, given), given)
             print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
         if ends["a"]["tokens"] != ends["b"]["tokens"]:
-            raise program.InputError(
+            raise cli.InputError(
                 f"{name}: A read {ends['a']['tokens']} tokens, B {ends['b']['tokens']}; make steps * batch_size equal"
             )
         result.tokens = ends["a"]["tokens"]
@@ -146,7 +151,7 @@ def markdown(results: list[Result], cfg: AblationsConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(cfg: AblationsConfig, overrides: program.Overrides) -> None:
+def main(cfg: AblationsConfig, overrides: cli.Overrides) -> None:
     results = []
     out = Path(cfg.out)
     for pair in read_pairs(cfg):
@@ -158,4 +163,4 @@ def main(cfg: AblationsConfig, overrides: program.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, AblationsConfig, name="ablations")
+    cli.run(main, AblationsConfig, name="ablations")

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from conf.cli import program
+from conf import cli
 
 BENCHMARKS = {
     "decode": "tokens per second of one text, against transformers' and nanoGPT's generate with the same weights",
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in BENCHMARKS:
         module = importlib.import_module(f"scripts.benchmarks.{name}")
-        program.run(module.main, module.Config, name=f"bench_{name}", argv=list(as_settings(arguments[1:])))
+        cli.run(module.main, module.Config, name=f"bench_{name}", argv=list(as_settings(arguments[1:])))
     print("usage: python -m scripts.bench NAME [KEY=VALUE ...] [--help]\n")
     for known, what in BENCHMARKS.items():
         print(f"  {known:<10} {what}")

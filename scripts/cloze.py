@@ -8,13 +8,13 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import regex
 
-from conf.cli import program
+from conf import cli
 from data import InputError
 from data.corpus.corpora import documents, matches
 from data.corpus.plays import HELD_OUT, speeches
@@ -27,13 +27,14 @@ ENDINGS = ("ing", "ness", "ed", "ly", "st", "th", "s", "er", "e", "y")  # words 
 class ClozeConfig:
     """The keys of `python -m scripts.cloze`."""
 
-    outputs: str = "out/cloze.jsonl"
-    val_include: Any = None  # the plays to ask about; null: the held-out one of each kind
+    outputs: str = field(default="out/cloze.jsonl", metadata={"kind": "output"})
+    # the plays to ask about; null: the held-out one of each kind
+    val_include: Any = field(default=None, metadata={"kind": "pattern", "list": True})
     choices: int = 4  # options a question: the true word and words of its frequency, length and ending
     before: int = 40  # words of the speech to show before the gap, whole lines; fewer at a speech's beginning
     least: int = 12  # questions with fewer words before the gap say too little
     per_play: int = 200  # at most so many questions a play
-    datasets: str = "datasets"
+    datasets: str = field(default="datasets", metadata={"kind": "path"})
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -61,7 +62,7 @@ def ending(word: str) -> str:
     return next((end for end in ENDINGS if word.endswith(end)), "")
 
 
-def main(cfg: ClozeConfig, overrides: program.Overrides) -> None:
+def main(cfg: ClozeConfig, overrides: cli.Overrides) -> None:
     counts: Counter[str] = Counter()
     questions: dict[str, list[tuple[str, str]]] = {}
     for play in documents("shakespeare", cache=cfg.datasets):
@@ -102,4 +103,4 @@ def ask(
 
 
 if __name__ == "__main__":
-    program.run(main, ClozeConfig, name="cloze")
+    cli.run(main, ClozeConfig, name="cloze")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import lzma
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from conf.cli import program
+from conf import cli
 from data import InputError
 from data.preparation.shards import Split, open_split
 from data.tokenizers.build import load
 from model.checkpoints import reader
+
+PATH = {"kind": "path"}
 
 
 @dataclass
 class CompressConfig:
     """The keys of `python -m scripts.compress`."""
 
-    run_dir: str | None = None  # a run of train.py
-    datasets: str = "datasets"  # where its prepared corpus is
+    run_dir: str | None = field(default=None, metadata=PATH)  # a run of train.py
+    datasets: str = field(default="datasets", metadata=PATH)  # where its prepared corpus is
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -46,7 +48,7 @@ def xz_size(content: bytes) -> int:
     return len(lzma.compress(content, filters=filters))
 
 
-def main(cfg: CompressConfig, overrides: program.Overrides) -> None:
+def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "")
     best = reader.find(run_dir / "best")
     if "val_bits_per_byte" not in best.manifest:
@@ -61,4 +63,4 @@ def main(cfg: CompressConfig, overrides: program.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, CompressConfig, name="compress")
+    cli.run(main, CompressConfig, name="compress")

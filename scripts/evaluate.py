@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conf.cli import program
+from conf import cli
 from data.batching.batches import WindowEvaluation
 from data.curation.curate import CurateConfig
 from data.labelled.accuracy import group_interval, wilson_interval
@@ -22,27 +22,32 @@ from model.inference.sampling import SamplingConfig
 from model.training.evaluate import evaluate
 from sample import LanguageModel, load
 
+PATH = {"kind": "path"}
+PATTERNS = {"kind": "pattern", "list": True}
+TEXT = {"kind": "text"}
+
 
 @dataclass
 class EvaluateConfig:
     """The keys of `python -m scripts.evaluate`."""
 
-    checkpoint: str | None = None
-    versus: str | None = None  # another checkpoint, scored on the same
-    corpus: Any = None  # a corpus: loss and bits/byte over all of it
-    include: Any = None
-    exclude: Any = None
-    text_field: str = "text"
-    document_separator: str | None = None  # this and the next two as for scripts.prepare
+    checkpoint: str | None = field(default=None, metadata=PATH)
+    versus: str | None = field(default=None, metadata=PATH)  # another checkpoint, scored on the same
+    # a corpus: loss and bits/byte over all of it
+    corpus: Any = field(default=None, metadata={"kind": "path", "list": True})
+    include: Any = field(default=None, metadata=PATTERNS)
+    exclude: Any = field(default=None, metadata=PATTERNS)
+    text_field: str = field(default="text", metadata=TEXT)
+    document_separator: str | None = field(default=None, metadata=TEXT)  # this and the next two as for scripts.prepare
     invalid_utf8: str = "auto"
     max_bad_lines: int = 0
-    examples: str | None = None  # labelled examples: exact match of greedy completions
-    datasets: str = "datasets"
+    examples: str | None = field(default=None, metadata=PATH)  # labelled examples: exact match of greedy completions
+    datasets: str = field(default="datasets", metadata=PATH)
     batch_size: int = 32
     device: str = "auto"
     dtype: str = "float32"
     seed: int = 1
-    json: str | None = None
+    json: str | None = field(default=None, metadata={"kind": "output"})
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -70,7 +75,7 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
         curate=CurateConfig(exact_duplicates=False, overlap=False),  # all of it
     )
     data = WindowEvaluation(open_split(prepare(corpus), "train"), context=lm.model.config.context)
-    score = evaluate(lm.model, data, compute=lm.compute, rows=cfg.batch_size)
+    score = evaluate(lm.model, data, compute=lm.compute, batch_size=cfg.batch_size)
     return {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "tokens": score.tokens, "bytes": data.n_bytes}
 
 
@@ -101,7 +106,7 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
     }
 
 
-def main(cfg: EvaluateConfig, overrides: program.Overrides) -> None:
+def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
     examples = read_examples(cfg.examples) if cfg.examples is not None else []
     if examples:
         label, most = Counter(example.completion for example in examples).most_common(1)[0]
@@ -131,4 +136,4 @@ def main(cfg: EvaluateConfig, overrides: program.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, EvaluateConfig, name="evaluate")
+    cli.run(main, EvaluateConfig, name="evaluate")

@@ -14,10 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from conf.cli import program
+from conf import cli
 from model import InputError
 from model.checkpoints import reader
 
@@ -35,7 +35,7 @@ TEXT = "Listen to your heart. Listen to your gut, your body; listen to the wind,
 class FaultsConfig:
     """The keys of `python -m scripts.faults`."""
 
-    out: str = "out/faults"  # where the runs live
+    out: str = field(default="out/faults", metadata={"kind": "path"})  # where the runs live
     kills: int = 200  # how often the run is killed in all
     at_once: int | None = None  # how often in this call at most; null: until all are done
     save_every: int = 5  # steps between two checkpoints
@@ -115,7 +115,7 @@ def trains(run_dir: Path, step: int, earlier: int | None) -> bool:
     return figures(run_dir) != earlier and last_step(run_dir) > step
 
 
-def main(cfg: FaultsConfig, overrides: program.Overrides) -> None:
+def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "text.txt").write_text("".join(f"{number}. {TEXT}" for number in range(30)), encoding="utf-8")
@@ -152,4 +152,4 @@ def main(cfg: FaultsConfig, overrides: program.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, FaultsConfig, name="faults")
+    cli.run(main, FaultsConfig, name="faults")

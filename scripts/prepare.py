@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from conf.cli import program
+from conf import cli
 from conf.display import data_report, progress
 from data.preparation.prepare import PrepareConfig, prepare
 
 
-def main(cfg: PrepareConfig, overrides: program.Overrides) -> None:
+def main(cfg: PrepareConfig, overrides: cli.Overrides) -> None:
     print(prepare(cfg, progress=progress.Passes(), show=data_report.show))
 
 
 if __name__ == "__main__":
-    program.run(main, PrepareConfig, name="prepare")
+    cli.run(main, PrepareConfig, name="prepare")

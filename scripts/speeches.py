@@ -5,29 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import regex
 
-from conf.cli import program
+from conf import cli
 from data import InputError
 from data.corpus.corpora import documents, matches
 from data.corpus.plays import HELD_OUT, speeches
+
+PATH = {"kind": "path"}
 
 
 @dataclass
 class SpeechesConfig:
     """The keys of `python -m scripts.speeches`."""
 
-    run_dir: str = "out/speeches"  # where train.jsonl and held_out.jsonl go
-    val_include: Any = None  # the plays to hold out; null: one of each kind
+    run_dir: str = field(default="out/speeches", metadata=PATH)  # where train.jsonl and held_out.jsonl go
+    # the plays to hold out; null: one of each kind
+    val_include: Any = field(default=None, metadata={"kind": "pattern", "list": True})
     words: int = 40  # speeches shorter than this say too little
     longest: int = 100  # words; of longer speeches the beginning is taken
     per_kind: int = 900  # at most so many of each kind for training
     held_out_per_kind: int = 60
-    datasets: str = "datasets"
+    datasets: str = field(default="datasets", metadata=PATH)
     debug: bool = False
 
 
@@ -37,7 +40,7 @@ def beginning(speech: str, words: int) -> str:
     return speech if len(found) <= words else speech[: found[words - 1].end()]
 
 
-def main(cfg: SpeechesConfig, overrides: program.Overrides) -> None:
+def main(cfg: SpeechesConfig, overrides: cli.Overrides) -> None:
     made: dict[str, list[dict[str, str]]] = {"train": [], "held_out": []}
     for play in documents("shakespeare", cache=cfg.datasets):
         kind = play.name.split("/")[0]
@@ -66,4 +69,4 @@ def main(cfg: SpeechesConfig, overrides: program.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, SpeechesConfig, name="speeches")
+    cli.run(main, SpeechesConfig, name="speeches")

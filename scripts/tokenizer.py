@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from conf.cli import program
+from conf import cli
 from conf.display.tokens import comparison_table, show_cuts
 from data import InputError
 from data.corpus.corpora import documents
-from data.corpus.reading import LeftOut, Reading
+from data.corpus.reading import ReadOptions, Skipped
 from data.tokenizers.build import Tokenizer, TokenizerConfig, build, load, shortfall
 from data.tokenizers.fertility import Words, fertility
-from data.tokenizers.huggingface import exported
+from data.tokenizers.huggingface import to_tokenizer_json
 
 MODES = ("train", "compare", "show", "export")
 TRAINED: dict[str, dict[str, Any]] = {  # what a name in `tokenizers` stands for; `name:8192` sets the vocabulary's size
@@ -32,6 +32,11 @@ TRAINED: dict[str, dict[str, Any]] = {  # what a name in `tokenizers` stands for
 }
 HELD_OUT = 10  # one document in so many is compared on, the others are trained on
 
+PATHS = {"kind": "path", "list": True}
+PATTERNS = {"kind": "pattern", "list": True}
+TEXT = {"kind": "text"}
+PATH = {"kind": "path"}
+
 
 @dataclass
 class ToolConfig:
@@ -39,20 +44,24 @@ class ToolConfig:
 
     mode: str = "train"  # train | compare | show | export
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # the one to train
-    tokenizers: Any = None  # compare, show, export: folders, bpe:8192, char..., encodings and ranks files of tiktoken
-    corpus: Any = "shakespeare"  # train, compare, show: what is learned from and compared on
-    include: Any = None
-    exclude: Any = None
-    text_field: str = "text"  # this and the next three as python -m scripts.prepare takes them (data/prepare.py)
-    document_separator: str | None = None  # a line equal to it stands between the documents of one file of text
+    # compare, show, export: folders, bpe:8192, char..., encodings and ranks files of tiktoken
+    tokenizers: Any = field(default=None, metadata=PATHS)
+    # train, compare, show: what is learned from and compared on
+    corpus: Any = field(default="shakespeare", metadata=PATHS)
+    include: Any = field(default=None, metadata=PATTERNS)
+    exclude: Any = field(default=None, metadata=PATTERNS)
+    # this and the next three as python -m scripts.prepare takes them (data/prepare.py)
+    text_field: str = field(default="text", metadata=TEXT)
+    # a line equal to it stands between the documents of one file of text
+    document_separator: str | None = field(default=None, metadata=TEXT)
     invalid_utf8: str = "auto"  # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
     max_bad_lines: int = 0  # so many broken lines of .jsonl files are left out; one more is an error
-    datasets: str = "datasets"  # where downloads are kept
-    text: str | None = None  # show; null: standard input
-    out: str | None = None  # train: a new folder; export: the tokenizer.json to write
+    datasets: str = field(default="datasets", metadata=PATH)  # where downloads are kept
+    text: str | None = field(default=None, metadata=TEXT)  # show; null: standard input
+    out: str | None = field(default=None, metadata=PATH)  # train: a new folder; export: the tokenizer.json to write
     workers: int = 0  # processes that training uses; 0: as many as there are CPUs
     max_bytes: int = 20_000_000  # compare: of at most so much text
-    json: str | None = None  # compare: the figures
+    json: str | None = field(default=None, metadata={"kind": "output"})  # compare: the figures
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -70,7 +79,7 @@ class ToolConfig:
         for name, least in (("workers", 0), ("max_bytes", 1), ("max_bad_lines", 0)):
             if getattr(self, name) < least:
                 found.append(f"{name}={getattr(self, name)} must be at least {least}")
-        return found + Reading(separator=self.document_separator, invalid_utf8=self.invalid_utf8).validate()
+        return found + ReadOptions(separator=self.document_separator, invalid_utf8=self.invalid_utf8).validate()
 
     @property
     def names(self) -> list[Any]:
@@ -80,7 +89,7 @@ class ToolConfig:
 
 
 def texts_of(cfg: ToolConfig) -> list[str]:
-    left_out = LeftOut()
+    left_out = Skipped()
     found = documents(
         cfg.corpus,
         include=cfg.include,
@@ -90,7 +99,7 @@ def texts_of(cfg: ToolConfig) -> list[str]:
         invalid_utf8=cfg.invalid_utf8,
         max_bad_lines=cfg.max_bad_lines,
         cache=Path(cfg.datasets).expanduser(),
-        left_out=left_out,
+        skipped=left_out,
     )
     texts = [document.text for document in found]
     if line := str(left_out):
@@ -157,7 +166,7 @@ def compare(cfg: ToolConfig) -> None:
     learn, held = split(texts)
     held = beginning(held, cfg.max_bytes)
     n_bytes = sum(len(text.encode()) for text in held)
-    words = [Words.of(text) for text in held]
+    words = [Words.from_text(text) for text in held]
     rows = []
     for name in cfg.names:
         tokenizer = named(cfg, name, learn)
@@ -213,14 +222,14 @@ def export(cfg: ToolConfig) -> None:
     place = Path(cfg.out or "").expanduser()
     if place.is_dir():
         place /= "tokenizer.json"
-    content = exported(named(cfg, cfg.names[0], None))
+    content = to_tokenizer_json(named(cfg, cfg.names[0], None))
     place.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{place}: {len(content['model']['vocab']):,} tokens; special tokens' names in text are special tokens there")
 
 
-def main(cfg: ToolConfig, overrides: program.Overrides) -> None:
+def main(cfg: ToolConfig, overrides: cli.Overrides) -> None:
     {"train": train, "compare": compare, "show": show, "export": export}[cfg.mode](cfg)
 
 
 if __name__ == "__main__":
-    program.run(main, ToolConfig, name="tokenize")
+    cli.run(main, ToolConfig, name="tokenize")

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from conf import cli
 from data.preparation.shards import open_split
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,12 +41,12 @@ class Ended:
 
 def run(name: str, *arguments: str) -> Ended:
     """python NAME.py ARGUMENTS, in this process."""
-    module, config = CONFIGS[name]
-    program = importlib.import_module(module)
+    module_name, schema = CONFIGS[name]
+    module = importlib.import_module(module_name)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            program.run(program.main, getattr(program, config), name=name, argv=list(arguments))
+            cli.run(module.main, getattr(module, schema), name=name, argv=list(arguments))
         except SystemExit as exit:
             status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     return Ended(status, out.getvalue(), err.getvalue())

@@ -1,1 +1,8 @@
-"""The command line: the only place that imports Hydra."""
+"""The command line: the only place that imports Hydra. Programs call cli.run(main, Schema, name=...)."""
+
+from .config import Overrides, compose, write_config
+from .errors import InputError, is_user_mistake
+from .fields import Modes
+from .program import run
+
+__all__ = ["InputError", "Modes", "Overrides", "compose", "is_user_mistake", "run", "write_config"]

@@ -1,33 +1,82 @@
-"""What a dataclass of settings says about itself: dotted keys, their types in words, the help made of both."""
+"""The settings of a dataclass: dotted keys, types, and how the command line reads each value.
+
+A field's metadata may say:
+
+- "kind": how its value is read. Hydra's grammar reads it unless the kind is one of
+  - "text": byte for byte;
+  - "pattern": likewise, but null means None;
+  - "path": as a pattern, and a leading ~ is the home directory;
+  - "output": as a path, of a file to write; its folder is checked before the program starts.
+- "list": True if [a, "b c"] means a list of such values.
+- "group": its heading in --help.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import inspect
-import json
-import os
-import re
-import sys
 import typing
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 
-def keys_of(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of the dataclass with its type, nested dataclasses included."""
+class Key(NamedTuple):
+    """One setting of a program."""
+
+    type: Any
+    kind: str
+    is_list: bool
+    group: str
+
+    @property
+    def expands_home(self) -> bool:
+        return self.kind in ("path", "output")
+
+    def describe(self) -> str:
+        return describe(self.type)
+
+
+@dataclasses.dataclass(frozen=True)
+class Modes:
+    """Several schemas of one program; the command line chooses one."""
+
+    schemas: Mapping[str, type]  # by the words that choose each, such as "mode=score"; the first is the default
+    choose: Callable[[Mapping[str, str]], str]  # {key: value} on the command line -> a key of `schemas`
+
+    def chosen(self, arguments: list[str]) -> str:
+        return self.choose(dict(argument.split("=", 1) for argument in arguments if "=" in argument))
+
+    def having(self, key: str) -> list[str]:
+        """The modes with this key, less those that add words to another of them."""
+        found = [mode for mode, schema in self.schemas.items() if key in keys_of(schema)]
+        return [mode for mode in found if not any(mode.startswith(f"{other} ") for other in found)]
+
+
+def keys_of(schema: type, prefix: str = "", group: str = "") -> dict[str, Key]:
+    """Every dotted key of the dataclass, including those of nested dataclasses.
+
+    Without metadata, a key belongs to the group named like its nested dataclass (model.n_layer: model). At the top
+    level, the keys of dataclasses in `data` belong to the group data, all others to run.
+    """
     hints = typing.get_type_hints(schema)
-    keys: dict[str, Any] = {}
+    keys: dict[str, Key] = {}
     for field in dataclasses.fields(schema):
+        owner = next(base for base in reversed(schema.__mro__) if field.name in inspect.get_annotations(base))
+        default = group or ("data" if owner.__module__.startswith("data.") else "run")
+        about = {"kind": "", "list": False, "group": default} | field.metadata
         hint = hints[field.name]
-        keys[prefix + field.name] = hint
         if dataclasses.is_dataclass(hint):
-            keys |= keys_of(typing.cast(type, hint), f"{prefix}{field.name}.")
+            keys[prefix + field.name] = Key(hint, "", False, field.metadata.get("group", field.name))
+            nested = typing.cast(type, hint)
+            keys |= keys_of(nested, f"{prefix}{field.name}.", keys[prefix + field.name].group)
+        else:
+            keys[prefix + field.name] = Key(hint, about["kind"], about["list"], about["group"])
     return keys
 
 
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) for every value of a nested dictionary."""
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) for every value of a nested dictionary."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -36,7 +85,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def describe(hint: Any) -> str:
-    """A type in a user's words: `an integer or null`."""
+    """A type in a user's words, such as `an integer or null`."""
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", Any: "text"}
     if dataclasses.is_dataclass(hint):
         return "a group of settings, one KEY.NAME=VALUE each"
@@ -45,36 +94,9 @@ def describe(hint: Any) -> str:
     return names.get(hint) or " or ".join(map(describe, typing.get_args(hint))) or str(hint)
 
 
-def comments_of(schema: type, prefix: str = "") -> dict[str, str]:
-    """The comment behind each field in the source, by dotted key."""
-    comments: dict[str, str] = {}
-    for ancestor in reversed(schema.__mro__):
-        if dataclasses.is_dataclass(ancestor):
-            for field, text in re.findall(r"(?m)^ +(\w+) *:.*?  # (.*)$", inspect.getsource(ancestor)):
-                comments[prefix + field] = text
-    for field, hint in typing.get_type_hints(schema).items():
-        if dataclasses.is_dataclass(hint):
-            comments |= comments_of(typing.cast(type, hint), f"{prefix}{field}.")
-    return comments
-
-
 def nearest(key: str, known: list[str]) -> list[str]:
-    """The known keys that a misspelt one most likely stands for, best first; the last part of a dotted key will do."""
+    """The known keys closest to a misspelt one, best first; the last part of a dotted key counts as a match."""
     last = [candidate for candidate in known if candidate.endswith(f".{key}")]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     scores = [difflib.SequenceMatcher(None, candidate, key).ratio() for candidate in close]
     return last or [candidate for candidate, score in zip(close, scores, strict=True) if score > scores[0] - 0.05]
-
-
-def help_text(schema: type, *, config: Any, options: dict[str, list[str]]) -> str:
-    """Usage, the groups with their options, and every key with its default and the comment beside it in the source."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)  # there with `python -m scripts.prepare`
-    program = f"-m {module.name}" if module else os.path.basename(sys.argv[0])
-    lines = [f"usage: python {program} [KEY=VALUE ...] [--multirun] [--help]", ""]
-    lines += [f"{group}=  one of {', '.join(choices) or '(none)'}" for group, choices in options.items()]
-    lines += [""] if options else []
-    comments = comments_of(schema)
-    for key, value in leaves(dataclasses.asdict(config)):
-        shown = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-        lines.append(f"  {shown:<36}  {comments.get(key, '')}".rstrip())
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Settings that have a new name. The old one still works on the command line, with a note, and in saved configs."""
+"""Old names of settings. They work for one version: on the command line with a note, and in saved configs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ RENAMED = {
     "alternatives": "top_logprobs",
 }
 RENAMED_VALUES = {("border", "words"): "true", ("border", "bytes"): "false", ("beyond", "refuse"): "error"}
-# Settings that are gone, with the value at which they did nothing (None: whatever the value).
+# Settings that no longer exist, with the value at which they did nothing (None: any value).
 REMOVED: dict[str, Any] = {"model.zero_init": None, "model.ngram": 0, "model.ngram_contexts": 0}
 
 
 def current(key: str, value: str) -> tuple[str, str]:
-    """The present name of a setting, and its value."""
+    """The present name and value of a setting."""
     return RENAMED.get(key, key), RENAMED_VALUES.get((key, value), value)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli import program
+from .. import cli
+from ..cli.config import check_config
 from ..cli.fields import nearest
 
 CONTINUES = "A line continues the text so far; an empty one goes on, one that begins with a space goes on in the line."
@@ -66,7 +67,7 @@ def chat(
                 else:
                     session.answer(line)
             except Exception as error:
-                if not any(base.__name__ == "InputError" for base in type(error).__mro__):  # ours, model's or data's
+                if not cli.is_user_mistake(error):
                     raise
                 print(*(f"error: {argument}" for argument in error.args), sep="\n")
 
@@ -146,7 +147,7 @@ class Session:
             known = ["help", "quit", "reset", "set", "undo", *self.views]
             near = nearest(name, known)
             hint = f"did you mean /{near[0]}?" if near else "/help lists the commands"
-            raise program.InputError(f"there is no command /{name}; {hint}")
+            raise cli.InputError(f"there is no command /{name}; {hint}")
         return name
 
 
@@ -156,16 +157,16 @@ def changed(settings: Any, argument: str, *, keys: Iterable[str]) -> Any:
     try:
         words = shlex.split(argument)
     except ValueError as error:
-        raise program.InputError(f"/set {argument}: {str(error).lower()}; close the quotes") from None
+        raise cli.InputError(f"/set {argument}: {str(error).lower()}; close the quotes") from None
     for word in words:
         key = word.partition("=")[0]
         if key not in keys:
             near = nearest(key, keys)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(keys)}"
-            raise program.InputError(f"/set {word}: {key!r} cannot be changed here; {hint}")
-    _, chosen = program.compose(type(settings), name="sample", arguments=words, check=False)
+            raise cli.InputError(f"/set {word}: {key!r} cannot be changed here; {hint}")
+    _, chosen = cli.compose(type(settings), name="sample", arguments=words, check=False)
     result = dataclasses.replace(settings, **chosen)
-    program.check_config(result)
+    check_config(result)
     return result
 
 

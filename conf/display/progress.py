@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: durations, counts, progress. rich is imported on use."""
+"""Durations, counts, and the progress of a run or of a pass over a corpus. rich is imported on use."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def count(number: float) -> str:
 
 
 class Progress:
-    """Shows how far a run has come: a live bar on a terminal, plain lines elsewhere, nothing when not `enabled`.
+    """Shows the progress of a run: a live bar on a terminal, plain lines elsewhere, nothing if not `enabled`.
 
-    unit: what is counted. every: seconds that must lie between two plain lines.
+    unit: the name of what is counted. every: minimum seconds between two plain lines.
     """
 
     def __init__(
@@ -53,24 +53,14 @@ class Progress:
         self.total, self.unit, self.every = total, unit, every
         self.enabled = enabled
         self.file = file or sys.stdout
-        self._seen: deque[tuple[int, float]] = deque([(start, time.monotonic())], maxlen=20)
+        self._history: deque[tuple[int, float]] = deque([(start, time.monotonic())], maxlen=20)  # (step, time)
         self._next_line = 0.0
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
         if self.enabled and self.file.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn(self.unit + " {task.completed:,}/{task.total:,}"),
-                BarColumn(),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Bar(*columns, console=Console(file=self.file, highlight=False), transient=True)
-            self._bar.add_task("starting", total=self.total, completed=self._seen[0][0])
-            self._bar.start()
+            label = self.unit + " {task.completed:,}/{task.total:,}"
+            self._bar = _start_bar(self.file, label, self.total, completed=self._history[0][0])
         return self
 
     def __exit__(
@@ -88,7 +78,7 @@ class Progress:
         learning_rate: float | None = None,
         tokens_per_second: float | None = None,
     ) -> None:
-        """`step` of what is counted are complete; the other figures are shown where they are known."""
+        """Shows that `step` units are complete, and the other figures if they are known."""
         if not self.enabled:
             return
         facts = []
@@ -101,30 +91,29 @@ class Progress:
         facts.append(f"{duration(self._seconds_left(step))} left")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description="  ".join(facts))
-        elif (now := self._seen[-1][1]) >= self._next_line:
+        elif (now := self._history[-1][1]) >= self._next_line:
             self._next_line = now + self.every
             width = len(str(self.total))
             print(f"{self.unit} {step:>{width}}/{self.total}", *facts, sep="  ", file=self.file, flush=True)
 
     def say(self, line: str) -> None:
-        """A line that stays, above the bar where there is one."""
+        """Prints a line that stays, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, soft_wrap=True)
         elif self.enabled:
             print(line, file=self.file, flush=True)
 
     def _seconds_left(self, step: int) -> float:
-        """From the speed of the last updates: the first ones hold the compilation."""
-        self._seen.append((step, time.monotonic()))
-        (first, then), (last, now) = self._seen[0], self._seen[-1]
+        """Extrapolates from the last updates only, because the first ones include compilation."""
+        self._history.append((step, time.monotonic()))
+        (first, then), (last, now) = self._history[0], self._history[-1]
         return (self.total - step) * (now - then) / (last - first) if last > first else float("inf")
 
 
 class Passes:
-    """Shows how far each pass over a corpus has come, with MB/s and the time left: a bar on a terminal, a line now and
-    then elsewhere. What is over in a moment is not shown.
+    """Shows the progress of each pass over a corpus, with MB/s and the time left; short passes show nothing.
 
-    every: seconds that must lie between two plain lines, and before the first.
+    A bar on a terminal, plain lines elsewhere. every: minimum seconds between two plain lines, and before the first.
     """
 
     def __init__(self, *, file: Any = None, every: float = 10) -> None:
@@ -132,13 +121,13 @@ class Passes:
         self._bar: Any = None
 
     def begin(self, what: str, total: int) -> None:
-        """A pass over `total` bytes begins."""
+        """Starts a pass over `total` bytes."""
         self.what, self.total, self.done = what, total, 0
         self._began = time.monotonic()
         self._next = self._began + (0.5 if self.file.isatty() else self.every)
 
     def advance(self, n_bytes: int) -> None:
-        """So many more bytes are done."""
+        """Adds bytes that are done."""
         self.done += n_bytes
         now = time.monotonic()
         if now < self._next:
@@ -152,18 +141,24 @@ class Passes:
             return
         self._next = now + 0.1
         if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn(self.what), BarColumn(), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, console=Console(file=self.file, highlight=False), transient=True)
-            self._bar.add_task("", total=self.total)
-            self._bar.start()
+            self._bar = _start_bar(self.file, self.what, self.total)
         self._bar.update(self._bar.task_ids[0], completed=self.done, description=facts)
 
     def end(self) -> None:
-        """The pass is over, complete or not."""
+        """Ends the pass, complete or not."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _start_bar(file: Any, label: str, total: int, *, completed: int = 0) -> Any:
+    """Starts a live bar of one task: the label, the bar, and the task's description."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
+    bar = Bar(*columns, console=Console(file=file, highlight=False), transient=True)
+    bar.add_task("", total=total, completed=completed)
+    bar.start()
+    return bar

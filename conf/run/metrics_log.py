@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..cli.program import InputError
+from ..cli import InputError
 from ..display import plots, progress
 from ..display.forecast import size
 from ..display.progress import count, duration

@@ -8,7 +8,8 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..cli.program import InputError, Overrides, check_config, read_config
+from ..cli import InputError, Overrides
+from ..cli.config import check_config, read_config
 
 Config = TypeVar("Config")
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..cli import program
+from .. import cli
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -28,7 +28,7 @@ def words(key: str, text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise program.InputError(f"{key}={text!r}: {error}; close the quote, or write \\ before it") from None
+        raise cli.InputError(f"{key}={text!r}: {error}; close the quote, or write \\ before it") from None
 
 
 def train(run_dir: Path, settings: list[str]) -> dict[str, Any]:
@@ -41,9 +41,9 @@ def train(run_dir: Path, settings: list[str]) -> dict[str, Any]:
     ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        raise program.InputError(f"{shlex.join(command[1:])} ended with {ended.returncode}: {last}")
+        raise cli.InputError(f"{shlex.join(command[1:])} ended with {ended.returncode}: {last}")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evaluated = [line for line in lines if "val_loss" in line]
     if not evaluated:
-        raise program.InputError(f"{run_dir} evaluated nothing; it needs a validation split")
+        raise cli.InputError(f"{run_dir} evaluated nothing; it needs a validation split")
     return evaluated[-1]

@@ -6,7 +6,7 @@ Here are those that look at one document; data/duplicates.py compares documents 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from typing import Any
 
@@ -35,7 +35,8 @@ class CurateConfig:
     max_mojibake: float | None = None  # drops documents with a larger share of characters like Ã¼, â€™ or U+FFFD
     repair_mojibake: bool = False  # makes ü of Ã¼ and ’ of â€™ again
     control_characters: bool = False  # removes control characters, but for tabs, line ends and form feeds
-    drop_lines: Any = None  # removes lines that match: a pattern like "*All rights reserved*", or a list of them
+    # removes lines that match: a pattern like "*All rights reserved*", or a list of them
+    drop_lines: Any = field(default=None, metadata={"kind": "pattern", "list": True})
     line_copies: int | None = None  # removes a line that a document has had this many times already
 
     def validate(self) -> list[str]:

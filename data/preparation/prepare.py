@@ -39,27 +39,41 @@ PICTURE = "report.png"
 __all__ = ["PrepareConfig", "Progress", "corpus_name", "open_split", "prepare"]
 Result = TypeVar("Result")
 
+PATTERNS = {"kind": "pattern", "list": True}
+TEXT = {"kind": "text"}
+ADVANCED = {"group": "advanced"}
+
 
 @dataclass
 class PrepareConfig:
     """What to prepare: the keys of `python -m scripts.prepare`."""
 
-    corpus: Any = "shakespeare"  # a built-in name, a file, a folder, a glob pattern, - (standard input); or a list
-    include: Any = None  # a pattern on the names of documents or files, or a list of patterns
-    exclude: Any = None  # likewise: what to leave out
-    val_include: Any = None  # the documents that make up the validation split; null: val_fraction decides
+    # a built-in name, a file, a folder, a glob pattern, - (standard input); or a list
+    corpus: Any = field(default="shakespeare", metadata={"kind": "path", "list": True})
+    # a pattern on the names of documents or files, or a list of patterns
+    include: Any = field(default=None, metadata=PATTERNS)
+    exclude: Any = field(default=None, metadata=PATTERNS)  # likewise: what to leave out
+    # the documents that make up the validation split; null: val_fraction decides
+    val_include: Any = field(default=None, metadata=PATTERNS)
     val_fraction: float = 0.1  # 0: no validation split
-    text_field: str = "text"  # in .jsonl and .parquet files
-    document_separator: str | None = None  # a line equal to it stands between the documents of one file of text
-    invalid_utf8: str = "auto"  # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
-    max_bad_lines: int = 0  # so many broken lines of .jsonl files are left out; one more is an error
-    tokenizer_sample: float = 64e6  # bytes of training text that a tokenizer is trained on, of a corpus with more
-    workers: int = 0  # processes; 0: one for each CPU, none for a small corpus
-    datasets: str = "datasets"  # where downloads and prepared corpora are kept
-    verify: bool = False  # of a corpus that is prepared already, read every byte and compare its sha256
+    text_field: str = field(default="text", metadata=TEXT)  # in .jsonl and .parquet files
+    # a line equal to it stands between the documents of one file of text
+    document_separator: str | None = field(default=None, metadata=TEXT)
+    # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
+    invalid_utf8: str = field(default="auto", metadata=ADVANCED)
+    # so many broken lines of .jsonl files are left out; one more is an error
+    max_bad_lines: int = field(default=0, metadata=ADVANCED)
+    # bytes of training text that a tokenizer is trained on, of a corpus with more
+    tokenizer_sample: float = field(default=64e6, metadata=ADVANCED)
+    workers: int = field(default=0, metadata=ADVANCED)  # processes; 0: one for each CPU, none for a small corpus
+    # where downloads and prepared corpora are kept
+    datasets: str = field(default="datasets", metadata={"kind": "path"})
+    # of a corpus that is prepared already, read every byte and compare its sha256
+    verify: bool = field(default=False, metadata=ADVANCED)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    curate: CurateConfig = field(default_factory=CurateConfig)  # what is left out: data/curate.py
-    debug: bool = False  # show the traceback of a user's mistake
+    # what is left out: data/curate.py
+    curate: CurateConfig = field(default_factory=CurateConfig, metadata={"group": "curation"})
+    debug: bool = field(default=False, metadata={"group": "run"})  # show the traceback of a user's mistake
 
     def validate(self) -> list[str]:
         """Everything that is wrong with the settings, one line each."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+ADVANCED = {"group": "advanced"}
 
 
 @dataclass
@@ -14,12 +16,14 @@ class OptimizerConfig:
     learning_rate: float = 0.02  # peak
     adamw_learning_rate: float = 0.004  # muon: peak for embeddings, head, norms and biases
     weight_decay: float = 0.1  # decoupled; never on norms and biases
-    cautious: bool = False  # decay a weight only where the update also moves it towards zero (Chen et al. 2025)
-    beta1: float = 0.9  # AdamW: decay of the mean gradient
-    beta2: float = 0.95  # AdamW: decay of the mean squared gradient
-    eps: float = 1e-8  # AdamW
-    momentum: float = 0.9  # muon
-    newton_schulz_dtype: str = "auto"  # muon: auto (bfloat16 where it is fast, else float32) | bfloat16 | float32
+    # decay a weight only where the update also moves it towards zero (Chen et al. 2025)
+    cautious: bool = field(default=False, metadata=ADVANCED)
+    beta1: float = field(default=0.9, metadata=ADVANCED)  # AdamW: decay of the mean gradient
+    beta2: float = field(default=0.95, metadata=ADVANCED)  # AdamW: decay of the mean squared gradient
+    eps: float = field(default=1e-8, metadata=ADVANCED)  # AdamW
+    momentum: float = field(default=0.9, metadata=ADVANCED)  # muon
+    # muon: auto (bfloat16 where it is fast, else float32) | bfloat16 | float32
+    newton_schulz_dtype: str = field(default="auto", metadata=ADVANCED)
     grad_clip: float = 1.0  # largest global gradient norm; 0: no clipping
     warmup_steps: int | None = None  # null: min(100, steps // 10)
     schedule: str = "wsd"  # wsd (warmup, stable, linear decay) | cosine | constant

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from conf.cli import program
+from conf import cli
 from model.bulk import Request, continue_batch
 from model.config import ModelConfig
 from model.device import DTYPES, Compute, keep_freed_memory
@@ -29,7 +29,8 @@ SINGLE = "one at a time"
 class Config:
     """The keys of `python -m scripts.bench bulk`."""
 
-    checkpoint: str | None = None  # null: random weights, 6 layers, 384 wide, 10.7M parameters
+    # null: random weights, 6 layers, 384 wide, 10.7M parameters
+    checkpoint: str | None = field(default=None, metadata={"kind": "path"})
     dtype: str = "float32"
     batch_sizes: list[int] = field(default_factory=lambda: [16, 64, 128])
     prompt_tokens: int = 20
@@ -90,7 +91,7 @@ def contender(lm: LanguageModel, prompts: list[list[int]], request: Request, row
     return run
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     keep_freed_memory()
     torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
     lm = random_model(cfg.dtype) if cfg.checkpoint is None else load(cfg.checkpoint, device="cpu", dtype=cfg.dtype)

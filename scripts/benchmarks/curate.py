@@ -6,13 +6,13 @@ import random
 import re
 import resource
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from conf.cli import program
+from conf import cli
 from data import InputError
 from data.corpus.corpora import documents
 from data.curation.curate import CurateConfig
@@ -27,14 +27,15 @@ CLASSES = ((100, 200), (200, 1000), (1000, 5000))  # words a document: their res
 class Config:
     """The keys of `python -m scripts.bench curate`."""
 
-    corpus: Any = "pystdlib"  # where the words come from; a list for several, such as '[pystdlib,shakespeare]'
+    # where the words come from; a list for several, such as '[pystdlib,shakespeare]'
+    corpus: Any = field(default="pystdlib", metadata={"kind": "path", "list": True})
     documents: int = 20_000  # in all
     exact: int = 1_000  # of which are exact copies of others
     near: int = 1_000  # and copies in which
     changed: float = 0.05  # this share of the words is another word
     similarity: float = 0.65  # curate.similarity
     seed: int = 0
-    datasets: str = "datasets"  # where downloads are kept
+    datasets: str = field(default="datasets", metadata={"kind": "path"})  # where downloads are kept
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -115,7 +116,7 @@ def jaccard(one: str, two: str) -> float:
     return len(first & second) / max(1, len(first | second))
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     planted = plant(cfg)
     texts, is_val = planted.texts, planted.is_val
     rules = CurateConfig(near_duplicates=True, similarity=cfg.similarity)

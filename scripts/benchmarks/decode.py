@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conf.cli import program
+from conf import cli
 from model.config import ModelConfig
 from model.device import Compute
 from model.gpt import GPT
@@ -54,7 +54,8 @@ class Config:
 
     shape: str = "10m"  # 5m | 10m | 124m | toy
     tokens: int = 500  # new ones, greedily chosen
-    against: str | None = None  # the folder of a nanoGPT checkout: its model.py joins in
+    # the folder of a nanoGPT checkout: its model.py joins in
+    against: str | None = field(default=None, metadata={"kind": "path"})
     transformers: bool = True
     dtypes: list[str] = field(default_factory=lambda: list(BYTES))
     compile: bool = True  # of a step; the seconds that it takes are printed apart
@@ -176,7 +177,7 @@ def same(ours: list[int], theirs: list[int], logits: Tensor) -> str:
     return "equal"
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     torch.set_grad_enabled(False)

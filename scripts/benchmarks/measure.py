@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from conf.cli.program import InputError
+from conf.cli import InputError
 
 TOO_BUSY = 0.10  # a figure is taken again where others used more than this part of the CPUs meanwhile
 PATIENCE = 4  # times, after which it is kept, and counted as disturbed

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from conf.cli.program import InputError
+from conf.cli import InputError
 
 from .measure import Process, run_process
 

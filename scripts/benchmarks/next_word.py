@@ -6,12 +6,12 @@ import random
 import statistics
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from conf.cli import program
+from conf import cli
 from data import InputError
 from data.corpus.corpora import documents, matches
 from data.corpus.plays import HELD_OUT
@@ -22,19 +22,22 @@ from sample import LanguageModel, load
 
 from .measure import print_json
 
+PATH = {"kind": "path"}
+
 
 @dataclass
 class Config:
     """The keys of `python -m scripts.bench next_word`."""
 
-    checkpoint: str = "out/quickstart/best"
-    corpus: Any = "shakespeare"  # prompts are taken from it
-    val_include: Any = None  # from these documents; null: the plays that the quickstart holds out
+    checkpoint: str = field(default="out/quickstart/best", metadata=PATH)
+    corpus: Any = field(default="shakespeare", metadata={"kind": "path", "list": True})  # prompts are taken from it
+    # from these documents; null: the plays that the quickstart holds out
+    val_include: Any = field(default=None, metadata={"kind": "pattern", "list": True})
     n_prompts: int = 50
     repeats: int = 3
     sampled_prompts: int = 3  # on so many prompts, the shortest, the bounds are held against random samples
     samples: int = 100_000
-    datasets: str = "datasets"
+    datasets: str = field(default="datasets", metadata=PATH)
     device: str = "auto"
     dtype: str = "float32"
     seed: int = 1
@@ -159,7 +162,7 @@ def compare(lm: LanguageModel, prompt: str, tables: Tables, n: int, seed: int) -
     return misses
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     lm = load(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype)
     prompts = draw_prompts(cfg)
     lm.next_words(prompts[0])  # builds the tables of the vocabulary, once a session

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conf.cli import program
+from conf import cli
 from data.corpus.corpora import documents
 from data.pool import ROOT, available_cpus
 
@@ -37,7 +37,7 @@ class Config:
     layout: str = "jsonl"  # jsonl: files of 100 MB; files: one a document; text: one file, documents set apart by lines
     vocab_size: int = 16384
     folder: str | None = None  # where to work, and to keep the corpora; null: a temporary folder
-    datasets: str = "datasets"  # where the built-in corpora's downloads are
+    datasets: str = field(default="datasets", metadata={"kind": "path"})  # where the built-in corpora's downloads are
     workers: int = 0
     every: float = 0.1  # seconds between two looks at the memory
     debug: bool = False
@@ -129,7 +129,7 @@ def measure(cfg: Config, corpus: Path, datasets: Path, *settings: str) -> dict[s
             time.sleep(cfg.every)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise program.InputError(f"{' '.join(command)} failed: {log.read_text()[-500:]}")
+        raise cli.InputError(f"{' '.join(command)} failed: {log.read_text()[-500:]}")
     return {
         "bytes": n_bytes,
         "seconds": round(seconds, 2),
@@ -140,7 +140,7 @@ def measure(cfg: Config, corpus: Path, datasets: Path, *settings: str) -> dict[s
     }
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(cfg.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)

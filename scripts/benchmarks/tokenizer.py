@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from conf.cli import program
+from conf import cli
 from data import InputError
 from data.corpus.corpora import documents
 from data.tokenizers import bpe
-from data.tokenizers.encoder import Encoder
+from data.tokenizers.encoder import Encoder, tiktoken_encoding
 from data.tokenizers.pretokenize import PATTERNS, Pattern
 
 from .measure import Target, print_json, take_turns
@@ -41,14 +41,14 @@ class Config:
     repeats: int = 3
     workers: int = 0  # processes of ours; 0: as many as there are CPUs
     max_documents: int | None = None  # of each corpus
-    datasets: str = "datasets"
+    datasets: str = field(default="datasets", metadata={"kind": "path"})
     debug: bool = False
 
     def validate(self) -> list[str]:
         found = []
         for corpus in self.corpora:
             size = corpus.rpartition(":")[2]
-            if not size.isdecimal() or not 256 < int(size) <= bpe.LARGEST_VOCABULARY:
+            if not size.isdecimal() or not 256 < int(size) <= bpe.MAX_VOCABULARY:
                 found.append(f"corpora: {corpus!r} is not CORPUS:VOCABULARY, such as shakespeare:4096")
         for name, known in (("patterns", PATTERNS), ("contenders", (OURS, HF, RUSTBPE, SENTENCEPIECE))):
             unknown = set(getattr(self, name)) - set(known)
@@ -100,7 +100,7 @@ def equal_merges(n_corpora: int, patterns: list[str]) -> int:
         texts = ["".join(source.choices(alphabet, k=source.randrange(60))) for _ in range(source.randrange(4))]
         pattern, vocab_size = patterns[number % len(patterns)], 256 + source.randrange(40)
         learned = list(bpe.train(texts, vocab_size=vocab_size, pattern=pattern, workers=1))
-        pieces = Counter(piece for text in texts for piece in Pattern(pattern).pieces(text))
+        pieces = Counter(piece for text in texts for piece in Pattern(pattern).pretokens(text))
         equal += learned == by_definition(pieces, vocab_size=vocab_size)
     return equal
 
@@ -162,7 +162,7 @@ def encoding(texts: list[str], ranks: dict[bytes, int], pattern: str, repeats: i
     corpus.
     """
     known = Pattern(pattern)
-    tiktoken = bpe.production_encoder(ranks, known)
+    tiktoken = tiktoken_encoding(ranks, known)
     half, letter = texts[::2], ["a" * 1_000_000]
     expected = tiktoken.encode_ordinary_batch(texts, num_threads=2)
     assert all(map(np.array_equal, in_groups(Encoder(ranks, known), texts), expected)), "not the ids of tiktoken"
@@ -185,7 +185,7 @@ def in_groups(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
     return [ids for group in groups for ids in encoder.encode_batch(group)]
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     targets: list[Target] = []
     results: list[dict[str, Any]] = []
     if cfg.oracle:

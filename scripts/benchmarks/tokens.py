@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from conf.cli import program
+from conf import cli
 from conf.run.runs import train
 from data.corpus.plays import HELD_OUT
 
@@ -15,6 +15,8 @@ from .measure import print_json
 
 GPT2 = "model=gpt2_124m optimizer=adamw"  # the family; the size is that of the other side
 SIZE = "model.n_layer=4 model.n_head=4 model.d_model=256 model.context=256 batch_size=16"
+
+TEXT = {"kind": "text"}
 
 
 @dataclass
@@ -26,10 +28,11 @@ class Config:
     gpt2_rates: list[float] = field(default_factory=lambda: [1e-3, 2e-3, 3e-3, 4e-3, 6e-3])
     default_rates: list[float] = field(default_factory=lambda: [0.014, 0.02, 0.028])  # Muon's
     seeds: int = 3  # the sweeps are run with the first; the best rate of each side with all
-    size: str = SIZE  # settings of both sides, beside corpus and schedule
-    gpt2: str = GPT2
-    default: str = ""
-    out: str = "out/bench_tokens"  # where the runs go; a run that is finished there is not done again
+    size: str = field(default=SIZE, metadata=TEXT)  # settings of both sides, beside corpus and schedule
+    gpt2: str = field(default=GPT2, metadata=TEXT)
+    default: str = field(default="", metadata=TEXT)
+    # where the runs go; a run that is finished there is not done again
+    out: str = field(default="out/bench_tokens", metadata={"kind": "path"})
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -75,7 +78,7 @@ def swept(cfg: Config, side: str, settings: str, rates: Iterable[float], *, shar
     return Side(share, best, [first[best], *more])
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     gpt2 = swept(cfg, "gpt2", cfg.gpt2, cfg.gpt2_rates, share=1.0)
     defaults = [swept(cfg, "default", cfg.default, cfg.default_rates, share=share) for share in cfg.shares]
     print(f"\n{'':<8} {'tokens':>7} {'best rate':>10} {'loss':>8}   lowest to highest of {cfg.seeds} seeds")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from conf.cli import program
+from conf import cli
 from conf.run.runs import words
 
 from . import nanogpt, train_gpu, train_loss, train_speed
@@ -21,9 +21,11 @@ class Config:
     """The keys of `python -m scripts.bench train`."""
 
     part: str = "loss"  # loss: time to a loss | speed: tokens a second on a CPU | gpu: the same on a GPU
-    against: str | None = None  # the folder of a nanoGPT checkout
-    corpus: str | None = None  # loss, speed: a text file, taken as characters (nanoGPT's is tinyshakespeare's)
-    common: str = ""  # more settings of each of our runs, as on train.py's command line
+    against: str | None = field(default=None, metadata={"kind": "path"})  # the folder of a nanoGPT checkout
+    # loss, speed: a text file, taken as characters (nanoGPT's is tinyshakespeare's)
+    corpus: str | None = field(default=None, metadata={"kind": "path", "list": True})
+    # more settings of each of our runs, as on train.py's command line
+    common: str = field(default="", metadata={"kind": "text"})
     seeds: int = 5  # loss: runs of each, in turn
     seed: int = 1  # of the first; each run after it has the next
     same_shape: str | None = "char_sprint"  # loss: an experiment with the shape of nanoGPT's recipe
@@ -47,7 +49,7 @@ class Config:
             found.append(f"corpus={self.corpus} is not a text file; name one, such as corpus=tinyshakespeare.txt")
         try:
             words("common", self.common)
-        except program.InputError as error:
+        except cli.InputError as error:
             found.append(str(error))
         if self.part == "loss" and self.against is None and self.target is None:
             found.append("give against=, the folder of a checkout of nanoGPT, whose loss is to be reached, or target=")
@@ -67,7 +69,7 @@ class Config:
         return found
 
 
-def main(cfg: Config, overrides: program.Overrides) -> None:
+def main(cfg: Config, overrides: cli.Overrides) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     PARTS[cfg.part](cfg)

@@ -15,7 +15,7 @@ import torch
 
 from conf.run.runs import words
 from model.config import ModelConfig
-from model.gpt import on_meta
+from model.gpt import GPT
 from model.planning.plan import flops_per_token, peak_flops
 
 from . import nanogpt
@@ -112,7 +112,8 @@ def main(cfg: Any) -> None:
     for name in cfg.shapes or ("124m", "1b"):
         shape = SHAPES[name]
         rows: dict[str, list[dict[str, Any]]] = {}
-        flops = flops_per_token(on_meta(shape.model()))
+        with torch.device("meta"):
+            flops = flops_per_token(GPT(shape.model()))
         with tempfile.TemporaryDirectory() as place:
             contenders = {"ours": ours} | ({"nanoGPT": theirs} if cfg.against is not None else {})
             for _ in range(cfg.repeats):

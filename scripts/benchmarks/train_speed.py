@@ -15,7 +15,7 @@ import torch
 
 from conf.run.runs import words
 from model.config import ModelConfig
-from model.gpt import on_meta
+from model.gpt import GPT
 from model.planning.plan import flops_per_token, peak_flops
 
 from . import nanogpt
@@ -157,7 +157,8 @@ def main(cfg: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             speeds = measure(cfg, shape, Path(folder))
         peaks = {dtype: peak_flops(device, getattr(torch, dtype)) or 0.0 for dtype in ("float32", "bfloat16")}
-        flops = flops_per_token(on_meta(shape.model()))
+        with torch.device("meta"):
+            flops = flops_per_token(GPT(shape.model()))
         rows = {key: row(shape, speed, flops, max(peaks.values())) for key, speed in speeds.items()}
         for key, figures in rows.items():
             mark = f"   ({figures['disturbed']} disturbed by others)" if figures["disturbed"] else ""

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from conf.cli import program
+from conf import cli
 from data.preparation.prepare import PrepareConfig
 from finetune import FinetuneConfig
 from sample import LanguageModel, SampleConfig
@@ -59,10 +59,10 @@ def compose(words: list[str]) -> None:
     if program == "scripts.bench":
         name, *arguments = arguments
         benchmark = importlib.import_module(f"scripts.benchmarks.{name}")
-        program.compose(benchmark.Config, name=f"bench_{name}", arguments=arguments)
+        cli.compose(benchmark.Config, name=f"bench_{name}", arguments=arguments)
     elif "--help" not in arguments:
         name, schema = PROGRAMS[program]
-        program.compose(schema, name=name, arguments=arguments)
+        cli.compose(schema, name=name, arguments=arguments)
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -89,7 +89,7 @@ def test_there_are_command_lines_of_every_program():
 
 
 def test_a_wrong_command_line_would_be_seen():
-    with pytest.raises(program.InputError, match="corpus"):
+    with pytest.raises(cli.InputError, match="corpus"):
         compose(shlex.split("train.py corpsu=~/notes run_dir=out/notes"))
 
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from conf.cli.program import InputError
+from conf.cli import InputError
 from conf.run.runs import defaults
 from scripts.ablations import T95, AblationsConfig, Result, markdown, read_pairs
 from tests.programs import NANO, ok, run

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from conf.cli.program import InputError
+from conf.cli import InputError
 from scripts.bench import as_settings
 from scripts.benchmarks import measure, nanogpt, tokens, train_loss
 from tests.programs import ROOT, finish, start

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from conf.cli import program
+from conf import cli
 from data.corpus.corpora import Document
 from data.curation.curate import CurateConfig, clean
 from data.curation.removals import Ledger
@@ -164,7 +164,7 @@ def test_what_would_remove_a_line_can_be_pasted_into_a_shell_and_removes_it(line
     text = report(survey(some, BYTE)[0], title="lines")
     (pasted,) = [part for part in text.split("`") if "curate.drop_lines=" in part]
     (word,) = shlex.split(pasted)
-    config, _ = program.compose(PrepareConfig, name="prepare", arguments=[word])
+    config, _ = cli.compose(PrepareConfig, name="prepare", arguments=[word])
     cleaned, removed = clean(some[0].text, config.curate)
     assert cleaned == "0: some text that is by itself\n" and removed["drop_lines"][0] == 1
 

@@ -1,4 +1,4 @@
-"""Answers a file of prompts batch by batch: how far it is, what an interruption leaves, what it came to."""
+"""The loop that answers a file of prompts batch by batch, with progress, interruption and resumption."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Prompts(Protocol):
 
 
 class Outputs(Protocol):
-    """The file of results; what it holds already survives a kill."""
+    """The file of results, which keeps what was added even if the process is killed."""
 
     @property
-    def rows(self) -> int: ...  # results that it holds
+    def rows(self) -> int: ...  # results in the file
     @property
-    def done(self) -> int: ...  # batches
+    def done(self) -> int: ...  # complete batches
     @property
     def finished(self) -> bool: ...
     def add(self, results: Results) -> None: ...
@@ -37,14 +37,14 @@ class Outputs(Protocol):
 def answer_all(
     prompts: Prompts, outputs: Outputs, answer: Callable[[Sequence[Any], int], Results], *, total: int, name: str
 ) -> None:
-    """Calls answer(batch, rows) for each batch that `outputs` lacks. `total` results are to come; `name` is their file.
+    """Calls answer(batch, rows) for each batch missing from `outputs`, the file `name` of `total` results when complete.
 
-    SIGTERM and Ctrl-C drop the batch at hand and return; the same call later goes on.
+    SIGTERM and Ctrl-C drop the current batch and return; the same call later resumes.
     """
     if outputs.finished:
         return print(f"{name} is complete: {total:,} results; nothing to do")
     earlier, began, tokens = outputs.rows, time.perf_counter(), 0
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it too raises KeyboardInterrupt
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
     try:
         with progress.Progress(total, start=earlier, unit="prompt", every=5, file=sys.stderr) as shown:
             for number in range(outputs.done, len(prompts)):
@@ -55,7 +55,7 @@ def answer_all(
                 shown.update(outputs.rows, tokens_per_second=speed if tokens else None)
             outputs.publish()
     except KeyboardInterrupt:
-        return print(f"stopped after {outputs.rows:,} of {total:,} results; the same command goes on with the others")
+        return print(f"stopped after {outputs.rows:,} of {total:,} results; run the same command to resume")
     finally:
         signal.signal(signal.SIGTERM, before)
     seconds = time.perf_counter() - began

@@ -1,0 +1,99 @@
+"""The text of --help: every key under a heading, with its default and the comment beside it in the source."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import io
+import json
+import os
+import sys
+import textwrap
+import tokenize
+import typing
+from typing import Any
+
+from .fields import Modes, keys_of, leaves
+
+HEADINGS = ("run", "data", "tokenizer", "curation", "model", "optimizer", "evaluation and saving", "distributed")
+LAST = "advanced"  # settings to leave alone in the first month
+
+
+def help_text(schema: type, config: Any, options: dict[str, list[str]]) -> str:
+    """Usage, the config groups with their choices, and the keys under their headings."""
+    lines = usage(options)
+    keys, comments, values = keys_of(schema), comments_of(schema), dict(leaves(dataclasses.asdict(config)))
+    found = dict.fromkeys(keys[key].group for key in values)
+    order = [heading for heading in HEADINGS if heading in found]
+    order += [heading for heading in found if heading not in (*HEADINGS, LAST)]
+    for heading in [*order, *([LAST] if LAST in found else [])]:
+        lines += ["", f"{heading}:"]
+        lines += [line(key, value, comments) for key, value in values.items() if keys[key].group == heading]
+    return "\n".join(lines)
+
+
+def help_of_modes(modes: Modes, configs: dict[str, Any]) -> str:
+    """Usage, the keys of every mode, then each mode with its own keys; keys explained above are only named."""
+    schemas = modes.schemas
+    shared = set.intersection(*(set(keys_of(schema)) for schema in schemas.values()))
+    lines, explained = [*usage({}), "", "every mode:"], {}
+    for mode, schema in [("", next(iter(schemas.values()))), *schemas.items()]:
+        values = dict(leaves(dataclasses.asdict(configs[mode] if mode else next(iter(configs.values())))))
+        comments = comments_of(schema)
+        if mode:
+            lines += ["", f"{mode}:"]
+        for key, value in values.items():
+            if (key in shared) != bool(mode) and key not in explained:
+                explained[key] = mode
+                lines.append(line(key, value, comments))
+        again = [key for key in values if key not in shared and explained[key] != mode]
+        lines += (
+            textwrap.wrap(f"and {', '.join(again)}", 110, initial_indent="  ", subsequent_indent="  ") if again else []
+        )
+    return "\n".join(lines)
+
+
+def usage(options: dict[str, list[str]]) -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m scripts.prepare`
+    program = f"-m {spec.name}" if spec else os.path.basename(sys.argv[0])
+    lines = [f"usage: python {program} [KEY=VALUE ...] [--multirun] [--cfg job] [--help]"]
+    lines += [""] if options else []
+    return lines + [f"{group}=  one of {', '.join(choices) or '(none)'}" for group, choices in options.items()]
+
+
+def line(key: str, value: Any, comments: dict[str, str]) -> str:
+    shown = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    return f"  {shown:<36}  {comments.get(key, '')}".rstrip()
+
+
+def comments_of(schema: type, prefix: str = "") -> dict[str, str]:
+    """The comment on each field's lines in the source, or else directly above, by dotted key."""
+    comments: dict[str, str] = {}
+    for base in reversed(schema.__mro__):
+        if dataclasses.is_dataclass(base):
+            comments |= {prefix + name: text for name, text in comments_in(inspect.getsource(base)).items()}
+    for field, hint in typing.get_type_hints(schema).items():
+        if dataclasses.is_dataclass(hint):
+            comments |= comments_of(typing.cast(type, hint), f"{prefix}{field}.")
+    return comments
+
+
+def comments_in(source: str) -> dict[str, str]:
+    """The comments in a class's source by the name of the field that they explain."""
+    source = textwrap.dedent(source)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    at = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+    own_line = {number for number, token in at.items() if token.line.strip() == token.string}
+    found: dict[str, str] = {}
+    [definition] = ast.parse(source).body
+    for node in definition.body if isinstance(definition, ast.ClassDef) else ():
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            numbers = [n for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in at]
+            above = node.lineno - 1
+            while not numbers and above in own_line:
+                above -= 1
+            numbers = numbers or list(range(above + 1, node.lineno))
+            if numbers:
+                found[node.target.id] = " ".join(at[n].string.lstrip("# ") for n in numbers)
+    return found
