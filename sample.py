@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from conf.cli import program
-from conf.display import bulk, chat, plots, tables
+from conf import cli
+from conf.display import answer_prompts, chat, plots, tables
 from data.labelled.choices import accuracies, baseline, read_choices
 from data.labelled.outputs import Outputs
 from data.labelled.prompts import Prompt, PromptFile
@@ -371,7 +371,7 @@ def run_bulk(cfg: SampleConfig, lm: LanguageModel) -> None:
         return [head | result for head, result in zip(heads, results, strict=True)]
 
     with Outputs(cfg.outputs or "", about=about, sizes=prompts.sizes, order=prompts.order) as outputs:
-        bulk.answer_all(prompts, outputs, answer, total=len(prompts.order), name=cfg.outputs or "")
+        answer_prompts.answer_all(prompts, outputs, answer, total=len(prompts.order), name=cfg.outputs or "")
 
 
 def run_chat(cfg: SampleConfig, lm: LanguageModel) -> int:
@@ -434,7 +434,7 @@ SHOW: dict[str, Callable[[SampleConfig, LanguageModel, list[str]], None]] = {
 }
 
 
-def main(cfg: SampleConfig, overrides: program.Overrides) -> int | None:
+def main(cfg: SampleConfig, overrides: cli.Overrides) -> int | None:
     keep_freed_memory()
     lm = load(
         cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, max_new_tokens=cfg.max_new_tokens
@@ -453,4 +453,4 @@ def main(cfg: SampleConfig, overrides: program.Overrides) -> int | None:
 
 
 if __name__ == "__main__":
-    program.run(main, SampleConfig, name="sample")
+    cli.run(main, SampleConfig, name="sample")
