@@ -1,1 +1,1 @@
-"""Tokenizers: kinds, own BPE training, encoding, formats."""
+"""Tokenizers: text to token ids and back."""

@@ -1,4 +1,4 @@
-"""What all tokenizers share: their settings, encoding and decoding, the files they are kept in, the fingerprint."""
+"""The Tokenizer interface and its settings: encode, decode, save, fingerprint."""
 
 from __future__ import annotations
 
@@ -13,30 +13,38 @@ from typing import Any
 import numpy as np
 
 from .. import InputError
-from . import bpe
+from .bpe import MAX_VOCABULARY, SINGLE_BYTES
+from .encoder import tiktoken_encoding
 from .pretokenize import PATTERNS, Pattern
 
-END = "<|endoftext|>"  # follows each document and starts the stream; an empty prompt is it
-UNKNOWN = "<|unknown|>"  # of kind char: stands for each character that the training text did not have
+END = "<|endoftext|>"  # follows each document and starts the stream; an empty prompt is this token
+UNKNOWN = "<|unknown|>"  # kind char: stands for each character that is not in the training text
 FORMAT = 1
-NAMES = ("byte", "char", "bpe", "sentencepiece", "tiktoken")
+NAMES = ("byte", "char", "bpe", "sentencepiece", "tiktoken")  # the kinds; kinds.py has a class for each
+
+PATH = {"kind": "path"}
+ADVANCED = {"group": "advanced"}
 
 
 @dataclass
 class TokenizerConfig:
-    """Which tokenizer to build. The comments name the kinds that a field matters to, where it is not all of them."""
+    """Which tokenizer to build. The parentheses name the kinds that use a field; the others ignore it."""
 
     kind: str = "bpe"  # byte | char | bpe | sentencepiece | tiktoken
-    vocab_size: int = 4096  # all ids, special tokens too (bpe, sentencepiece); fewer if the text has no more to give
-    pattern: str = "gpt2"  # gpt2, gpt4 or a regular expression of one's own (bpe, tiktoken with a ranks file)
-    min_frequency: int = 1  # a pair of tokens that occurs less often is not merged (bpe)
-    special_tokens: list[str] = field(default_factory=list)  # besides <|endoftext|>
-    algorithm: str = "unigram"  # unigram | bpe (sentencepiece)
-    encoding: str = "gpt2"  # the name of an encoding that tiktoken knows, or the path of a ranks file (tiktoken)
-    path: str | None = None  # a tokenizer directory, used as it is: all other settings are then without effect
+    vocab_size: int = 4096  # of all tokens, special ones included; fewer if the text is too small (bpe, sentencepiece)
+    # gpt2, gpt4 or a regular expression of your own (bpe, tiktoken with a ranks file)
+    pattern: str = field(default="gpt2", metadata={"kind": "text"})
+    # a pair of tokens that occurs less often is not merged (bpe)
+    min_frequency: int = field(default=1, metadata=ADVANCED)
+    special_tokens: list[str] = field(default_factory=list, metadata=ADVANCED)  # in addition to <|endoftext|>
+    algorithm: str = field(default="unigram", metadata=ADVANCED)  # unigram | bpe (sentencepiece)
+    # the name of one of tiktoken's encodings, or the path of a ranks file (tiktoken)
+    encoding: str = field(default="gpt2", metadata=PATH)
+    # a saved tokenizer's folder; all other settings are then ignored
+    path: str | None = field(default=None, metadata=PATH)
 
     def validate(self) -> list[str]:
-        """Everything that is wrong with the settings, one line each."""
+        """Returns everything that is wrong with the settings, one line each."""
         if self.path is not None:
             return []
         found = []
@@ -46,133 +54,139 @@ class TokenizerConfig:
             found.append(f"tokenizer.algorithm={self.algorithm!r} is not one of unigram, bpe")
         reserved = [END, UNKNOWN] if self.kind == "char" else [END]
         for index, token in enumerate(self.special_tokens):
-            if not isinstance(token, str) or not token or token != well_formed(token):
+            if not isinstance(token, str) or not token or token != replace_surrogates(token):
                 found.append(f"tokenizer.special_tokens[{index}]={token!r} must be text of at least one character")
             elif token in reserved or token in self.special_tokens[:index]:
-                found.append(f"tokenizer.special_tokens[{index}]={token!r} is there already: leave it out")
+                found.append(f"tokenizer.special_tokens[{index}]={token!r} already exists: remove it")
         if self.kind in ("bpe", "sentencepiece"):
-            least = 256 + 1 + len(self.special_tokens) + (self.kind == "sentencepiece")
-            if not least <= self.vocab_size <= bpe.LARGEST_VOCABULARY:
+            smallest = 256 + 1 + len(self.special_tokens) + (self.kind == "sentencepiece")
+            if not smallest <= self.vocab_size <= MAX_VOCABULARY:
                 found.append(
-                    f"tokenizer.vocab_size={self.vocab_size} must be {least} (256 bytes and the special tokens) "
-                    f"to {bpe.LARGEST_VOCABULARY}"
+                    f"tokenizer.vocab_size={self.vocab_size} must be {smallest} (256 bytes and the special tokens) "
+                    f"to {MAX_VOCABULARY}"
                 )
         if self.min_frequency < 1:
             found.append(f"tokenizer.min_frequency={self.min_frequency} must be at least 1")
         if self.kind in ("bpe", "tiktoken"):
-            if self.pattern not in PATTERNS and re.fullmatch(r"[\w-]+", self.pattern):  # it could match itself alone
+            if self.pattern not in PATTERNS and re.fullmatch(r"[\w-]+", self.pattern):  # could match only itself
                 names = " nor ".join(PATTERNS)
                 found.append(f"tokenizer.pattern={self.pattern!r} is neither {names}, nor a regular expression")
             try:
-                bpe.production_encoder(bpe.SINGLE_BYTES, Pattern(self.pattern))
+                tiktoken_encoding(SINGLE_BYTES, Pattern(self.pattern))
             except InputError as error:
                 found.append(str(error))
         return found
 
 
 class Tokenizer:
-    """What all kinds share. A kind adds _encode, how to train and restore it, and what it keeps in its directory.
+    """The base class of all kinds.
 
-    Text that is no Unicode (a lone surrogate) is encoded as U+FFFD; all other text survives encode and decode exactly,
-    but for unseen characters of kind char.
+    A kind implements train, restore and _encode, and also _extra_fields or _model_bytes if it has more to save. All
+    text survives encode and decode exactly, except lone surrogates, which become U+FFFD, and, with kind char,
+    characters that are not in the training text.
     """
 
     kind = ""
-    file = ""  # the name of what lies beside tokenizer.json; empty if nothing does
+    model_file = ""  # the file saved next to tokenizer.json, if there is one
 
     def __init__(self, ordinary: dict[int, bytes], special_tokens: dict[str, int]) -> None:
-        table = ordinary | {number: token.encode() for token, number in special_tokens.items()}
+        table = ordinary | {token_id: token.encode() for token, token_id in special_tokens.items()}
         if END not in special_tokens or len(table) != len(ordinary) + len(special_tokens):
-            raise ValueError(f"special tokens without {END}, or with the id of another token")
-        if any(type(token) is not int or not 0 <= token < 2 * bpe.LARGEST_VOCABULARY for token in table):
-            raise ValueError("a token id is no number, or too large a one")
+            raise ValueError(f"{END} is missing, or a special token has the id of another token")
+        if any(type(token_id) is not int or not 0 <= token_id < 2 * MAX_VOCABULARY for token_id in table):
+            raise ValueError("a token id is not a whole number, or is too large")
         self.special_tokens = special_tokens
         self.vocab_size = max(table) + 1
         self.end_id = special_tokens[END]
-        self._table = [table.get(number, b"") for number in range(self.vocab_size)]  # some encodings skip ids
+        self._table = [table.get(token_id, b"") for token_id in range(self.vocab_size)]  # some encodings skip ids
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
-        """Learn from texts, on `workers` processes where the kind can (0: as many as there are CPUs)."""
+        """Trains on texts, with `workers` processes if the kind supports it (0: one per CPU)."""
         raise NotImplementedError
 
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
-        """The tokenizer whose tokenizer.json is about and whose other file has this content."""
+        """Rebuilds a saved tokenizer from the fields of tokenizer.json and the content of its model file."""
         raise NotImplementedError
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, special tokens taken as text: arrays of uint32."""
+        """Returns the ids of each text as uint32. Special tokens in the text are ordinary text."""
         raise NotImplementedError
 
-    def _about(self) -> dict[str, Any]:
-        """What this kind adds to tokenizer.json."""
+    def _extra_fields(self) -> dict[str, Any]:
+        """Returns the fields that this kind adds to tokenizer.json."""
         return {}
 
-    def _content(self) -> bytes:
-        """The content of `file`."""
+    def _model_bytes(self) -> bytes:
+        """Returns the content of model_file."""
         return b""
 
     def encode(self, text: str, *, allowed_special: bool = False) -> list[int]:
-        """The ids of a text. A special token's name in it is text like any other, unless allowed_special."""
-        parts = self._special.split(well_formed(text)) if allowed_special else [well_formed(text)]
+        """Returns the ids of a text. Special tokens in it are ordinary text, unless allowed_special."""
+        text = replace_surrogates(text)
+        parts = self._special.split(text) if allowed_special else [text]
         ids: list[int] = []
-        for index, part in enumerate(parts):  # text and special tokens take turns
+        for index, part in enumerate(parts):  # text and special tokens alternate
             ids += [self.special_tokens[part]] if index % 2 else self._encode([part])[0].tolist()
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, as arrays of uint32; on several threads where the kind can."""
-        return self._encode([well_formed(text) for text in texts])
+        """Returns the ids of each text as uint32, using several threads if the kind supports it."""
+        return self._encode([replace_surrogates(text) for text in texts])
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that an id stands for: often no whole character; of a special token, its name."""
+        """Returns the bytes of a token: often not whole characters; for a special token, its name."""
         return self.decode_bytes([token])
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Returns the bytes of the ids. Raises InputError if an id is not in the vocabulary."""
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
-            raise InputError(f"token id {wrong} is not in 0 to {self.vocab_size - 1}: is this another tokenizer's?")
+            raise InputError(
+                f"token id {wrong} is not in 0 to {self.vocab_size - 1}; is it from another tokenizer? Use that one"
+            )
         return b"".join([self._table[token] for token in ids])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of the ids. Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def _described(self) -> dict[str, Any]:
-        """What tokenizer.json says, but for its own sha256."""
+    def _fields(self) -> dict[str, Any]:
+        """Returns the content of tokenizer.json, except its sha256."""
         return {
             "format": FORMAT,
             "kind": self.kind,
             "vocab_size": self.vocab_size,
             "special_tokens": self.special_tokens,
-            **self._about(),
+            **self._extra_fields(),
         }
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 over all that save writes: equal if and only if the tokenizers are."""
-        return digest(self._described(), self._content())
+        """The sha256 of everything that save writes: equal if and only if the tokenizers are."""
+        return digest(self._fields(), self._model_bytes())
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and, where the kind has one, its other file."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        if self.file:
-            (Path(directory) / self.file).write_bytes(self._content())
-        about = {**self._described(), "sha256": self.fingerprint}
-        (Path(directory) / "tokenizer.json").write_bytes(json.dumps(about, indent=1).encode() + b"\n")
+        """Writes tokenizer.json and, if the kind has one, the model file."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.model_file:
+            (directory / self.model_file).write_bytes(self._model_bytes())
+        about = {**self._fields(), "sha256": self.fingerprint}
+        (directory / "tokenizer.json").write_bytes(json.dumps(about, indent=1).encode() + b"\n")
 
 
 def digest(about: dict[str, Any], content: bytes) -> str:
-    """The sha256 of a tokenizer's description and of the other file's content."""
+    """Returns the sha256 of the fields of tokenizer.json and the content of the model file."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode() + b"\n" + content).hexdigest()
 
 
-def well_formed(text: str) -> str:
-    """The text with lone surrogates, which no UTF-8 can hold (json's \\ud800), as U+FFFD."""
+def replace_surrogates(text: str) -> str:
+    """Replaces lone surrogates (such as JSON's \\ud800), which UTF-8 cannot encode, by U+FFFD."""
     try:
         text.encode()
         return text
@@ -180,7 +194,7 @@ def well_formed(text: str) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

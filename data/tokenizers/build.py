@@ -1,4 +1,4 @@
-"""The tokenizer's front door: build one from settings and text, load one from its directory."""
+"""Builds a tokenizer from settings and text, or loads one from its folder. Import tokenizers from here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import InputError
-from .base import END, FORMAT, UNKNOWN, Tokenizer, TokenizerConfig, digest, read, well_formed
+from .base import END, FORMAT, UNKNOWN, Tokenizer, TokenizerConfig, digest, read_file, replace_surrogates
 from .kinds import KINDS, BytePairTokenizer
 
 __all__ = ["END", "UNKNOWN", "Tokenizer", "TokenizerConfig", "build", "load", "shortfall"]
@@ -16,35 +16,36 @@ __all__ = ["END", "UNKNOWN", "Tokenizer", "TokenizerConfig", "build", "load", "s
 def build(
     config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0, counts: dict[str, int] | None = None
 ) -> Tokenizer:
-    """Train the tokenizer that config describes on texts, or open the one that it names.
+    """Trains the tokenizer that config describes on texts, or loads the one at config.path.
 
-    Texts are read once. Where a kind can, it learns from them on `workers` processes; 0: as many as there are CPUs.
-    counts: of kind bpe, how often each piece of the text occurs, where that is known already; texts are not read then.
+    Texts are read once, and counted by `workers` processes if the kind supports it (0: one per CPU).
+    counts: the number of occurrences of each pretoken, if already known (kind bpe); texts are then ignored.
+    Raises InputError if the settings are wrong or the text is not enough.
     """
     if problems := config.validate():
         raise InputError("; ".join(problems))
     if config.path is not None:
         return load(Path(config.path).expanduser())
     if counts is not None:
-        return BytePairTokenizer.learn(config, counts)
-    return KINDS[config.kind].train(config, map(well_formed, texts), workers=workers)
+        return BytePairTokenizer.from_counts(config, counts)
+    return KINDS[config.kind].train(config, map(replace_surrogates, texts), workers=workers)
 
 
 def shortfall(config: TokenizerConfig, tokenizer: Tokenizer) -> str | None:
-    """The line that says so where the text did not give as many tokens as the config asks for."""
+    """Returns a message if the text gave fewer tokens than config asks for, otherwise None."""
     if config.path is not None or config.kind not in ("bpe", "sentencepiece"):
         return None
     if tokenizer.vocab_size >= config.vocab_size:
         return None
     size = tokenizer.vocab_size
-    return f"tokenizer.vocab_size={config.vocab_size} is lowered to {size}: the text has no more to give"
+    return f"tokenizer.vocab_size={config.vocab_size} is lowered to {size}: the text gives no more tokens"
 
 
 def load(directory: Path) -> Tokenizer:
-    """Read a directory that Tokenizer.save wrote. InputError if it is missing, damaged or of another format."""
+    """Loads a folder that Tokenizer.save wrote. Raises InputError if it is missing, damaged or of another format."""
     place = Path(directory) / "tokenizer.json"
     try:
-        about = json.loads(read(place))
+        about = json.loads(read_file(place))
         if about["format"] != FORMAT:
             raise InputError(f"{place} has format {about['format']!r}; this program reads format {FORMAT}")
         if about["kind"] not in KINDS:
@@ -52,15 +53,15 @@ def load(directory: Path) -> Tokenizer:
         if not all(isinstance(about.get(key, ""), str) for key in ("pattern", "characters")):
             raise TypeError("pattern and characters must be text")
         kind = KINDS[about["kind"]]
-        content = read(Path(directory) / kind.file) if kind.file else b""
+        content = read_file(Path(directory) / kind.model_file) if kind.model_file else b""
         if about.pop("sha256") != digest(about, content):
-            raise InputError(f"{directory} is damaged: its content has not the sha256 that tokenizer.json names")
+            raise InputError(f"{directory} is damaged: its content does not match the sha256 in tokenizer.json")
         tokenizer = kind.restore(about, content)
         if tokenizer.vocab_size != about["vocab_size"]:
-            raise ValueError(f"vocab_size is {about['vocab_size']!r}, the tokens are {tokenizer.vocab_size}")
+            raise ValueError(f"vocab_size is {about['vocab_size']!r}, but there are {tokenizer.vocab_size} tokens")
         return tokenizer
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RuntimeError: sentencepiece's
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{place} is damaged: {type(error).__name__}: {reason}") from None
+        raise InputError(f"{place} is damaged: {type(error).__name__}: {reason}; copy it again") from None

@@ -1,4 +1,4 @@
-"""How finely a tokenizer cuts text, and the words of each script: the figures by which tokenizers are compared."""
+"""Fertility: the number of tokens per word, for each script. Used to compare tokenizers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCRIPTS = (
     *("Gurmukhi", "Gujarati", "Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Lao", "Tibetan"),
     *("Myanmar", "Khmer", "Mongolian", "Hangul", "Hiragana", "Katakana", "Han", "Other"),
 )
-# A word is a run of letters of one script, with the marks on them; the scripts that are not named above count as one.
+# A word is a run of letters of one script, with their combining marks. Scripts not listed above count as one script.
 WORD = regex.compile(
     "|".join(rf"(?P<{name}>(?:(?=\p{{Script={name}}})\p{{L}}\p{{M}}*)+)" for name in SCRIPTS[:-1])
     + r"|(?P<Other>(?:\p{L}\p{M}*)+?)"
@@ -23,27 +23,27 @@ WORD = regex.compile(
 
 @dataclass
 class Words:
-    """The words of a text: their scripts (numbers in SCRIPTS), characters, and places in its UTF-8, an array each."""
+    """The words of a text, as arrays with one entry per word (except widths)."""
 
-    widths: np.ndarray  # the bytes of each of the text's characters
-    scripts: np.ndarray
-    characters: np.ndarray
-    starts: np.ndarray
+    widths: np.ndarray  # bytes of each character of the text
+    scripts: np.ndarray  # indices in SCRIPTS
+    characters: np.ndarray  # number of characters
+    starts: np.ndarray  # positions in the UTF-8 text
     stops: np.ndarray
 
     @classmethod
-    def of(cls, text: str) -> Words:
+    def from_text(cls, text: str) -> Words:
         codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
         widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-        places = np.concatenate([[0], np.cumsum(widths)])
+        offsets = np.concatenate([[0], np.cumsum(widths)])
         found = [(SCRIPTS.index(match.lastgroup), *match.span()) for match in WORD.finditer(text)]
-        scripts, first, behind = np.array(found, np.int64).reshape(-1, 3).T
-        return cls(widths, scripts, behind - first, places[first], places[behind])
+        scripts, first, stop = np.array(found, np.int64).reshape(-1, 3).T
+        return cls(widths, scripts, stop - first, offsets[first], offsets[stop])
 
 
 @dataclass
 class Fertility:
-    """The words of one script, and the tokens that have a part in them."""
+    """Number of words and characters of one script, and of the tokens that overlap them."""
 
     words: int
     characters: int
@@ -59,11 +59,14 @@ class Fertility:
 
 
 def fertility(tokenizer: Tokenizer, texts: list[Words], encoded: list[np.ndarray]) -> dict[str, Fertility]:
-    """Of each script that the texts have, the most frequent first; encoded: their ids."""
+    """Returns the figures of each script in the texts, the most frequent first.
+
+    encoded: the ids of each text.
+    """
     lengths = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
     totals = np.zeros((len(SCRIPTS), 3), np.int64)  # words, characters, tokens
     for words, ids in zip(texts, encoded, strict=True):
-        # In kind char a token is a character, whatever bytes an unknown one decodes to.
+        # In kind char a token is one character, whatever the bytes that an unknown one decodes to.
         ends = np.cumsum(words.widths if tokenizer.kind == "char" else lengths[ids])
         first, last = (np.searchsorted(ends, place, side="right") for place in (words.starts, words.stops - 1))
         for column, amount in enumerate((np.ones_like(first), words.characters, last - first + 1)):

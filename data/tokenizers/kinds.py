@@ -1,4 +1,4 @@
-"""The five kinds of tokenizer: bytes, characters, byte pairs trained here or by others, sentencepiece."""
+"""The five kinds of tokenizer: bytes, characters, BPE trained here or elsewhere, sentencepiece."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 
 from .. import InputError
-from . import bpe
-from .base import END, UNKNOWN, Tokenizer, TokenizerConfig, read
+from .base import END, UNKNOWN, Tokenizer, TokenizerConfig, read_file
+from .bpe import learn_merges
 from .encoder import Encoder
-from .pretokenize import Pattern, count
+from .pretokenize import Pattern, count_pretokens
+from .ranks_file import format_ranks, parse_ranks
 
 REPLACEMENT = "\ufffd".encode()
 
 
 class ByteTokenizer(Tokenizer):
-    """A token is a byte of UTF-8."""
+    """Each byte of the UTF-8 text is a token."""
 
     kind = "byte"
 
@@ -29,7 +30,7 @@ class ByteTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
-        return cls(number([END, *config.special_tokens], first=256))
+        return cls(assign_ids([END, *config.special_tokens], first=256))
 
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
@@ -40,7 +41,9 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """A token is a character of the training text; any other one is the unknown token, which decodes to U+FFFD."""
+    """Each character of the training text is a token. Any other character becomes the unknown token, which decodes to
+    U+FFFD.
+    """
 
     kind = "char"
 
@@ -55,7 +58,7 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         characters = "".join(sorted(set().union(*map(set, texts))))
-        return cls(characters, number([END, *config.special_tokens, UNKNOWN], first=len(characters)))
+        return cls(characters, assign_ids([END, *config.special_tokens, UNKNOWN], first=len(characters)))
 
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
@@ -63,7 +66,7 @@ class CharTokenizer(Tokenizer):
             raise ValueError("the characters are not in order")
         return cls(about["characters"], about["special_tokens"])
 
-    def _about(self) -> dict[str, Any]:
+    def _extra_fields(self) -> dict[str, Any]:
         return {"characters": self.characters}
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -71,14 +74,14 @@ class CharTokenizer(Tokenizer):
 
 
 class BytePairTokenizer(Tokenizer):
-    """Byte pair encoding by tiktoken, a program in Rust: of ranks that were trained here (see bpe.py).
+    """BPE with ranks that were trained here (see bpe.py).
 
-    Characters that are newer than tiktoken's tables of Unicode can be cut otherwise than they were in training, which
-    gives other tokens but the same text.
+    Encoding may cut characters that are newer than tiktoken's Unicode tables differently than training did. That gives
+    other tokens, but the same text.
     """
 
     kind = "bpe"
-    file = "ranks.tiktoken"
+    model_file = "ranks.tiktoken"
 
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], *, pattern: str) -> None:
         super().__init__({rank: token for token, rank in ranks.items()}, special_tokens)
@@ -87,32 +90,32 @@ class BytePairTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
-        return cls.learn(config, count(texts, Pattern(config.pattern), workers=workers))
+        return cls.from_counts(config, count_pretokens(texts, Pattern(config.pattern), workers=workers))
 
     @classmethod
-    def learn(cls, config: TokenizerConfig, counts: dict[str, int]) -> Tokenizer:
-        """Learn from the pieces of a text, each with the number of its occurrences (see pretokenize.py)."""
-        ordinary = config.vocab_size - 1 - len(config.special_tokens)
-        ranks = bpe.learn(counts, vocab_size=ordinary, min_frequency=config.min_frequency)
-        return cls(ranks, number([END, *config.special_tokens], first=len(ranks)), pattern=config.pattern)
+    def from_counts(cls, config: TokenizerConfig, counts: dict[str, int]) -> Tokenizer:
+        """Trains on pretokens, given the number of occurrences of each (see pretokenize.py)."""
+        n_ordinary = config.vocab_size - 1 - len(config.special_tokens)
+        ranks = learn_merges(counts, vocab_size=n_ordinary, min_frequency=config.min_frequency)
+        return cls(ranks, assign_ids([END, *config.special_tokens], first=len(ranks)), pattern=config.pattern)
 
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
-        return cls(bpe.parse_ranks(content, place=cls.file), about["special_tokens"], pattern=about["pattern"])
+        return cls(parse_ranks(content, place=cls.model_file), about["special_tokens"], pattern=about["pattern"])
 
-    def _about(self) -> dict[str, Any]:
-        # The expression and not its name: the directory must mean the same whatever a later version calls gpt2.
+    def _extra_fields(self) -> dict[str, Any]:
+        # The expression, not its name: the folder must keep its meaning if a later version changes what gpt2 is.
         return {"pattern": self.pattern.expression}
 
-    def _content(self) -> bytes:
-        return bpe.format_ranks(self.ranks)
+    def _model_bytes(self) -> bytes:
+        return format_ranks(self.ranks)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         return self._encoder.encode_batch(texts)
 
 
 class TiktokenTokenizer(BytePairTokenizer):
-    """The same, of ranks that others trained: a named encoding, whose ids stay what they are, or a ranks file."""
+    """BPE with ranks that were trained elsewhere: one of tiktoken's encodings, with its own ids, or a ranks file."""
 
     kind = "tiktoken"
 
@@ -122,37 +125,37 @@ class TiktokenTokenizer(BytePairTokenizer):
 
         path = Path(config.encoding).expanduser()
         if path.suffix == ".tiktoken" or len(path.parts) > 1 or path.is_file():
-            ranks = bpe.parse_ranks(read(path), place=str(path))
+            ranks = parse_ranks(read_file(path), place=str(path))
             first = max(ranks.values()) + 1
-            return cls(ranks, number([END, *config.special_tokens], first=first), pattern=config.pattern)
+            return cls(ranks, assign_ids([END, *config.special_tokens], first=first), pattern=config.pattern)
         if config.encoding not in tiktoken.list_encoding_names():
             names = ", ".join(tiktoken.list_encoding_names())
             raise InputError(f"tokenizer.encoding={config.encoding!r} is neither a ranks file nor one of {names}")
         try:
             encoding = tiktoken.get_encoding(config.encoding)
-        except (OSError, ValueError) as error:  # ValueError: what came has the wrong sha256
+        except (OSError, ValueError) as error:  # ValueError: the download has the wrong sha256
             raise InputError(
                 f"tokenizer.encoding={config.encoding!r} could not be downloaded ({type(error).__name__}): "
-                "without a network give the path of a ranks file, tokenizer.encoding=PATH.tiktoken"
+                "without a network, give the path of a ranks file: tokenizer.encoding=PATH.tiktoken"
             ) from None
         theirs = encoding._special_tokens
         ours = [token for token in [END, *config.special_tokens] if token not in theirs]
-        special_tokens = {**theirs, **number(ours, first=encoding.n_vocab)}
-        # Other spellings of patterns that are known here, cut the same pieces.
+        special_tokens = {**theirs, **assign_ids(ours, first=encoding.n_vocab)}
+        # These encodings spell our patterns differently, but cut the same pretokens.
         known = {"gpt2": "gpt2", "r50k_base": "gpt2", "p50k_base": "gpt2", "cl100k_base": "gpt4"}
         pattern = known.get(config.encoding, encoding._pat_str)
         return cls(encoding._mergeable_ranks, special_tokens, pattern=pattern)
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """sentencepiece (Kudo and Richardson 2018), trained so that no text is changed: see train.
+    """sentencepiece (Kudo and Richardson 2018, arXiv:1808.06226), trained without normalization: decoding is exact.
 
-    It sees single lines. The line end and U+2581, its way to write a space, go around it as tokens of single bytes.
+    It sees one line at a time. Line ends and U+2581, which it uses for a space, bypass it as single-byte tokens.
     """
 
     kind = "sentencepiece"
-    file = "spm.model"
-    around = re.compile("([\n\u2581])")
+    model_file = "spm.model"
+    bypass = re.compile("([\n\u2581])")
 
     def __init__(self, model: bytes, special_tokens: dict[str, int]) -> None:
         import sentencepiece
@@ -167,7 +170,7 @@ class SentencePieceTokenizer(Tokenizer):
             else:
                 ordinary[index] = REPLACEMENT if processor.is_unknown(index) else piece.replace("\u2581", " ").encode()
         super().__init__(ordinary, special_tokens)
-        self._ids_around = {
+        self._bypass_ids = {
             character: [processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
             for character in "\n\u2581"
         }
@@ -176,13 +179,15 @@ class SentencePieceTokenizer(Tokenizer):
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         import sentencepiece
 
-        failed: list[BaseException] = []  # in reading the texts: sentencepiece makes a RuntimeError of whatever it is
+        failed: list[
+            BaseException
+        ] = []  # by the texts' iterator; sentencepiece turns any exception into a RuntimeError
 
         def lines() -> Iterator[str]:
             try:
                 for text in texts:
-                    for line in cls.around.split(text)[::2]:
-                        # sentencepiece leaves out lines above 4,192 bytes.
+                    for line in cls.bypass.split(text)[::2]:
+                        # sentencepiece skips lines of more than 4,192 bytes.
                         yield from (line[start : start + 1000] for start in range(0, len(line), 1000))
             except BaseException as error:
                 failed.append(error)
@@ -195,7 +200,7 @@ class SentencePieceTokenizer(Tokenizer):
                 model_writer=model,
                 model_type=config.algorithm,
                 vocab_size=config.vocab_size - 1 - len(config.special_tokens),
-                hard_vocab_limit=False,  # fewer tokens where the text has no more to give
+                hard_vocab_limit=False,  # fewer tokens if the text is too small
                 normalization_rule_name="identity",
                 add_dummy_prefix=False,
                 remove_extra_whitespaces=False,
@@ -204,7 +209,7 @@ class SentencePieceTokenizer(Tokenizer):
                 bos_id=-1,
                 eos_id=-1,
                 pad_id=-1,
-                num_threads=4,  # a fixed number: the sums, and with them the tokens, depend on it
+                num_threads=4,  # fixed, because the sums, and so the tokens, depend on it
                 minloglevel=2,
             )
         except RuntimeError as error:
@@ -214,30 +219,30 @@ class SentencePieceTokenizer(Tokenizer):
             raise InputError(f"sentencepiece, with tokenizer.vocab_size={config.vocab_size}: {reason}") from None
         content = model.getvalue()
         first = sentencepiece.SentencePieceProcessor(model_proto=content).vocab_size()
-        return cls(content, number([END, *config.special_tokens], first=first))
+        return cls(content, assign_ids([END, *config.special_tokens], first=first))
 
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
         return cls(content, about["special_tokens"])
 
-    def _content(self) -> bytes:
+    def _model_bytes(self) -> bytes:
         return self._model
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        split = [self.around.split(text) for text in texts]
+        split = [self.bypass.split(text) for text in texts]  # lines at even positions, bypassed characters at odd ones
         lines = iter(self._processor.encode([line for parts in split for line in parts[::2]]))
         return [
-            _join([self._ids_around[part] if index % 2 else next(lines) for index, part in enumerate(parts)])
+            _concatenate([self._bypass_ids[part] if index % 2 else next(lines) for index, part in enumerate(parts)])
             for parts in split
         ]
 
 
-def number(special_tokens: list[str], *, first: int) -> dict[str, int]:
-    """The ids of special tokens, from first on."""
+def assign_ids(special_tokens: list[str], *, first: int) -> dict[str, int]:
+    """Numbers special tokens from `first` on."""
     return {token: first + index for index, token in enumerate(special_tokens)}
 
 
-def _join(parts: list[list[int]]) -> np.ndarray:
+def _concatenate(parts: list[list[int]]) -> np.ndarray:
     return np.concatenate([np.array(part, np.uint32) for part in parts]) if parts else np.empty(0, np.uint32)
 
 

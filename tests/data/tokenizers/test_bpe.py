@@ -1,7 +1,8 @@
-"""Properties of the byte pair trainer, the pieces it works on, and the readable encoder."""
+"""The BPE trainer equals the definition of BPE, and the readable encoder equals tiktoken."""
 
 from __future__ import annotations
 
+import doctest
 import gc
 import random
 from collections import Counter
@@ -12,7 +13,6 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError
 from data.tokenizers import bpe, pretokenize
 from data.tokenizers.pretokenize import PATTERNS
 from scripts.benchmarks.tokenizer import by_definition
@@ -20,13 +20,12 @@ from scripts.benchmarks.tokenizer import by_definition
 # tiktoken and regex may know different versions of Unicode: no characters that Python itself does not know.
 ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60)
 TEXT = ASSIGNED | st.text("ab' \n\t\x1c\x85\xa0\u3000é1٣-!", max_size=40)
-OWN_PATTERN = r"\p{Lu}?\p{Ll}+|(\d)+"  # with a group, and blind to most of Unicode
 
 
 def naive_train(texts: list[str], vocab_size: int, pattern: str, min_frequency: int = 1) -> list[bytes]:
-    """The definition of BPE training, on pieces that the regular expression itself cuts."""
-    pieces = Counter(match[0] for text in texts for match in regex.finditer(PATTERNS[pattern], text))
-    return by_definition(pieces, vocab_size=vocab_size, min_frequency=min_frequency)
+    """The definition of BPE training, on pretokens that the regular expression itself cuts."""
+    counts = Counter(match[0] for text in texts for match in regex.finditer(PATTERNS[pattern], text))
+    return by_definition(counts, vocab_size=vocab_size, min_frequency=min_frequency)
 
 
 def random_corpus(source: random.Random) -> list[str]:
@@ -44,7 +43,7 @@ def test_merges_equal_those_of_the_definition(pattern: str) -> None:
         assert list(ranks.values()) == list(range(len(ranks)))
 
 
-def test_processes_learn_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_learn_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretokenize, "BATCH", 100)
     source = random.Random(8)
     texts = [" ".join(random_corpus(source)) for _ in range(100)]
@@ -52,12 +51,17 @@ def test_processes_learn_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(trained[0]) == list(trained[1])
 
 
-def test_garbage_is_collected_again_after_training() -> None:
+def test_the_example_in_the_docstring_is_right() -> None:
+    result = doctest.testmod(bpe)
+    assert result.attempted == 3 and not result.failed
+
+
+def test_garbage_collection_is_on_again_after_training() -> None:
     bpe.train(["some text"], vocab_size=260)
     assert gc.isenabled()
 
 
-def test_bytes_learned_from_two_pairs_are_one_token() -> None:
+def test_two_pairs_with_the_same_bytes_are_one_token() -> None:
     # After x+a and b+c, a token abc can come from ab+c and, where x took no part, from a+bc.
     texts = ["bc bc bc bc bc bc abc xabc abcd ab ab ab ab ab ab ab abc abc zabcz bcbc aabc"]
     ranks = bpe.train(texts, vocab_size=400)
@@ -73,33 +77,9 @@ def test_training_stops_when_merges_run_out(texts: list[str]) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(TEXT)
-def test_gpt2_pattern_cuts_as_tiktokens_own(text: str) -> None:
+def test_the_gpt2_pattern_cuts_like_tiktokens_own(text: str) -> None:
     from tiktoken_ext.openai_public import r50k_pat_str
 
     ranks = bpe.train([text], vocab_size=300)
     theirs = tiktoken.Encoding("theirs", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
     assert theirs.encode_ordinary(text) == bpe.encode(text, ranks)
-
-
-def test_ranks_survive_their_file() -> None:
-    ranks = bpe.train(["some text, some more text"], vocab_size=270)
-    assert bpe.parse_ranks(bpe.format_ranks(ranks), place="here") == ranks
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda lines: lines[:5], "here: not a ranks file"),
-        (lambda lines: [*lines, b"YWI= 3"], "here: not a ranks file"),
-        (lambda lines: [*lines, lines[0]], "here:257: .* a second time"),
-        (lambda lines: [*lines, b"YWI="], "here:257: .* is not a token"),
-        (lambda lines: [*lines, b"!!! 256"], "here:257: .* is not a token"),
-        (lambda lines: [*lines, b"YWI= -1"], "here:257: .* is not a token"),
-        (lambda lines: [*lines, b"YWI= 99999999"], "here:257: .* is not a token"),
-        (lambda lines: [*lines[:7], b"", *lines[7:]], "here:8: .* is not a token"),
-    ],
-)
-def test_a_damaged_ranks_file_names_the_line(damage, complaint: str) -> None:
-    lines = bpe.format_ranks(bpe.SINGLE_BYTES).splitlines()
-    with pytest.raises(InputError, match=complaint):
-        bpe.parse_ranks(b"\n".join(damage(lines)), place="here")

@@ -1,4 +1,4 @@
-"""The encoder of production gives the ids that tiktoken gives, whatever its table has seen before."""
+"""The fast encoder gives the ids of tiktoken, whatever its table already holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.tokenizers import bpe, encoder, pretokenize
-from data.tokenizers.encoder import Encoder
+from data.tokenizers.encoder import Encoder, tiktoken_encoding
 from data.tokenizers.pretokenize import PATTERNS, Pattern
 from tests.data.tokenizers.test_pretokenize import ALPHABETS, OWN_PATTERN, random_runs, random_text
 
@@ -17,8 +17,8 @@ WORDS += ["\r\n", "\n\n\t", ":\n", ";\n   ", ")\n\n"]
 
 
 @pytest.fixture(autouse=True)
-def every_text_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "WORTH", 0)
+def look_up_short_texts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "MIN_LOOKUP", 0)
 
 
 def ranks_for(name: str) -> dict[bytes, int]:
@@ -31,7 +31,7 @@ def random_words(source: random.Random) -> str:
 
 def check(name: str, batches: list[list[str]], ranks: dict[bytes, int]) -> None:
     pattern = Pattern(name)
-    tiktoken, ours = bpe.production_encoder(ranks, pattern), Encoder(ranks, pattern)
+    tiktoken, ours = tiktoken_encoding(ranks, pattern), Encoder(ranks, pattern)
     for texts in batches:
         encoded = ours.encode_batch(texts)
         assert len(encoded) == len(texts) and all(ids.dtype == np.uint32 for ids in encoded)
@@ -43,10 +43,10 @@ def check(name: str, batches: list[list[str]], ranks: dict[bytes, int]) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", OWN_PATTERN])
 @pytest.mark.parametrize("small", [False, True])
-def test_ids_are_those_of_tiktoken(name: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if small:  # words take each other's places, and all is forgotten again and again
-        monkeypatch.setattr(encoder, "SLOTS", 8)
-        monkeypatch.setattr(encoder, "IDS", 100)
+def test_ids_equal_tiktokens(name: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small:  # spans replace each other, and the table is started over again and again
+        monkeypatch.setattr(encoder, "N_SLOTS", 8)
+        monkeypatch.setattr(encoder, "MAX_IDS", 100)
         monkeypatch.setattr(encoder, "BLOCK", 7)
         monkeypatch.setattr(pretokenize, "BATCH", 20)
     source = random.Random(9)
@@ -62,7 +62,7 @@ def test_long_runs_and_odd_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
-def test_a_cut_is_where_any_piece_ends(name: str) -> None:
+def test_a_pretoken_ends_at_every_cut_in_any_context(name: str) -> None:
     # All pairs of bytes with a cut between them, in all contexts of a few characters.
     source, compiled = random.Random(11), Pattern(name).compiled
     table = encoder.CUTS[PATTERNS[name]].reshape(256, 256)
@@ -70,4 +70,6 @@ def test_a_cut_is_where_any_piece_ends(name: str) -> None:
         for _ in range(3):
             before, after = ("".join(source.choices("a1 .'\n\rsé_", k=3)) for _ in range(2))
             whole = before + chr(left), chr(right) + after
-            assert compiled.findall("".join(whole)) == [piece for part in whole for piece in compiled.findall(part)]
+            assert compiled.findall("".join(whole)) == [
+                pretoken for part in whole for pretoken in compiled.findall(part)
+            ]

@@ -1,4 +1,4 @@
-"""Words, tokens and scripts are counted by their definition."""
+"""Fertility: words and tokens are counted by their definition, for each script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CORPUS = ["low lower lowest low low\n", "слово слова 日本語 naïve"
 
 
 def of(tokenizer: Tokenizer, *texts: str) -> dict[str, Fertility]:
-    return fertility(tokenizer, [Words.of(text) for text in texts], tokenizer.encode_batch(list(texts)))
+    return fertility(tokenizer, [Words.from_text(text) for text in texts], tokenizer.encode_batch(list(texts)))
 
 
 def test_words_are_runs_of_letters_of_one_script() -> None:
@@ -24,7 +24,7 @@ def test_words_are_runs_of_letters_of_one_script() -> None:
     assert found["Han"].per_character == 3 and found["Han"].per_word == 9
 
 
-def test_a_token_counts_for_each_word_that_it_has_a_part_in() -> None:
+def test_a_token_counts_for_each_word_that_it_overlaps() -> None:
     tokenizer = build(TokenizerConfig(vocab_size=300), CORPUS)
     assert " low" in [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     assert of(tokenizer, "x low low")["Latin"] == Fertility(words=3, characters=7, tokens=3)

@@ -1,4 +1,4 @@
-"""What is exported to tokenizer.json gives, in Hugging Face's library, the ids that it gives here."""
+"""An exported tokenizer.json gives the same ids in Hugging Face's libraries as the tokenizer gives here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from data import InputError
 from data.tokenizers import bpe
 from data.tokenizers.build import END, Tokenizer, TokenizerConfig, build
-from data.tokenizers.huggingface import LETTERS, exported
-from data.tokenizers.pretokenize import LONGEST_RUN
+from data.tokenizers.huggingface import BYTE_CHARS, to_tokenizer_json
+from data.tokenizers.pretokenize import MAX_RUN
+from data.tokenizers.ranks_file import format_ranks
 from tests.data.tokenizers.test_encoder import WORDS
 from tests.data.tokenizers.test_pretokenize import ALPHABETS, random_text
 
@@ -27,7 +28,7 @@ CONFIGS = {
 
 def opened(tokenizer: Tokenizer, folder: Path):
     tokenizers = pytest.importorskip("tokenizers")
-    (folder / "tokenizer.json").write_text(json.dumps(exported(tokenizer)), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(to_tokenizer_json(tokenizer)), encoding="utf-8")
     return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
@@ -41,7 +42,7 @@ def test_ids_are_equal_on_any_text(name: str, tmp_path: Path) -> None:
     theirs, source = opened(tokenizer, tmp_path), random.Random(12)
     texts = [*CORPUS, *(source.choice([random_text, random_repeats])(source) for _ in range(3000))]
     texts += [" ".join(source.choices(WORDS, k=20)) for _ in range(200)]
-    newer = set(ALPHABETS[5]) - set(" \n\r.a1")  # letters of which only a recent Unicode knows
+    newer = set(ALPHABETS[5]) - set(" \n\r.a1")  # letters that only a recent Unicode has
     for text in texts:
         if not newer & set(text):
             ids = theirs.encode(text).ids
@@ -59,10 +60,10 @@ def test_transformers_opens_it(tmp_path: Path) -> None:
     assert theirs.convert_tokens_to_ids(END) == tokenizer.end_id and len(theirs) == tokenizer.vocab_size
 
 
-def test_a_piece_that_merges_do_not_lead_to_is_one_token_if_it_is_one(tmp_path: Path) -> None:
-    tokens = [b"bc", b"ab", b"cd", b"abcd"]  # "abcd": b and c come together first, and then nothing else does
+def test_a_pretoken_in_the_vocabulary_is_one_token_even_if_merges_do_not_lead_to_it(tmp_path: Path) -> None:
+    tokens = [b"bc", b"ab", b"cd", b"abcd"]  # in "abcd", b and c merge first, and then nothing else can
     ranks = bpe.SINGLE_BYTES | {token: 256 + number for number, token in enumerate(tokens)}
-    (tmp_path / "own.tiktoken").write_bytes(bpe.format_ranks(ranks))
+    (tmp_path / "own.tiktoken").write_bytes(format_ranks(ranks))
     tokenizer = build(TokenizerConfig(kind="tiktoken", encoding=str(tmp_path / "own.tiktoken")), [])
     theirs = opened(tokenizer, tmp_path)
     for text in ("abcd", "abcd abcd", "xabcd", "abcde"):
@@ -70,19 +71,19 @@ def test_a_piece_that_merges_do_not_lead_to_is_one_token_if_it_is_one(tmp_path: 
     assert tokenizer.encode("abcd") == [259] and len(tokenizer.encode("abcde")) == 4
 
 
-def test_bytes_are_written_as_gpt2_writes_them() -> None:
+def test_bytes_are_spelled_as_in_gpt2() -> None:
     pre_tokenizers = pytest.importorskip("tokenizers").pre_tokenizers
-    assert sorted(LETTERS) == sorted(pre_tokenizers.ByteLevel.alphabet())
-    assert [LETTERS[byte] for byte in b" a\n"] == ["Ġ", "a", "Ċ"]
+    assert sorted(BYTE_CHARS) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert [BYTE_CHARS[byte] for byte in b" a\n"] == ["Ġ", "a", "Ċ"]
 
 
-def test_shorter_runs_than_those_that_are_cut_are_equal(tmp_path: Path) -> None:
+def test_ids_are_equal_for_the_longest_run_that_is_not_cut(tmp_path: Path) -> None:
     tokenizer = build(CONFIGS["gpt2"], CORPUS)
-    text = "a" * (LONGEST_RUN - 1)
+    text = "a" * (MAX_RUN - 1)
     assert opened(tokenizer, tmp_path).encode(text).ids == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("kind", ["char", "sentencepiece"])
-def test_other_kinds_say_that_they_cannot(kind: str) -> None:
+def test_other_kinds_cannot_be_exported(kind: str) -> None:
     with pytest.raises(InputError, match=f"of kind {kind} cannot be exported"):
-        exported(build(TokenizerConfig(kind=kind, vocab_size=400), CORPUS))
+        to_tokenizer_json(build(TokenizerConfig(kind=kind, vocab_size=400), CORPUS))

@@ -1,4 +1,4 @@
-"""Properties of every kind of tokenizer: nothing is lost, nothing changes on disk, damage is noticed."""
+"""Every kind of tokenizer: exact round trips, faithful saving and loading, damage detected."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from data import InputError
 from data.tokenizers import bpe
-from data.tokenizers.base import digest
+from data.tokenizers.base import NAMES, digest
 from data.tokenizers.build import END, UNKNOWN, Tokenizer, TokenizerConfig, build, load
+from data.tokenizers.kinds import KINDS
+from data.tokenizers.ranks_file import format_ranks
 
 CORPUS = [
     "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind  to suffer\n\tThe slings and arrows",
@@ -31,7 +33,7 @@ CONFIGS = {
     "bpe own": TokenizerConfig(vocab_size=400, pattern=OWN_PATTERN, special_tokens=ODD),
     "unigram": TokenizerConfig(kind="sentencepiece", vocab_size=400, special_tokens=ODD),
     "spm bpe": TokenizerConfig(kind="sentencepiece", algorithm="bpe", vocab_size=400),
-    "ranks": TokenizerConfig(kind="tiktoken", pattern="gpt4", special_tokens=ODD),  # encoding: set in made()
+    "ranks": TokenizerConfig(kind="tiktoken", pattern="gpt4", special_tokens=ODD),  # encoding: set by ranks_file()
 }
 ALL = pytest.mark.parametrize("name", CONFIGS)
 LOSSLESS = pytest.mark.parametrize("name", [name for name in CONFIGS if name != "char"])
@@ -49,10 +51,10 @@ ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=50) 
 def ranks_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("ranks") / "odd name"
     ranks = bpe.train(CORPUS, vocab_size=350, pattern="gpt4")
-    # Encodings of others do not number bytes by their value, and skip numbers.
-    path.write_bytes(bpe.format_ranks({token: 2 * len(ranks) - rank for token, rank in list(ranks.items())[:256]}))
+    # Like other programs' encodings: byte ids differ from the byte values, and some ids are skipped.
+    path.write_bytes(format_ranks({token: 2 * len(ranks) - rank for token, rank in list(ranks.items())[:256]}))
     with path.open("ab") as file:
-        file.write(bpe.format_ranks({token: 800 + rank for token, rank in list(ranks.items())[256:]}))
+        file.write(format_ranks({token: 800 + rank for token, rank in list(ranks.items())[256:]}))
     CONFIGS["ranks"].encoding = str(path)
 
 
@@ -86,7 +88,7 @@ def test_round_trip_of_ten_thousand_texts_is_exact(name: str, text: str) -> None
 @BYTE_LEVEL
 @settings(max_examples=10_000, deadline=None)
 @given(data=st.binary(max_size=100))
-def test_ten_thousand_strings_of_bytes_can_be_written(name: str, data: bytes) -> None:
+def test_ten_thousand_byte_strings_can_be_spelled(name: str, data: bytes) -> None:
     tokenizer = made(name)
     id_of = single_bytes(name)
     assert tokenizer.decode_bytes([id_of[byte] for byte in data]) == data
@@ -109,7 +111,7 @@ def test_batches_and_single_texts_get_the_same_ids(name: str, texts: list[str]) 
     assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in texts]
 
 
-def test_char_keeps_its_own_characters_and_marks_others() -> None:
+def test_char_keeps_its_characters_and_replaces_others() -> None:
     tokenizer = made("char")
     for text in CORPUS:
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -120,7 +122,7 @@ def test_char_keeps_its_own_characters_and_marks_others() -> None:
 @BYTE_LEVEL
 @settings(max_examples=40, deadline=None)
 @given(data=st.binary(max_size=40))
-def test_any_bytes_can_be_written_with_tokens(name: str, data: bytes) -> None:
+def test_any_bytes_can_be_spelled_with_tokens(name: str, data: bytes) -> None:
     tokenizer = made(name)
     id_of = {tokenizer.token_bytes(number): number for number in reversed(range(tokenizer.vocab_size))}
     ids = [id_of[bytes([byte])] for byte in data]
@@ -144,9 +146,9 @@ def test_the_fast_encoder_equals_the_readable_one_on_its_corpus_and_long_runs() 
             assert tokenizer.encode(text) == bpe.encode(text, tokenizer.ranks, pattern=CONFIGS[name].pattern)
 
 
-def test_a_piece_that_is_a_token_needs_no_merges(tmp_path: Path) -> None:
+def test_a_pretoken_in_the_vocabulary_needs_no_merges(tmp_path: Path) -> None:
     ranks = {**bpe.SINGLE_BYTES, b"xyz": 256}
-    (tmp_path / "my.tiktoken").write_bytes(bpe.format_ranks(ranks))
+    (tmp_path / "my.tiktoken").write_bytes(format_ranks(ranks))
     tokenizer = build(TokenizerConfig(kind="tiktoken", encoding=str(tmp_path / "my.tiktoken")), [])
     for text, ids in (("xyz", [256]), ("xyza", [*b"xyza"])):
         assert tokenizer.encode(text) == bpe.encode(text, ranks) == ids
@@ -176,7 +178,7 @@ def test_special_tokens_in_text_stay_text_unless_allowed(name: str) -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_of_two_special_tokens_the_longer_is_meant() -> None:
+def test_the_longest_special_token_wins() -> None:
     tokenizer = made("bpe")
     assert tokenizer.encode("a b c", allowed_special=True) == [tokenizer.special_tokens["a b c"]]
 
@@ -192,7 +194,7 @@ def test_ids_of_special_tokens_come_last(name: str) -> None:
 
 
 @ALL
-def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
+def test_a_tokenizer_is_the_same_after_saving_and_loading(name: str, tmp_path: Path) -> None:
     tokenizer = made(name)
     tokenizer.save(tmp_path / "new" / "tokenizer")
     loaded = load(tmp_path / "new" / "tokenizer")
@@ -210,7 +212,7 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
 
 
 @ALL
-def test_the_fingerprint_depends_on_content_alone(name: str) -> None:
+def test_the_fingerprint_depends_only_on_the_content(name: str) -> None:
     again = build(CONFIGS[name], iter(CORPUS))
     assert again.fingerprint == made(name).fingerprint
     assert len({made(other).fingerprint for other in CONFIGS}) == len(CONFIGS)
@@ -223,7 +225,7 @@ def test_a_damaged_directory_is_an_input_error(name: str, tmp_path: Path) -> Non
     good = place.read_text()
     about = json.loads(good)
     assert about.pop("sha256") == made(name).fingerprint
-    content = (tmp_path / made(name).file).read_bytes() if made(name).file else b""
+    content = (tmp_path / made(name).model_file).read_bytes() if made(name).model_file else b""
     hostile = [
         *({**about, "special_tokens": tokens} for tokens in ({}, [], {END: 0}, {END: "9"}, {END: -1}, {"x": 9}, None)),
         *({**about, "special_tokens": {END: end}} for end in (10**12, 5000, True, 300.5)),
@@ -246,7 +248,7 @@ def test_a_damaged_directory_is_an_input_error(name: str, tmp_path: Path) -> Non
         load(tmp_path)
 
 
-def test_the_order_of_the_description_does_not_matter(tmp_path: Path) -> None:
+def test_the_order_of_the_fields_does_not_matter(tmp_path: Path) -> None:
     made("bpe").save(tmp_path)
     place = tmp_path / "tokenizer.json"
     place.write_text(json.dumps(json.loads(place.read_text()), sort_keys=True))
@@ -264,7 +266,7 @@ def test_another_format_version_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bpe", "unigram", "ranks"])
 def test_a_damaged_model_file_is_an_input_error(name: str, tmp_path: Path) -> None:
     made(name).save(tmp_path)
-    place = tmp_path / made(name).file
+    place = tmp_path / made(name).model_file
     good = place.read_bytes()
     for content in (b"", good[:-1], good[:50] + bytes([good[50] ^ 1]) + good[51:], b"\xff" * 100):
         place.write_bytes(content)
@@ -275,7 +277,11 @@ def test_a_damaged_model_file_is_an_input_error(name: str, tmp_path: Path) -> No
         load(tmp_path)
 
 
-def test_settings_name_all_their_problems() -> None:
+def test_every_kind_is_listed() -> None:
+    assert tuple(KINDS) == NAMES
+
+
+def test_validation_lists_every_problem() -> None:
     config = TokenizerConfig(
         vocab_size=258, pattern="(", special_tokens=["x", "x", "", END, "\ud800"], algorithm="best"
     )  # fmt: skip
@@ -293,13 +299,13 @@ def test_settings_name_all_their_problems() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["(", "a*", "", "(?=b)", r"(?|ab|cd)"])
-def test_patterns_that_one_of_the_two_engines_refuses(pattern: str) -> None:
+def test_patterns_that_one_of_the_two_engines_rejects(pattern: str) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.pattern="):
         build(TokenizerConfig(pattern=pattern), ["abc"])
 
 
 @pytest.mark.parametrize("pattern", ["gpt9", "GPT-4", "cl100k_base"])
-def test_a_bare_word_is_no_pattern(pattern: str, tmp_path: Path) -> None:
+def test_a_bare_word_is_not_a_pattern(pattern: str, tmp_path: Path) -> None:
     (problem,) = TokenizerConfig(pattern=pattern).validate()
     assert all(part in problem for part in (repr(pattern), "gpt2", "gpt4")) and "\n" not in problem
     assert not TokenizerConfig(pattern=pattern, kind="char").validate()
@@ -344,7 +350,7 @@ def test_too_small_a_sentencepiece_vocabulary_is_an_input_error() -> None:
 
 
 @pytest.mark.parametrize("error", [InputError("changed"), KeyboardInterrupt(), OSError("gone")])
-def test_a_failure_in_reading_is_not_sentencepieces(error: BaseException) -> None:
+def test_an_error_while_reading_is_not_blamed_on_sentencepiece(error: BaseException) -> None:
     def texts() -> Iterator[str]:
         yield "some words and more words " * 50
         raise error

@@ -1,4 +1,4 @@
-"""Properties of the pieces that text is cut into: none is lost, and the quick ways to count them are exact."""
+"""Pretokens: no text is lost, and the fast ways to count them are exact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.tokenizers.pretokenize import PATTERNS, Pattern
 
 TEXT = st.text(max_size=60) | st.text("ab' \n\t\x1c\x85\xa0\u3000é1٣-!", max_size=40)
 OWN_PATTERN = r"\p{Lu}?\p{Ll}+|(\d)+"  # with a group, and blind to most of Unicode
-# One of each category, some that only a newer Unicode than Python's knows, and what borders depend on.
+# One character of each category, some that only a newer Unicode than Python's has, and those that borders depend on.
 CATEGORIES = {unicodedata.category(chr(code)): chr(code) for code in range(sys.maxunicode) if code % 7 == 0}
 NEWER = "".join(chr(code) for code in range(0x323B0, 0x323C0)) + "\u1c89\ua7cb\U00010d4a\U0001cc00"
 ALPHABETS = [
@@ -45,60 +45,62 @@ def random_runs(source: random.Random) -> str:
 
 
 def test_greedy_quantifiers_find_what_possessive_ones_do(monkeypatch):
-    now = pretokenize.STRETCHES[PATTERNS["gpt4"]]
-    pieces = pretokenize.Counting(Pattern("gpt4")).cut_ascii
+    now = pretokenize.SPANS[PATTERNS["gpt4"]]
+    pretokens = pretokenize.PretokenCounter(Pattern("gpt4")).cut_ascii
     monkeypatch.setattr(sys, "version_info", (3, 11, 4))
     before = pretokenize.compile_known(now.pattern)
-    pieces_before = pretokenize.Counting(Pattern("gpt4")).cut_ascii
+    pretokens_before = pretokenize.PretokenCounter(Pattern("gpt4")).cut_ascii
     assert "++" not in before.pattern
     source = random.Random(5)
     for _ in range(3_000):
         text = random_text(source)
         assert before.findall(text) == now.findall(text), ascii(text)
         if text.isascii():
-            assert pieces_before(text) == pieces(text), ascii(text)
+            assert pretokens_before(text) == pretokens(text), ascii(text)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
-def test_the_quick_count_is_exact(name: str) -> None:
+def test_the_fast_count_is_exact(name: str) -> None:
     source = random.Random(2)
     for _ in range(10_000):
         text = random_text(source)
-        counting = pretokenize.Counting(Pattern(name))
+        counting = pretokenize.PretokenCounter(Pattern(name))
         counting.add([text])
         assert counting.finish() == Counter(regex.findall(PATTERNS[name], text)), ascii(text)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
-def test_the_quick_count_is_exact_a_million_times(name: str) -> None:
+def test_the_fast_count_is_exact_a_million_times(name: str) -> None:
     source = random.Random(3)
     for _ in range(20_000):
         texts = [random_text(source) for _ in range(50)]
-        counting = pretokenize.Counting(Pattern(name))
+        counting = pretokenize.PretokenCounter(Pattern(name))
         counting.add(texts)
-        assert counting.finish() == Counter(piece for t in texts for piece in regex.findall(PATTERNS[name], t)), texts
+        assert counting.finish() == Counter(pretoken for t in texts for pretoken in regex.findall(PATTERNS[name], t)), (
+            texts
+        )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
-def test_stretches_join_to_the_text_and_cut_no_piece(name: str) -> None:
+def test_spans_join_to_the_text_and_cut_no_pretoken(name: str) -> None:
     source = random.Random(4)
     for _ in range(5_000):
         text = random_text(source)
-        stretches = pretokenize.STRETCHES[PATTERNS[name]].findall(text)
-        assert "".join(stretches) == text and all(stretches)
-        pieces = [piece for stretch in stretches for piece in regex.findall(PATTERNS[name], stretch)]
-        assert pieces == regex.findall(PATTERNS[name], text), ascii(text)
+        spans = pretokenize.SPANS[PATTERNS[name]].findall(text)
+        assert "".join(spans) == text and all(spans)
+        pretokens = [pretoken for span in spans for pretoken in regex.findall(PATTERNS[name], span)]
+        assert pretokens == regex.findall(PATTERNS[name], text), ascii(text)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", OWN_PATTERN])
-def test_long_runs_are_counted_as_they_are_cut(name: str) -> None:
+def test_long_runs_are_counted_as_pretokens_returns_them(name: str) -> None:
     source = random.Random(5)
     for _ in range(150):
         texts = [random_runs(source) for _ in range(2)]
-        counting = pretokenize.Counting(Pattern(name))
+        counting = pretokenize.PretokenCounter(Pattern(name))
         counting.add(texts)
-        assert counting.finish() == Counter(piece for text in texts for piece in Pattern(name).pieces(text))
+        assert counting.finish() == Counter(pretoken for text in texts for pretoken in Pattern(name).pretokens(text))
 
 
 def test_long_runs_are_cut_by_their_definition() -> None:
@@ -116,13 +118,13 @@ def test_any_number_of_processes_counts_the_same(name: str, workers: int, monkey
     monkeypatch.setattr(pretokenize, "BATCH", 100)
     source = random.Random(7)
     texts = [random_text(source) for _ in range(200)] + ["some words\n" * 100, " ".join(ALPHABETS), ""]
-    expected = Counter(piece for text in texts for piece in Pattern(name).pieces(text))
-    assert pretokenize.count(iter(texts), Pattern(name), workers=workers) == expected
+    expected = Counter(pretoken for text in texts for pretoken in Pattern(name).pretokens(text))
+    assert pretokenize.count_pretokens(iter(texts), Pattern(name), workers=workers) == expected
 
 
-def test_counts_are_given_back_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretokenize, "REMEMBERED", 10)
-    counting = pretokenize.Counting(Pattern("gpt2"))
+def test_counts_are_returned_once_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretokenize, "MAX_SPANS", 10)
+    counting = pretokenize.PretokenCounter(Pattern("gpt2"))
     assert counting.add(["a b c"]) == {}
     assert len(counting.add([" ".join(map(str, range(20)))])) >= 20
     assert counting.finish() == {}
@@ -141,39 +143,39 @@ def test_texts_are_read_one_by_one() -> None:
             yield Text("word " * 20_000)
             assert len(alive) < 20
 
-    assert pretokenize.count(texts(), Pattern("gpt2"), workers=1)[" word"] > 10**6
+    assert pretokenize.count_pretokens(texts(), Pattern("gpt2"), workers=1)[" word"] > 10**6
 
 
-def test_white_space_is_that_of_regex_at_every_code_point() -> None:
+def test_white_space_agrees_with_regex_at_every_code_point() -> None:
     every = "".join(map(chr, range(0x110000)))
     assert re.findall(pretokenize.SPACE, every) == regex.findall(r"\s", every)
-    assert re.findall(pretokenize.SOLID, every) == regex.findall(r"\S", every)
+    assert re.findall(pretokenize.NON_SPACE, every) == regex.findall(r"\S", every)
 
 
 @settings(max_examples=200, deadline=None)
 @given(TEXT, st.sampled_from(["gpt2", "gpt4", OWN_PATTERN, "x"]))
-def test_pieces_join_to_the_text(text: str, pattern: str) -> None:
-    pieces = Pattern(pattern).pieces(text)
-    assert "".join(pieces) == text
-    assert all(pieces)
+def test_pretokens_join_to_the_text(text: str, pattern: str) -> None:
+    pretokens = Pattern(pattern).pretokens(text)
+    assert "".join(pretokens) == text
+    assert all(pretokens)
 
 
-def test_gpt4_pattern_cuts_as_cl100k() -> None:
-    pieces = Pattern("gpt4").pieces("I'LL pay$12345 (now)!\n\n  \n two  spaces \n ")
-    assert "|".join(pieces) == "I|'LL| pay|$|123|45| (|now|)!\n\n|  \n| two| | spaces| \n "
+def test_the_gpt4_pattern_cuts_like_cl100k() -> None:
+    pretokens = Pattern("gpt4").pretokens("I'LL pay$12345 (now)!\n\n  \n two  spaces \n ")
+    assert "|".join(pretokens) == "I|'LL| pay|$|123|45| (|now|)!\n\n|  \n| two| | spaces| \n "
 
 
 @pytest.mark.parametrize("letter", ["a", " ", "\n", "é", "😀", "!"])
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4", r"[\s\S]+", OWN_PATTERN])
-def test_no_piece_of_a_long_run_is_long(letter: str, pattern: str) -> None:
+def test_no_pretoken_of_a_long_run_is_long(letter: str, pattern: str) -> None:
     text = f"start {letter * 100_000} end"
-    pieces = Pattern(pattern).pieces(text)
-    assert "".join(pieces) == text
-    assert max(map(len, pieces)) <= 2 * pretokenize.LONGEST_RUN
+    pretokens = Pattern(pattern).pretokens(text)
+    assert "".join(pretokens) == text
+    assert max(map(len, pretokens)) <= 2 * pretokenize.MAX_RUN
 
 
 def test_ordinary_text_is_not_cut() -> None:
-    text = "word " * 10_000 + "x" * (pretokenize.LONGEST_RUN - 1)
+    text = "word " * 10_000 + "x" * (pretokenize.MAX_RUN - 1)
     for pattern in ("gpt2", "gpt4", OWN_PATTERN):
         assert Pattern(pattern).segments(text) == [text]
 
@@ -181,5 +183,5 @@ def test_ordinary_text_is_not_cut() -> None:
 @pytest.mark.parametrize("pattern", ["", "(", "a*", "[z-a]", r"\p{Nonsense}", "a{3,1}", "(?=b)"])
 def test_a_useless_pattern_is_an_input_error(pattern: str) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.pattern=") as caught:
-        Pattern(pattern).pieces("abc")
+        Pattern(pattern).pretokens("abc")
     assert "\n" not in str(caught.value)
