@@ -18,7 +18,7 @@ from .cache import KVCache
 from .config import ModelConfig
 from .loss import head_loss
 
-Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, E), or (B, 1, T, E) where rows differ
+Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, E), or (B, 1, T, E) where positions differ by row
 
 
 class Attention(nn.Module):
@@ -26,25 +26,24 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
-        self.head_dim = config.head_dim
+        self.layer, self.head_dim = layer, config.head_dim
         self.n_head, self.n_kv_head = config.n_head, config.kv_heads
         self.qk_norm_eps = config.norm_eps if config.qk_norm else None
-        # One matrix gives queries, keys and values; sizes holds their output widths: H*E, K*E, K*E.
-        self.sizes = [width * config.head_dim for width in (config.n_head, config.kv_heads, config.kv_heads)]
+        # One matrix computes queries, keys and values; sizes holds their output widths: H*E, K*E, K*E.
+        self.sizes = [heads * config.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
         self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=config.bias)
         self.output = nn.Linear(self.sizes[0], config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
-        # Rotary and QK-norm act on each head alone, so queries and keys go through them as one tensor of H + K heads.
+        # Rotary and QK-norm act on each head separately, so queries and keys pass through as one tensor of H + K heads.
         qk, v = self.qkv(x).split([self.sizes[0] + self.sizes[1], self.sizes[2]], dim=-1)
         qk = qk.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H + K, T, E)
         v = v.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
         if rotary is not None:
             qk = apply_rotary(qk, rotary)
         if self.qk_norm_eps is not None:
-            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps)
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps)  # Henry et al. 2020
         q, k = qk.split([self.n_head, self.n_kv_head], dim=1)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, E)
@@ -53,7 +52,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Applied to each position on its own: widen to d_ff, apply the activation, project back to D."""
+    """Applied to each position separately: widen to d_ff, apply the activation, project back to D."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class MLP(nn.Module):
         elif self.activation == "relu2":
             h = F.relu(h).square()  # So et al. 2021
         else:
-            h = F.gelu(h, approximate="tanh" if self.activation == "gelu" else "none")  # tanh: as GPT-2 has it
+            h = F.gelu(h, approximate="tanh" if self.activation == "gelu" else "none")  # GPT-2 uses tanh
         return self.down(h)
 
 
@@ -101,14 +100,11 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.lm_head: nn.Module | None = None  # with tied embeddings the head is the embedding matrix
+        self.lm_head: nn.Module | None = None  # with tied embeddings, the embedding matrix is the head
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.padded_vocab, bias=False)
-        # Buffers follow the model to its device; these are recomputed on loading rather than saved.
-        self.register_buffer("cos", None, persistent=False)
-        self.register_buffer("sin", None, persistent=False)
-        self.build_rotary()
-        self.init_weights()
+        for name, weight in self.named_parameters():
+            self.init_weight(name, weight)
 
     def forward(
         self,
@@ -121,13 +117,14 @@ class GPT(nn.Module):
         """ids (B, T) -> logits (B, T, V); with targets (B, T), the summed loss instead, a tensor ().
 
         With a cache, ids are appended to it; T plus the cache's length must not exceed the context. Without one,
-        doc_starts (B, T) gives the index within the row at which each token's document starts, and attention stays
-        within the document. The loss is the sum of -ln p over all targets but those that are -100.
+        doc_starts (B, T) may give the index within the row at which each token's document starts; attention then stays
+        within the document. The loss is the sum of -ln p over all targets except those that are -100.
         """
         h = self.hidden(ids, cache, doc_starts=doc_starts)
         if targets is None:
             return self.head(h)
-        return head_loss(self.head, self.head_weight, h.flatten(0, 1), targets.flatten())
+        output: Any = self.embed if self.lm_head is None else self.lm_head
+        return head_loss(self.head, output.weight, h.flatten(0, 1), targets.flatten())
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, *, doc_starts: Tensor | None = None) -> Tensor:
         """ids (B, T) -> the last layer's normalised output (B, T, D)."""
@@ -135,16 +132,16 @@ class GPT(nn.Module):
         if cache is not None:
             positions, mask = cache.begin(T)  # (B, T) and (B, 1, T, S)
         elif doc_starts is not None:
-            positions, mask = document_mask(doc_starts)  # likewise
+            positions, mask = document_mask(doc_starts)  # (B, T) and (B, 1, T, T)
         else:
-            positions, mask = torch.arange(T, device=ids.device), None  # (T,); without a mask attention is causal
+            positions, mask = torch.arange(T, device=ids.device), None  # (T,); without a mask, attention is causal
         x = self.embed(ids)  # (B, T, D)
         if self.position_embed is not None:
             x = x + self.position_embed(positions)  # + (T, D) or (B, T, D)
         if self.config.embedding_norm:
             x = F.rms_norm(x, (self.config.d_model,), eps=self.config.norm_eps)
         x = self.dropout(x)
-        rotary = self.rotary_at(positions) if self.config.position == "rotary" else None
+        rotary = rotary_at(positions, self.config) if self.config.position == "rotary" else None
         for block in self.blocks:
             x = block(x, rotary, mask, cache)
         if cache is not None:
@@ -155,37 +152,9 @@ class GPT(nn.Module):
         """h (..., D) -> logits (..., V), without the padded vocabulary entries."""
         logits = F.linear(h, self.embed.weight) if self.lm_head is None else self.lm_head(h)
         logits = logits[..., : self.config.vocab_size]
-        if self.config.logit_softcap:
-            logits = self.config.logit_softcap * torch.tanh(logits.float() / self.config.logit_softcap)
+        if cap := self.config.logit_softcap:
+            logits = cap * torch.tanh(logits.float() / cap)
         return logits
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The matrix (padded V, D) of the output head."""
-        head: Any = self.embed if self.lm_head is None else self.lm_head
-        return head.weight
-
-    def rotary_at(self, positions: Tensor) -> Rotary:
-        """Cosines and signed sines for positions (T,) or (B, T), shaped to broadcast over (B, H, T, E)."""
-        device = self.cos.device.type
-        # In the autocast dtype: float32 tables would promote queries and keys to float32.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.cos.dtype
-        cos, sin = self.cos[positions].to(dtype), self.sin[positions].to(dtype)
-        return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
-
-    def build_rotary(self) -> None:
-        """Fills the tables of cosines and signed sines, (context, E)."""
-        E, device = self.config.head_dim, self.embed.weight.device
-        # (E/2,), radians per position: from 1 for the first pair down to almost 1 / rotary_base for the last.
-        frequencies = self.config.rotary_base ** -(torch.arange(0, E, 2, device=device).float() / E)
-        angles = torch.outer(torch.arange(self.config.context, device=device).float(), frequencies)
-        self.cos = angles.cos().repeat(1, 2)
-        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
-
-    def init_weights(self) -> None:
-        """Initialises all weights in order from torch's global generator; init_weight has the rules."""
-        for name, weight in self.named_parameters():
-            self.init_weight(name, weight)
 
     @torch.no_grad()
     def init_weight(self, name: str, weight: Tensor) -> None:
@@ -215,17 +184,25 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return nn.RMSNorm(config.d_model, config.norm_eps, elementwise_affine=config.norm_affine)
 
 
+def rotary_at(positions: Tensor, config: ModelConfig) -> Rotary:
+    """Returns the cosines and signed sines of the rotation angles at positions (T,) or (B, T)."""
+    E, device = config.head_dim, positions.device
+    # (E/2,), radians per position: from 1 for the first pair down to almost 1 / rotary_base for the last.
+    frequencies = config.rotary_base ** -(torch.arange(0, E, 2, device=device).float() / E)
+    angles = positions[..., None] * frequencies  # (T, E/2) or (B, T, E/2)
+    if positions.dim() == 2:
+        angles = angles[:, None]  # (B, 1, T, E/2), to broadcast over the heads
+    cos, sin = angles.cos(), angles.sin()
+    # In the autocast dtype: float32 would promote queries and keys to float32.
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else cos.dtype
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotary position embedding (Su et al. 2021): rotates each pair (x[i], x[i + E/2]) by position * frequency.
 
     A pair (a, b) becomes (a cos - b sin, b cos + a sin), so q . k depends on the distance between the two tokens and
-    not on their positions. The table of sines carries the signs. x: (B, heads, T, E).
+    not on their positions. The sines carry the signs. x: (B, heads, T, E).
     """
     cos, sin = rotary
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
-
-
-def on_meta(config: ModelConfig) -> GPT:
-    """The model on the meta device: names and shapes without storage."""
-    with torch.device("meta"):
-        return GPT(config)

@@ -1,4 +1,4 @@
-"""Cross-entropy of the output head, in chunks where the logits would be large."""
+"""Cross-entropy of the output head, in chunks of tokens where the logits would be large."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # targets that carry no loss
-LARGE_LOGITS = 1 << 25  # elements (128 MiB in float32): from here on a CPU computes the loss in chunks
-CHUNK_LOGITS = 1 << 20  # elements in a chunk, so that it stays in the CPU's caches
+LARGE_LOGITS = 1 << 25  # elements (128 MiB in float32): from here on, a CPU computes the loss in chunks
+CHUNK_TOKENS = 512
 
 
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -20,36 +20,36 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def head_loss(head: Callable[[Tensor], Tensor], weight: Tensor, h: Tensor, targets: Tensor) -> Tensor:
-    """The summed loss of head(h) on targets (N,), a float32 tensor (); h (N, D).
+    """h (N, D), targets (N,) -> summed_loss(head(h), targets); `weight` (V, D) is the head's matrix.
 
-    `weight` is the head's matrix (V, D). On a CPU, large logits are computed, scored and differentiated in chunks of
-    tokens: they never pass through memory as a whole. A compiler fuses the plain form itself.
+    On a CPU, large logits are computed in chunks and never held as a whole. GPUs keep the plain form, which compilers
+    fuse.
     """
-    large = len(targets) * len(weight) >= LARGE_LOGITS and h.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not large:
+    large = len(targets) * len(weight) >= LARGE_LOGITS
+    if not large or h.device.type != "cpu" or torch.compiler.is_compiling():
         return summed_loss(head(h), targets)
-    tokens = max(1, CHUNK_LOGITS // len(weight))
     if torch.is_grad_enabled() and weight.requires_grad:
-        return ChunkedLoss.apply(h, weight, head, targets, tokens)
-    chunks = zip(h.split(tokens), targets.split(tokens), strict=True)
-    return torch.stack([summed_loss(head(part), wanted) for part, wanted in chunks]).sum()
+        return ChunkedLoss.apply(h, weight, head, targets)
+    chunks = zip(h.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    return torch.stack([summed_loss(head(h_chunk), target_chunk) for h_chunk, target_chunk in chunks]).sum()
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """The loss is where backward starts, so each chunk's gradient is computed in forward and its logits are dropped."""
+    """Computes each chunk's gradient together with its loss, then drops its logits.
+
+    Backward only scales these gradients, because the loss is the last operation of the network.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, h: Tensor, weight: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, tokens: int
-    ) -> Tensor:
+    def forward(ctx: Any, h: Tensor, weight: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
         losses, dh, dw = [], [], torch.zeros_like(weight)
-        for part, wanted in zip(h.split(tokens), targets.split(tokens), strict=True):
-            part = part.detach().requires_grad_()
+        for h_chunk, target_chunk in zip(h.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
+            h_chunk = h_chunk.detach().requires_grad_()
             with torch.enable_grad():
-                loss = summed_loss(head(part), wanted)
-            d_part, d_weight = torch.autograd.grad(loss, (part, weight))
-            dh.append(d_part)
-            dw += d_weight
+                loss = summed_loss(head(h_chunk), target_chunk)
+            dh_chunk, dw_chunk = torch.autograd.grad(loss, (h_chunk, weight))
+            dh.append(dh_chunk)
+            dw += dw_chunk
             losses.append(loss.detach())
         ctx.gradients = torch.cat(dh), dw
         return torch.stack(losses).sum()
@@ -58,4 +58,4 @@ class ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dh, dw = ctx.gradients
-        return dh * gradients[0], dw * gradients[0], None, None, None
+        return dh * gradients[0], dw * gradients[0], None, None

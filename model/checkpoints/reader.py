@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import InputError
 from ..config import REMOVED, RENAMED, ModelConfig
 from ..distributed import sharded
-from ..gpt import GPT, on_meta
+from ..gpt import GPT
 
 FORMAT = 1
 RENAMED_TENSOR = ("unembed.weight", "lm_head.weight")  # as older checkpoints name it, as the model does
@@ -61,8 +61,9 @@ class Checkpoint:
 
     def model(self, device: torch.device) -> GPT:
         """The network with these weights, in evaluation mode."""
-        model = on_meta(self.config).to_empty(device=device)
-        model.build_rotary()
+        with torch.device("meta"):  # names and shapes without memory
+            model = GPT(self.config)
+        model.to_empty(device=device)
         self.load_into(model)
         return model.eval()
 

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import InputError
 from ..config import ModelConfig
 from ..device import Compute
-from ..gpt import GPT, on_meta
+from ..gpt import GPT
 from . import sharded
 
 STRATEGIES = ("none", "ddp", "fsdp")
@@ -101,7 +101,8 @@ def exit_after_rank0() -> NoReturn:
 def build(config: ModelConfig, strategy: str) -> GPT:
     """A model with random weights; on the meta device if FSDP will shard it, and wrap() then allocates each rank's part."""
     to_be_sharded = strategy == "fsdp" and dist.is_initialized()
-    return on_meta(config) if to_be_sharded else GPT(config)
+    with torch.device("meta" if to_be_sharded else "cpu"):
+        return GPT(config)
 
 
 def compile_in_place(model: GPT, strategy: str) -> None:

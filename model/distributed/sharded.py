@@ -70,7 +70,6 @@ def give_memory(model: GPT, device: torch.device, *, draw: bool) -> None:
     Each rank draws every matrix whole and keeps its rows: the same weights on any number of ranks.
     """
     model.to_empty(device=device)
-    model.build_rotary()
     for name, p in model.named_parameters() if draw else ():
         weight = torch.empty(p.shape)
         model.init_weight(name, weight)

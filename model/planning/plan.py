@@ -12,7 +12,7 @@ import torch
 
 from .. import InputError
 from ..config import ModelConfig
-from ..gpt import GPT, on_meta
+from ..gpt import GPT
 from ..optimization.optimizer import split_parameters
 
 GIB = 2**30
@@ -177,7 +177,8 @@ def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict
 
     cfg: the LoopConfig. Nothing is allocated, whatever the size.
     """
-    model = on_meta(replace(shape, vocab_size=vocab_size))
+    with torch.device("meta"):
+        model = GPT(replace(shape, vocab_size=vocab_size))
     kind, flops = find_gpu(gpu), flops_per_token(model)
     found = sizing(model, gpu, muon=cfg.optimizer.name == "muon")
     assert kind is not None  # sizing() has asked

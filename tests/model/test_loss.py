@@ -1,4 +1,4 @@
-"""The loss of the head in parts: the same sums and the same gradients as of all logits at once."""
+"""The chunked loss has the sums and gradients of the plain form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of 50 tokens; of the targets some, and all of the second part, carry no loss."""
+    """Inputs and targets of 50 tokens; 12 targets, among them the whole second chunk, carry no loss."""
     ids = torch.randint(90, (2, 26), generator=torch.Generator().manual_seed(1))
     targets = ids[:, 1:].clone()
     targets[0, 3:15] = loss.IGNORE
@@ -25,65 +25,73 @@ def gradients(model, dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad(set_to_none=True)
     with Compute(CPU, dtype, compile=False).autocast():
         total = model(inputs, targets=targets)
-    (total * 0.02).backward()
+    (total / 64).backward()  # a power of two, so that bfloat16 rounds alike before and after it
     return total.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.fixture
-def in_parts(monkeypatch):
+def chunked(monkeypatch):
+    """Returns a function that makes every loss from then on chunked."""
+
     def switch() -> None:
-        monkeypatch.setattr(loss, "PART_TOKENS", 7)  # which does not divide 50
-        monkeypatch.setattr(loss, "PART_LOGITS", 0)
+        monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)  # does not divide 50
+        monkeypatch.setattr(loss, "LARGE_LOGITS", 0)
 
     return switch
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_parts_give_the_gradient_of_the_whole(family, dtype, in_parts):
-    model = make(family).train()
-    whole, wanted = gradients(model, dtype)
-    in_parts()
-    total, found = gradients(model, dtype)
-    torch.testing.assert_close(total, whole, rtol=1e-6, atol=0)
-    bound = 1e-5 if dtype == torch.float32 else 0.01  # bfloat16 rounds to 0.004
-    for name, gradient in wanted.items():
-        assert (found[name] - gradient).norm() <= bound * gradient.norm(), name
-
-
 @pytest.fixture
 def sizes(monkeypatch):
-    """Of how many tokens the logits were, each time that a loss was computed."""
+    """The number of tokens in each call of summed_loss."""
     seen: list[int] = []
     summed = loss.summed_loss
     monkeypatch.setattr(loss, "summed_loss", lambda *pair: seen.append(len(pair[0])) or summed(*pair))
     return seen
 
 
-def test_no_more_logits_at_a_time_than_a_part_s(in_parts, sizes):
-    in_parts()
-    gradients(make("modern").train(), torch.float32)
-    assert sizes == [7] * 7 + [1]
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_give_the_plain_loss_and_gradient(family, dtype, chunked, sizes):
+    model = make(family).train()
+    plain, expected = gradients(model, dtype)
+    chunked()
+    total, found = gradients(model, dtype)
+    assert sizes == [50] + [7] * 7 + [1]
+    torch.testing.assert_close(total, plain, rtol=1e-6, atol=0)
+    bound = 1e-5 if dtype == torch.float32 else 0.01  # bfloat16 rounds to 0.004
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= bound * gradient.norm(), name
 
 
-def test_evaluation_in_parts_is_the_same_sum(in_parts, sizes):
+def test_only_large_logits_are_chunked(monkeypatch, sizes):
+    model = make("modern")  # 96 ids, padded to 128
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)
+    for limit, calls in ((50 * 128 + 1, [50]), (50 * 128, [7] * 7 + [1])):
+        monkeypatch.setattr(loss, "LARGE_LOGITS", limit)
+        gradients(model, torch.float32)
+        assert sizes == calls
+        sizes.clear()
+
+
+def test_evaluation_in_chunks_gives_the_plain_sum(chunked, sizes):
     model = make("modern").eval()
     inputs, targets = batch()
     with torch.no_grad():
-        whole = model(inputs, targets=targets)
-        in_parts()
-        torch.testing.assert_close(model(inputs, targets=targets), whole, rtol=1e-6, atol=0)
+        plain = model(inputs, targets=targets)
+        chunked()
+        torch.testing.assert_close(model(inputs, targets=targets), plain, rtol=1e-6, atol=0)
     assert sizes == [50] + [7] * 7 + [1]
     logits = model(inputs)
-    torch.testing.assert_close(loss.summed_loss(logits.flatten(0, 1), targets.flatten()), whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.summed_loss(logits.flatten(0, 1), targets.flatten()), plain, rtol=1e-6, atol=0)
 
 
-def test_a_head_that_is_not_trained_has_its_loss_in_parts_too(in_parts):
+def test_a_frozen_head_gives_the_plain_gradient_too(chunked, sizes):
     model = make("modern").train()
-    _, wanted = gradients(model, torch.float32)
-    in_parts()
+    _, expected = gradients(model, torch.float32)
+    chunked()
     model.lm_head.weight.requires_grad_(False)
     _, found = gradients(model, torch.float32)
+    assert sizes == [50] + [7] * 7 + [1]
     assert found.pop("lm_head.weight") is None and found["embed.weight"] is not None
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)

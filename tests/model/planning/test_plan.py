@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conf.cli import program
+from conf import cli
 from conf.run.stopwatch import Pace
 from model import InputError, memory
 from model.checkpoints import reader
 from model.config import ModelConfig
 from model.device import Compute
 from model.distributed import parallel
-from model.gpt import on_meta
+from model.gpt import GPT
 from model.optimization.schedule import OptimizerConfig, decay_start, lr_multiplier
 from model.planning import plan
 from model.planning.budget import Costs, Deadline, seconds_of
@@ -55,9 +55,10 @@ def test_flops_are_those_that_torch_counts(family):
 def test_large_presets_have_the_size_of_their_names_and_take_no_memory():
     reset = memory.peak(CPU.device)
     for name, billions in (("llama_10b", 10.5), ("llama_70b", 70.6), ("llama_100b", 101.8)):
-        cfg = program.compose(TrainConfig, name="train", arguments=[f"model={name}", "dry_run=true"])[0]
+        cfg = cli.compose(TrainConfig, name="train", arguments=[f"model={name}", "dry_run=true"])[0]
         cfg.model.vocab_size = 128_256
-        model = on_meta(cfg.model)
+        with torch.device("meta"):
+            model = GPT(cfg.model)
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.1)
         sizing = plan.sizing(model, "H100", muon=False)
         assert sizing.total <= 0.9 * plan.GPUS["H100"].memory * plan.GIB
