@@ -37,9 +37,10 @@ class Outputs(Protocol):
 def answer_all(
     prompts: Prompts, outputs: Outputs, answer: Callable[[Sequence[Any], int], Results], *, total: int, name: str
 ) -> None:
-    """Calls answer(batch, rows) for each batch missing from `outputs`, the file `name` of `total` results when complete.
+    """Calls answer(batch, rows) for each batch missing from `outputs`.
 
-    SIGTERM and Ctrl-C drop the current batch and return; the same call later resumes.
+    The file `name` has `total` results when complete. SIGTERM and Ctrl-C drop the current batch and return; the same
+    call later resumes.
     """
     if outputs.finished:
         return print(f"{name} is complete: {total:,} results; nothing to do")

@@ -1,4 +1,4 @@
-"""The interactive prompt: a line in, text out as it comes, and a few commands."""
+"""The chat: reads a line, streams the continuation, and runs a few commands."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .. import cli
 from ..cli.config import check_config
 from ..cli.fields import nearest
 
-CONTINUES = "A line continues the text so far; an empty one goes on, one that begins with a space goes on in the line."
-ANSWERS = "Each line is answered by itself."
+CONTINUES = "Each line is added to the text so far: on a new line, or on the same one if it is empty or begins with a space."
+ANSWERS = "Each line is answered independently."
 COMMANDS = """\
-  /set KEY=VALUE   change how it samples; without arguments: what can be changed
-  /undo            take the last line and its answer back
-  /reset           forget the text so far
-  /quit            or Ctrl-D; Ctrl-C stops an answer, and at the prompt it ends the program"""
+  /set KEY=VALUE   change a setting; without arguments, list the settings
+  /undo            remove the last line and its answer
+  /reset           clear the text so far
+  /quit            or Ctrl-D; Ctrl-C stops an answer, or quits at the prompt"""
 
 
 def chat(
@@ -36,15 +36,15 @@ def chat(
     length: Callable[[str], int] = len,
     context: float = float("inf"),
 ) -> int:
-    """Reads lines and prints what follows them until the input ends. Returns the exit status.
+    """Reads lines and prints their continuations until the input ends. Returns the exit status.
 
-    stream: (text, settings, turn) -> pieces of the text's continuation; it must take texts of any length. turn counts
-    the answers: drawn with one and the same noise, they would repeat each other.
-    settings: a config dataclass of sample.py's, of which /set changes `keys`; checked as on the command line.
-    views: what /words, /tokens... print: (text, settings) -> None.
-    history: a line continues the text so far; False: each line is a text of its own, as tuned models are asked.
-    echo: the line is repeated before its continuation, so that both read as one text.
-    length, context: a text of more tokens than the context is said to count by its end.
+    stream: (text, settings, turn) -> pieces of the continuation of a text of any length. turn counts the answers, so
+    that each can draw its own random numbers.
+    settings: a config dataclass of sample.py, of which /set changes `keys`, checked as on the command line.
+    views: the commands that print something about a text, such as /words: name -> (text, settings) -> None.
+    history: a line continues the text so far; False: each line is a prompt, as for fine-tuned models.
+    echo: repeat the line before its continuation, so that both read as one text.
+    length: text -> number of tokens; once it exceeds `context`, a note says that the model sees only the end.
     """
     session = Session(stream, settings, tuple(keys), views or {}, history, echo, length, context)
     interactive = sys.stdin.isatty()
@@ -73,6 +73,7 @@ def chat(
 
 
 def next_line() -> str:
+    """Reads a line from standard input without its line end. Raises EOFError at the end of the input."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -81,7 +82,7 @@ def next_line() -> str:
 
 @dataclasses.dataclass
 class Session:
-    """The text so far, and what the lines do to it."""
+    """The text so far, changed by each line that is typed."""
 
     stream: Callable[[str, Any, int], Iterable[str]]
     settings: Any
@@ -92,17 +93,17 @@ class Session:
     length: Callable[[str], int]
     context: float
     text: str = ""
-    earlier: list[str] = dataclasses.field(default_factory=list)  # the text before each line, for /undo
+    earlier: list[str] = dataclasses.field(default_factory=list)  # the text before each change, for /undo
     turn: int = 0
-    told: bool = False  # that the text outgrew the context
+    told: bool = False  # whether the note about the context was printed
 
     def answer(self, line: str) -> None:
-        """Adds a line and what the model makes of it. Ctrl-C ends the answer, and what there is of it is kept."""
+        """Adds a line and the model's continuation. Ctrl-C ends the answer; the part so far is kept."""
         before = self.text if self.history else ""
         joined = line if not before or not line or before[-1:].isspace() or line[0].isspace() else f"\n{line}"
         text = before + joined
         if not self.told and self.length(text) > self.context:
-            print(f"(more than the model's context of {self.context} tokens: it sees the end of the text)")
+            print(f"(longer than the model's context of {self.context} tokens: the model sees only the end)")
             self.told = True
         self.earlier.append(self.text)
         if self.echo:
@@ -122,13 +123,13 @@ class Session:
         self.turn += 1
 
     def command(self, line: str) -> str:
-        """Does what a line like "/set top_k=5" asks for; returns the command's name."""
+        """Runs a command line such as "/set top_k=5" and returns the command's name."""
         name, _, argument = line[1:].partition(" ")
         if name == "help":
             print(CONTINUES if self.history else ANSWERS)
             print(COMMANDS)
             print(
-                *(f"  /{view:<15} next {view} after the text so far; or after what follows" for view in self.views),
+                *(f"  /{view:<15} next {view} after the text so far, or after a given text" for view in self.views),
                 sep="\n",
             )
         elif name == "reset":
@@ -136,7 +137,7 @@ class Session:
             self.text = ""
         elif name == "undo":
             self.text = self.earlier.pop() if self.earlier else ""
-            print(f"...{self.text[-60:]!r}" if self.text else "(nothing is left)")
+            print(f"...{self.text[-60:]!r}" if self.text else "(the text is empty)")
         elif name == "set":
             if argument:
                 self.settings = changed(self.settings, argument, keys=self.keys)
@@ -152,7 +153,7 @@ class Session:
 
 
 def changed(settings: Any, argument: str, *, keys: Iterable[str]) -> Any:
-    """The settings with "temperature=0.5 top_k=null" as on the command line; InputError for what it would refuse."""
+    """Returns settings changed by "temperature=0.5 top_k=null". Raises InputError as the command line would."""
     keys = list(keys)
     try:
         words = shlex.split(argument)
@@ -171,14 +172,14 @@ def changed(settings: Any, argument: str, *, keys: Iterable[str]) -> Any:
 
 
 def history_path() -> Path:
-    """Where the lines that were typed are kept: in the user's state directory (XDG base directory specification)."""
+    """Returns the file of typed lines, in the user's state directory (XDG Base Directory specification)."""
     state = os.environ.get("XDG_STATE_HOME", "")
     return (Path(state) if os.path.isabs(state) else Path("~/.local/state").expanduser()) / "nextword" / "history"
 
 
 @contextlib.contextmanager
 def line_history() -> Iterator[None]:
-    """Line editing with the lines of earlier sessions, kept for later ones where the file can be written."""
+    """Line editing with a history that is kept across sessions if its file can be written."""
     try:
         import readline
     except ImportError:  # not on every platform

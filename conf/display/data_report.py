@@ -1,6 +1,6 @@
-"""The data report as people see it first: a picture of four panels, and a short table for the terminal.
+"""The short form of a data report: a plot of four panels, and a table for the terminal.
 
-Both are made of what report.json holds (data/report.py). rich and matplotlib are imported on use.
+Both show the contents of report.json (data/reporting/report.py). rich and matplotlib are imported on use.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from math import log2
 from pathlib import Path
 from typing import Any
 
-from .plots import BLUE, GREY, ORANGE, STYLE, _save, _visible
-from .tables import Page
+from .page import Page
+from .plots import BLUE, GREY, ORANGE, STYLE, printable, save_png
 
 MOST_BARS = 8
 SOFT = "#6b7280"
 
 
 def show(summary: Mapping[str, Any], picture: Path, *, least: float = 0) -> None:
-    """What data/prepare.py shows of a corpus: the table, and the picture if it has at least so many bytes."""
+    """Prints the table of a prepared corpus and, if it has at least `least` bytes, draws the plot."""
     report_table(summary)
     if summary["read"]["bytes"] >= least:
         plot_report(summary, picture)
 
 
 def plot_report(summary: Mapping[str, Any], png_path: str | Path, *, title: str = "") -> None:
-    """Draws how long the documents are, their scripts, how frequent the tokens are, and what curation removed."""
+    """Plots document lengths, scripts, token frequencies and the effect of curation."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -39,21 +39,21 @@ def plot_report(summary: Mapping[str, Any], png_path: str | Path, *, title: str 
         _ranks(panels[2], train["vocabulary"])
         _removed(panels[3], summary)
         if title:
-            figure.suptitle(_visible(title, 90), x=0.02, ha="left", fontsize=14, fontweight="bold")
-        _save(figure, png_path)
+            figure.suptitle(printable(title, 90), x=0.02, ha="left", fontsize=14, fontweight="bold")
+        save_png(figure, png_path)
 
 
 def _lengths(axes: Any, train: Mapping[str, Any]) -> None:
-    """Bars of documents, an outline of the tokens in them, by the tokens a document has; both scales from 0."""
+    """Draws histograms over document length: bars for the documents, an outline for the tokens in them."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_title("How long are the documents?")
     documents, tokens = (max(1, sum(row[key] for row in train["lengths"])) for key in ("documents", "tokens"))
     bins = {round(4 * log2(row["at_least"])): row for row in train["lengths"]}  # each a quarter of an octave wide
-    places = range(min(bins, default=0), max(bins, default=0) + 1)
-    edges = [2 ** (place / 4) for place in [*places, places[-1] + 1]]
+    numbers = range(min(bins, default=0), max(bins, default=0) + 1)
+    edges = [2 ** (number / 4) for number in [*numbers, numbers[-1] + 1]]
     empty = {"documents": 0, "tokens": 0}
-    shares = [[bins.get(place, empty)[key] for place in places] for key in ("documents", "tokens")]
+    shares = [[bins.get(number, empty)[key] for number in numbers] for key in ("documents", "tokens")]
     axes.stairs([n / documents for n in shares[0]], edges, fill=True, color=BLUE, alpha=0.85, label="of the documents")
     axes.stairs([n / tokens for n in shares[1]], edges, color=ORANGE, linewidth=2, label="of the tokens")
     axes.set_xscale("log", base=2)
@@ -80,7 +80,7 @@ def _scripts(axes: Any, look: Mapping[str, Any]) -> None:
 
 
 def _ranks(axes: Any, words: Mapping[str, Any]) -> None:
-    """Frequency over rank, both logarithmic: natural text comes near the line that falls by one (Zipf 1949)."""
+    """Draws token frequency by rank, both logarithmic; natural text is close to 1 / rank (Zipf 1949)."""
     from matplotlib.ticker import FuncFormatter
 
     axes.set_title("How often do the tokens occur?")
@@ -119,19 +119,19 @@ def _removed(axes: Any, summary: Mapping[str, Any]) -> None:
 
 
 def _bars(axes: Any, names: list[str], shares: list[float], notes: list[str]) -> None:
-    """Horizontal bars with a note behind each; at least four places high, so that few are not fat."""
+    """Draws horizontal bars with a note after each; leaves room for four, so that a single bar is not too thick."""
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    places = range(len(names))
-    axes.barh(places, shares, height=0.62, color=BLUE, alpha=0.85, linewidth=0)
-    for place, share, note in zip(places, shares, notes, strict=True):
+    rows = range(len(names))
+    axes.barh(rows, shares, height=0.62, color=BLUE, alpha=0.85, linewidth=0)
+    for row, share, note in zip(rows, shares, notes, strict=True):
         axes.annotate(
-            note, (share, place), xytext=(5, 0), textcoords="offset points", va="center", color=SOFT, fontsize=9
+            note, (share, row), xytext=(5, 0), textcoords="offset points", va="center", color=SOFT, fontsize=9
         )
-    axes.set_yticks(places, names, fontsize=9)
+    axes.set_yticks(rows, names, fontsize=9)
     axes.set_ylim(max(4, len(names)) - 0.4, -0.6)
     axes.set_xlim(0, 1.75 * max(shares, default=0) or 1)
-    most = max(shares, default=1)  # the notes need room behind the bars, but there is nothing to read off there
+    most = max(shares, default=1)  # no ticks in the room for the notes
     axes.xaxis.set_major_locator(
         FixedLocator([tick for tick in MaxNLocator(4).tick_values(0, most) if tick <= 1.1 * most])
     )
@@ -142,7 +142,7 @@ def _bars(axes: Any, names: list[str], shares: list[float], notes: list[str]) ->
 
 
 def _short(value: float) -> str:
-    """512, 2k, 1M: a number on an axis."""
+    """Formats a number on an axis: 512, 2k, 1M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{unit}" if value % 1024 or unit != "k" else f"{value / 1024:.3g}k"
@@ -154,7 +154,7 @@ def _percent(share: float) -> str:
 
 
 def report_table(summary: Mapping[str, Any]) -> None:
-    """Prints what a split holds, and beneath it what curation did: at most 80 columns wide on a terminal."""
+    """Prints the size of each split, then the effect of curation; at most 80 columns wide on a terminal."""
     page = Page()
     table = page.table("", ["<split", "documents", "bytes", "tokens", "bytes/token"])
     for name, split in summary["splits"].items():
@@ -167,5 +167,5 @@ def report_table(summary: Mapping[str, Any]) -> None:
             share = _percent(entry["bytes"] / max(1, summary["read"]["bytes"]))
             rules.add_row(entry["what"], f"{entry['documents']:,}", f"{entry['bytes']:,}", share)
         tables.append(rules)
-    for part in tables:  # one below the other, however wide the terminal is
+    for part in tables:  # below each other even on a wide terminal
         page.print(part)

@@ -1,4 +1,4 @@
-"""Pictures: a run's loss, and the next words or tokens of one or several prompts. matplotlib is imported on use."""
+"""Plots (PNG): a run's loss, and the next words or tokens of one or several prompts. matplotlib is imported on use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar sign in a prompt is a dollar sign
+    "text.parse_math": False,  # a prompt may contain dollar signs
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -29,12 +29,13 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
+Series = tuple[list[int], list[float]]  # steps, and a metric's values there
 
 
 def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "Loss") -> None:
-    """Draws a run's metrics.jsonl: training and validation loss over the steps, the learning rate beneath.
+    """Plots a run's metrics.jsonl: training and validation loss by step, below them learning rate and gradient norm.
 
-    A file without any loss leaves no picture.
+    Draws nothing if there is no loss yet.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -45,59 +46,59 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
     bits = dict(zip(*_series(lines, "val_bits_per_byte"), strict=True))
     if not train[0] and not validation[0]:
         return
-    small = [
-        (name, _series(lines, key))
-        for name, key in (("learning\nrate", "learning_rate"), ("gradient\nnorm", "grad_norm"))
-    ]
-    small = [(name, series) for name, series in small if series[0]]
+    small = {"learning\nrate": _series(lines, "learning_rate"), "gradient\nnorm": _series(lines, "grad_norm")}
+    small = {name: series for name, series in small.items() if series[0]}
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
         axes: Any
         panels = figure.subplots(1 + len(small), 1, sharex=True, height_ratios=[6] + [1] * len(small), squeeze=False)
         axes, *below = panels[:, 0]
-        if train[0]:
-            axes.plot(*train, color=BLUE, linewidth=0.8, alpha=0.3)
-            axes.plot(train[0], _smoothed(train[1]), color=BLUE, linewidth=1.8, label="training")
-        if validation[0]:
-            axes.plot(*validation, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="validation")
-            best = min(range(len(validation[1])), key=validation[1].__getitem__)
-            step, loss = validation[0][best], validation[1][best]
-            note = f"{loss:.3f} nats/token" + (f"\n{bits[step]:.3f} bits/byte" if step in bits else "")
-            axes.plot([step], [loss], "o", color=ORANGE, markersize=9, markerfacecolor="white", markeredgewidth=2)
-            # Above the point, and turned inwards when it lies at the right edge: losses fall, so that is where room is.
-            right = step > 0.7 * max(*train[0], *validation[0], 1)
-            axes.annotate(
-                note, (step, loss), xytext=(0 if right else 12, 16), textcoords="offset points", color=ORANGE,
-                ha="right" if right else "left", va="bottom", fontweight="bold", linespacing=1.4,
-            )  # fmt: skip
-        # The fall from ln(V) in the first fiftieth of a run would squeeze all that follows against the floor.
-        last = max(train[0][-1:] + validation[0][-1:])
-        late = [
-            loss
-            for step, loss in zip(train[0] + validation[0], train[1] + validation[1], strict=True)
-            if step >= last / 50
-        ]
-        margin = 0.08 * (max(late) - min(late)) or 0.1
-        axes.set(ylabel="loss (nats per token)", title=title, ylim=(min(late) - margin, max(late) + 2 * margin))
+        _draw_losses(axes, train, validation, bits)
+        axes.set(ylabel="loss (nats per token)", title=title)
         axes.legend(loc="upper right")
         _draw_references(axes, Path(metrics_path).with_name("references.json"))
-        for panel, (name, series) in zip(below, small, strict=True):
+        for panel, (name, series) in zip(below, small.items(), strict=True):
             panel.plot(*series, color=GREY, linewidth=1.2)
             panel.fill_between(*series, color=GREY, alpha=0.2, linewidth=0)
             panel.set(ylabel=name, ylim=(0, None))
         figure.align_ylabels([axes, *below])
-        bottom = [axes, *below][-1]
+        bottom = panels[-1, 0]
         bottom.set_xlabel("step")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
         bottom.margins(x=0.02)
-        _save(figure, png_path)
+        save_png(figure, png_path)
+
+
+def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int, float]) -> None:
+    """Draws the training loss, smoothed, and the validation loss with its best value. `bits`: bits/byte by step."""
+    if train[0]:
+        axes.plot(*train, color=BLUE, linewidth=0.8, alpha=0.3)
+        axes.plot(train[0], smoothed(train[1]), color=BLUE, linewidth=1.8, label="training")
+    if validation[0]:
+        axes.plot(*validation, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="validation")
+        best = min(range(len(validation[1])), key=validation[1].__getitem__)
+        step, loss = validation[0][best], validation[1][best]
+        note = f"{loss:.3f} nats/token" + (f"\n{bits[step]:.3f} bits/byte" if step in bits else "")
+        axes.plot([step], [loss], "o", color=ORANGE, markersize=9, markerfacecolor="white", markeredgewidth=2)
+        # Above the point, where a falling loss leaves room; to its left if it is near the right edge.
+        right = step > 0.7 * max(*train[0], *validation[0], 1)
+        axes.annotate(
+            note, (step, loss), xytext=(0 if right else 12, 16), textcoords="offset points", color=ORANGE,
+            ha="right" if right else "left", va="bottom", fontweight="bold", linespacing=1.4,
+        )  # fmt: skip
+    # The first 2 % of a run, where the loss falls from ln(V), would compress the rest of the curve.
+    last = max(train[0][-1:] + validation[0][-1:])
+    points = zip(train[0] + validation[0], train[1] + validation[1], strict=True)
+    late = [loss for step, loss in points if step >= last / 50]
+    margin = 0.08 * (max(late) - min(late)) or 0.1
+    axes.set_ylim(min(late) - margin, max(late) + 2 * margin)
 
 
 def _draw_references(axes: Any, path: Path) -> None:
-    """Lines at the losses of models that only count (data/references.py), where the run has written them down.
+    """Draws the counting baselines of references.json, if the run has them, as lines.
 
-    The lowest is brought into view; those that stay above it are named at the top.
+    Extends the axis to the lowest one; lists those above the axis at the top.
     """
     try:
         references = json.loads(path.read_text(encoding="utf-8"))
@@ -110,7 +111,7 @@ def _draw_references(axes: Any, path: Path) -> None:
     for name, loss in references.items():
         if bottom <= loss <= top:
             axes.axhline(loss, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            # Left of the legend, where the loss has long crossed the line.
+            # To the left of the legend, where the loss is already below the line.
             axes.annotate(
                 f"{name} {loss:.2f}", (0.8, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
                 textcoords="offset points", ha="right", va="bottom", color="#6b7280", fontsize=8,
@@ -123,7 +124,7 @@ def _draw_references(axes: Any, path: Path) -> None:
 
 
 def plot_next(results: Sequence[Mapping[str, Any]], png_path: str | Path) -> None:
-    """Draws what comes next after one or several prompts as bars, up to three side by side, all on one scale.
+    """Plots the next words or tokens of one or several prompts as bars, up to three prompts side by side, on one scale.
 
     A result is what `json=` writes: `prompt` with `words` (rows of `word`, `kind`, `lower`, `upper`; the bar is solid
     up to the lower bound and pale up to the upper one), `continues` and `unexplored`; or `prompt` with `tokens` (rows
@@ -140,42 +141,44 @@ def plot_next(results: Sequence[Mapping[str, Any]], png_path: str | Path) -> Non
     with rc_context(STYLE):
         figure = Figure(figsize=(8 if across == 1 else 5.2 * across, down * (1.4 + 0.33 * rows)), dpi=150)
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
-        everywhere = figure.subplots(down, across, squeeze=False).flatten()
-        for axes, result, bars in zip(everywhere, results, panels, strict=False):
+        grid = figure.subplots(down, across, squeeze=False).flatten()
+        for axes, result, bars in zip(grid, results, panels, strict=False):
             _draw_bars(axes, bars, rows=rows, scale=scale)
-            prompt = _visible(result["prompt"], 60 if across == 1 else 34, tail=True)
+            prompt = printable(result["prompt"], 60 if across == 1 else 34, tail=True)
             axes.set_title(f"“{prompt} …”" if prompt else "at the start of a document", fontweight="bold")
             axes.set_xlabel(_explanation(result, bars), loc="left", color="#6b7280", fontsize=8.5, linespacing=1.5)
-        for axes in everywhere[len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        _save(figure, png_path)
+        save_png(figure, png_path)
 
 
-Bar = tuple[str, float, float, bool]  # label, lower and upper bound, whether it is a word or a token
+Bar = tuple[str, float, float, bool]  # label, lower and upper bound, True for words and tokens (not punctuation etc.)
 
 
 def _bars(result: Mapping[str, Any]) -> list[Bar]:
     if "words" not in result:
         return [(row["text"], row["probability"], row["probability"], True) for row in result["tokens"]]
-    ordinary = ("word", "character")
     return [
-        (row["word"], row["lower"], max(row["lower"], row["upper"]), row["kind"] in ordinary) for row in result["words"]
+        (row["word"], row["lower"], max(row["lower"], row["upper"]), row["kind"] in ("word", "character"))
+        for row in result["words"]
     ]
 
 
 def _draw_bars(axes: Any, bars: Sequence[Bar], *, rows: int, scale: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for place, (_, lower, upper, ordinary) in enumerate(bars):
+    for row, (_, lower, upper, ordinary) in enumerate(bars):
         colour, digits = BLUE if ordinary else GREY, 1 if lower >= 0.01 else 2
-        axes.barh(place, upper, color=colour, alpha=0.3, height=0.7, linewidth=0)
-        axes.barh(place, lower, color=colour, height=0.7, linewidth=0)
-        shares = dict.fromkeys(f"{100 * bound:.{digits}f}" for bound in (lower, upper))  # one where they read alike
+        axes.barh(row, upper, color=colour, alpha=0.3, height=0.7, linewidth=0)
+        axes.barh(row, lower, color=colour, height=0.7, linewidth=0)
+        bounds = dict.fromkeys(
+            f"{100 * bound:.{digits}f}" for bound in (lower, upper)
+        )  # one number if both are the same
         axes.annotate(
-            "–".join(shares) + "%", (upper, place), xytext=(4, -0.5), textcoords="offset points", va="center",
+            "–".join(bounds) + "%", (upper, row), xytext=(4, -0.5), textcoords="offset points", va="center",
             color="#4b5563", fontsize=8.5, bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
         )  # fmt: skip
-    axes.set_yticks(range(len(bars)), [_visible(text.replace(" ", "␣"), 24) for text, *_ in bars], fontsize=10.5)
+    axes.set_yticks(range(len(bars)), [printable(text.replace(" ", "␣"), 24) for text, *_ in bars], fontsize=10.5)
     for label, (*_, ordinary) in zip(axes.get_yticklabels(), bars, strict=True):
         label.set(color=INK if ordinary else "#6b7280", style="normal" if ordinary else "italic")
     axes.set_ylim(rows - 0.4, -0.6)
@@ -189,26 +192,23 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], *, rows: int, scale: float) -> No
 
 
 def _explanation(result: Mapping[str, Any], bars: Sequence[Bar]) -> str:
-    """What stands below the bars: what they are, and for words the mass that is outside them."""
+    """Returns the text below the bars: their meaning, and for words the probability outside them."""
     words = "words" in result
     longest = max((upper for _, _, upper, _ in bars), default=0)
     notes = [f"probability of the next {'word' if words else 'token'}"]
-    notes += (
-        ["solid: at least, pale: at most"]
-        if any(upper - lower > 0.002 * longest for _, lower, upper, _ in bars)
-        else []
-    )
+    bounds = any(upper - lower > 0.002 * longest for _, lower, upper, _ in bars)
+    notes += ["solid: lower bound, pale: upper bound"] if bounds else []
     notes += ["␣ is a space"] if any(" " in text for text, *_ in bars) else []
     if not words:
         return "; ".join(notes)
-    beyond = [f"{result['unexplored']:.1%} unexplored", f"{result['continues']:.1%} continues the prompt's last word"]
+    outside = [f"{result['unexplored']:.1%} unexplored", f"{result['continues']:.1%} continues the prompt's last word"]
     if result.get("stopped", "certified") != "certified" and "unseen" in result:
-        beyond.append(f"stopped early: a word not shown may have {result['unseen']:.1%}")
-    return "; ".join(notes) + "\n" + "; ".join(beyond)
+        outside.append(f"stopped early: a word that is not shown may have up to {result['unseen']:.1%}")
+    return "; ".join(notes) + "\n" + "; ".join(outside)
 
 
 def _read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that is still being written is left out."""
+    """Returns the lines of a metrics.jsonl, without one that is still being written."""
     lines = []
     for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -220,25 +220,25 @@ def _read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _series(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """The steps at which a figure is known and finite, and the figure there."""
+def _series(lines: list[dict[str, Any]], key: str) -> Series:
+    """Returns the steps at which a metric is known and finite, and its values."""
     points = [(line["step"], float(line[key])) for line in lines if isinstance(line.get(key), (int, float))]
     points = [(step, value) for step, value in points if abs(value) < float("inf")]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _smoothed(values: list[float]) -> list[float]:
-    """A centred moving average over a thirtieth of the points, narrower near both ends: it lags behind nowhere."""
+def smoothed(values: list[float]) -> list[float]:
+    """Returns a centred moving average over a thirtieth of the points; the window shrinks near the ends, so no lag."""
     smooth = []
-    for place in range(len(values)):
-        reach = min(len(values) // 60, place, len(values) - 1 - place)
-        window = values[place - reach : place + reach + 1]
+    for index in range(len(values)):
+        reach = min(len(values) // 60, index, len(values) - 1 - index)
+        window = values[index - reach : index + reach + 1]
         smooth.append(sum(window) / len(window))
     return smooth
 
 
-def _visible(text: str, limit: int, *, tail: bool = False) -> str:
-    """Text as a plot can show it: control characters and what the font lacks as escapes, cut to `limit` characters."""
+def printable(text: str, limit: int, *, tail: bool = False) -> str:
+    """Returns text for a plot: control characters and missing glyphs as escapes, cut to `limit` characters."""
     from matplotlib.font_manager import findfont, get_font
 
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
@@ -250,8 +250,8 @@ def _visible(text: str, limit: int, *, tail: bool = False) -> str:
     return "".join(shown)
 
 
-def _save(figure: Any, path: str | Path) -> None:
-    """Writes a picture whole or not at all."""
+def save_png(figure: Any, path: str | Path) -> None:
+    """Writes a PNG atomically."""
     path = Path(path)
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:

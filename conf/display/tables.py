@@ -20,7 +20,7 @@ LEVELS = (1, 3, 6, 9, 12)  # the bits at which the colour changes
 def token_tables(results: Sequence[Row]) -> None:
     """Prints the next tokens of one or several prompts, side by side if they fit.
 
-    A result has `prompt` and `tokens`: rows of `text`, `probability` and optionally `id` and `variants` (see grouped()).
+    A result has `prompt` and `tokens`: rows of `text`, `probability` and optionally `id`, `variants` (see grouped()).
     """
     page = Page()
     page.print(*(_token_table(page, result) for result in results))
@@ -49,8 +49,8 @@ def word_tables(results: Sequence[Row]) -> None:
     """Prints the next words of one or several prompts, side by side if they fit.
 
     A result has `prompt`, `words` (rows of `word`, `kind`, `lower`, `upper`, `tokenisations` and optionally `variants`,
-    see grouped()), `continues`, `unexplored`, `stopped`, and optionally `unseen` and a `note` for the caption. The bar is
-    solid up to the lower bound, pale up to the upper one.
+    see grouped()), `continues`, `unexplored`, `stopped`, and optionally `unseen` and a `note` for the caption. The bar
+    is solid up to the lower bound, pale up to the upper one.
     """
     page = Page()
     page.print(*(_word_table(page, result) for result in results))
@@ -227,8 +227,9 @@ def explain_table(rows: Iterable[Row], *, prompt: str = "") -> None:
     """Prints how each token was chosen, one row per token.
 
     A row has `text`, `rank` (1: the model's first choice), `probability` (the model's own), `filters` (in order, each
-    with `name`, the token's probability `before` and `after`, and `removed`, the mass it took from others) and optionally
-    `alternatives` (rows of `text` and `probability`: the model's first choices). Leaves out filters without any effect.
+    with `name`, the token's probability `before` and `after`, and `removed`, the mass it took from others) and
+    optionally `alternatives` (rows of `text` and `probability`: the model's first choices). Filters without any effect
+    are left out.
     """
     from rich.text import Text
 

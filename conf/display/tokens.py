@@ -1,24 +1,27 @@
-"""What tokenizers make of text, for people to see: a table that compares them, and a text with its cuts."""
+"""A table that compares tokenizers, and a text with its token boundaries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from .tables import Page, Row
+from .page import Page
 
-SHADES = ("#9ecae1", "#fdd0a2", "#c7e9c0", "#dadaeb")  # neighbours differ
+SHADES = ("#9ecae1", "#fdd0a2", "#c7e9c0", "#dadaeb")  # of successive tokens
 MOST_SCRIPTS = 4
 
 
-def comparison_table(rows: Sequence[Row], *, title: str) -> None:
-    """Prints a row a tokenizer: `name`, `vocab_size`, `bytes_per_token`, `used` (share of the vocabulary), and
-    `megabytes_per_second`; of the most frequent scripts `fertility`, {script: {`per_word`, `per_character`}}.
-    One that was not `trained_here` is marked."""
+def comparison_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Prints one row per tokenizer.
+
+    A row has `name`, `vocab_size`, `bytes_per_token`, `used` (the fraction of the vocabulary), `megabytes_per_second`,
+    `trained_here` and `fertility`: {script: {`per_word`, `per_character`}}.
+    """
     page = Page()
     scripts = list(dict.fromkeys(script for row in rows for script in row["fertility"]))[:MOST_SCRIPTS]
-    captions = ["of each script: tokens/word and tokens/character, of words as runs of its letters"] if scripts else []
+    captions = ["per script: tokens/word and tokens/character; a word is a run of its letters"] if scripts else []
     if not all(row["trained_here"] for row in rows):
-        captions.append("* was loaded: it may have been trained on this text")
+        captions.append("* loaded, not trained here: it may have seen this text")
     columns = ["*tokenizer", "vocabulary", "used", "bytes/token", "MB/s", *scripts]
     table = page.table(title, columns, "\n".join(captions))
     for row in rows:
@@ -32,26 +35,25 @@ def comparison_table(rows: Sequence[Row], *, title: str) -> None:
 
 
 def show_cuts(tokens: Iterable[bytes], *, title: str) -> None:
-    """Prints a text as its tokens: on colours in turn where there are any, else with a mark between them."""
+    """Prints a text as its tokens: in alternating colours on a terminal, else with a mark between them."""
     from rich.text import Text
 
     page = Page()
-    coloured = page.terminal and page.console.color_system in ("256", "truecolor") and not page.console.no_color
     parts = [page.plain(readable(token)) for token in tokens]
     text = "".join(parts)
     mark = next((mark for mark in "|¦│" if mark not in text and page.plain(mark) == mark), "|")
     line = Text()
     for number, part in enumerate(parts):
-        style = f"black on {SHADES[number % len(SHADES)]}" if coloured else ""
+        style = f"black on {SHADES[number % len(SHADES)]}" if page.coloured else ""
         line.append(part, style=style)
-        if not coloured and number + 1 < len(parts) and not part.endswith("\n"):
+        if not page.coloured and number + 1 < len(parts) and not part.endswith("\n"):
             line.append(mark)
     page.console.print(Text(page.plain(title), style="bold"), soft_wrap=True)
     page.console.print(line, soft_wrap=True)
 
 
 def readable(token: bytes) -> str:
-    """A token as text: bytes that are no whole character as <E2>, line ends as ↵ before the line ends."""
+    """Returns a token as text: bytes of unfinished characters as <E2>, a line end as ↵ and the line end."""
     text = ""
     for character in token.decode("utf-8", "surrogateescape"):
         code = ord(character)

@@ -18,7 +18,7 @@ from conf.display.chat import chat
 from model import InputError
 from sample import SampleConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = SampleConfig(checkpoint="x")
 
 
@@ -70,7 +70,7 @@ def test_without_history_each_line_is_a_text_of_its_own(talk):
 def test_reset_and_undo(talk):
     _, asked = talk("one", "/reset", "two", "/undo", "three", "/undo", "/undo", "four")
     assert texts(asked) == ["one", "two", "three", "one yes.\nfour"]
-    assert "(nothing is left)" in talk("/undo")[0]
+    assert "(the text is empty)" in talk("/undo")[0]
     assert "...'one yes.'" in talk("one", "two", "/undo")[0]
 
 
@@ -113,7 +113,7 @@ def test_what_the_model_refuses_is_told_and_the_text_stays(talk):
     out, asked = talk("one", "two", answer=[InputError("the prompt is too long; shorten it")])
     assert out.splitlines().count("error: the prompt is too long; shorten it") == 2
     assert texts(asked) == ["one", "two"]
-    assert "(nothing is left)" in talk("one", "/undo", answer=[InputError("no")])[0]
+    assert "(the text is empty)" in talk("one", "/undo", answer=[InputError("no")])[0]
     session = chats.Session(lambda *_: iter([1 / 0]), SETTINGS, (), {}, True, True, len, 9)
     with pytest.raises(ZeroDivisionError):
         session.answer("one")
@@ -144,7 +144,7 @@ def test_help_quit_and_the_end_of_the_input(talk):
 PROGRAM = """
 import sys, time
 from dataclasses import dataclass
-from conf.chat import chat
+from conf.display.chat import chat
 @dataclass
 class Settings:
     x: int = 1

@@ -38,8 +38,8 @@ def test_the_loss_is_drawn_from_what_there_is(tmp_path: Path) -> None:
 
 def test_smoothing_keeps_the_level_and_lags_nowhere() -> None:
     line = [2.0 * step for step in range(600)]
-    assert plots._smoothed(line) == pytest.approx(line)
-    zigzag = plots._smoothed([1.0, -1.0] * 300)
+    assert plots.smoothed(line) == pytest.approx(line)
+    zigzag = plots.smoothed([1.0, -1.0] * 300)
     assert max(abs(value) for value in zigzag[50:-50]) < 0.1
 
 
@@ -58,14 +58,14 @@ def test_what_comes_next_is_drawn_without_a_missing_glyph(tmp_path: Path) -> Non
             plots.plot_next(results, tmp_path / f"{number}.png")
     assert len(list(tmp_path.iterdir())) == len(cases)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
-    assert plots._visible("a\n你é", 9) == "a\\n\\u4f60é"
-    assert plots._visible("\u200b", 9) == "\\u200b"
-    assert plots._visible("abcdef", 4) == "abc…" and plots._visible("abcdef", 4, tail=True) == "…def"
+    assert plots.printable("a\n你é", 9) == "a\\n\\u4f60é"
+    assert plots.printable("\u200b", 9) == "\\u200b"
+    assert plots.printable("abcdef", 4) == "abc…" and plots.printable("abcdef", 4, tail=True) == "…def"
 
 
 def test_a_picture_shows_every_word_and_both_of_its_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_png", lambda figure, path: figures.append(figure))
     plots.plot_next([words("left"), words("right")], tmp_path / "no.png")
     left, right = figures[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["heart", "friend's", "\\n"]

@@ -11,7 +11,7 @@ import pytest
 
 from conf.display import progress
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_progress_lines_may_be_few_and_count_anything(monkeypatch: pytest.Monkey
     file = io.StringIO()
     with progress.Progress(50, file=file, unit="prompt", every=5) as shown:
         for done in (10, 20, 30):
-            progress.update(done)
+            shown.update(done)
     assert file.getvalue().splitlines() == ["prompt 10/50  40s left", "prompt 30/50  10s left"]
 
 
@@ -73,7 +73,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_importing_is_cheap() -> None:
     code = (
-        "import sys, conf.display, conf.tables, conf.plots, conf.chat, conf.cli\n"
+        "import sys, conf.cli\nfrom conf.display import chat, data_report, page, plots, progress, tables, tokens\n"
         "sys.exit(any(name in sys.modules for name in ('rich', 'matplotlib', 'hydra')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -11,7 +11,7 @@ import pytest
 
 from conf.display import tables
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 ODD = [" body", "\n", "$\\x$", "你好", "\x00\t", "[bold]", "\ud800", "�", ""]
 WORDS: list[dict[str, Any]] = [
     {"word": "heart", "kind": "word", "lower": 0.4, "upper": 0.5, "tokenisations": 3},
@@ -65,7 +65,8 @@ def test_a_table_of_words_shows_bounds_and_what_lies_outside(capsys: pytest.Capt
     assert lines[0] == "Next word after 'Listen to your'"
     assert lines[2].split() == ["1", "40.000%", "50.000%", "3", "heart", "█" * 16 + "░" * 4]
     assert lines[4].split()[4:] == ["space", r"'\n'", "██"]
-    summary = "25.00% continues the prompt's last word, the rows are given that it does not; 12.50% unexplored; "
+    summary = "25.00% probability that the prompt's last word continues (the rows are conditional on a new word); "
+    summary += "12.50% unexplored; "
     assert lines[5] == summary + "the order of these rows is certain"
     assert second.splitlines()[0] == "Next word after ''"
 
@@ -137,7 +138,7 @@ def test_surprisal_is_a_colour_with_a_legend_on_a_terminal(
 ) -> None:
     tables.surprisal(SCORE)
     out = capsys.readouterr().out
-    assert "[1.0]" not in out and "bits a token:" in out and "12 on" in out
+    assert "[1.0]" not in out and "bits per token:" in out and "12 or more" in out
     assert out.count("\x1b[") > 10
     terminal.setenv("NO_COLOR", "1")
     tables.surprisal(SCORE)
@@ -186,7 +187,7 @@ def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str])
 
 def test_everything_survives_an_ascii_pipe() -> None:
     code = (
-        "from conf import tables as t; from tests.conf.display.test_tables import SCORE, words\n"
+        "from conf.display import tables as t; from tests.conf.display.test_tables import SCORE, words\n"
         "t.token_tables([{'prompt': 'café', 'tokens': [{'text': 'é', 'probability': 1}]}]); t.surprisal(SCORE)\n"
         "t.word_tables([words('é'), words('x')]); t.continuation_tree([{'text': 'é', 'probability': 0.5}], prompt='é')"
     )
