@@ -3,9 +3,9 @@
 A model gives the distribution of the next token, and a word may be one token, several, or part of one. The search in
 search.py walks the tree of token paths, the most probable first, until the bounds prove the order of the top words.
 
-Token healing: the tokenizer might have cut the prompt differently if it had seen the next letters, so the prompt's last
-token is removed, and only paths that reproduce its bytes count. After "The Duke of" the model reads "The Duke", and the
-next tokens may be " of", or " o" then "f", or a longer token such as " often". The distribution is conditional on those.
+Token healing: the tokenizer might cut the prompt differently if it saw the next letters. So the prompt's last token is
+removed, and only paths that reproduce its bytes count. For "The Duke of" the model reads "The Duke", and the next
+tokens may be " of", or " o" then "f", or a longer token such as " often"; the distribution is conditional on those.
 Paths that continue the prompt's last word ("often") are reported apart, as `continues`, and the probabilities of the
 words are conditional on a new outcome beginning.
 """
@@ -47,10 +47,14 @@ class NextWords:
     """The most probable outcomes, best first, and limits for all others."""
 
     words: list[Outcome]
-    continues: float  # the probability that the prompt's last word continues; `words` are conditional on that it does not
+    continues: (
+        float  # the probability that the prompt's last word continues; `words` are conditional on that it does not
+    )
     unexplored: float  # the open mass, shared by all outcomes
     unseen: float  # the most that an outcome which was not found can have
-    stopped: str  # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was reached
+    stopped: (
+        str  # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was reached
+    )
     evaluated: int  # tokens that the model read after the prompt
 
 
@@ -70,8 +74,8 @@ def next_word_distribution(
     """Returns the `top` most probable outcomes after a prompt, with bounds.
 
     The search stops when the order is proven (probabilities within 1e-9 count as equal), when the unexplored mass is at
-    most `tolerance`, or after `max_expansions` tokens. With token healing, spaces at the end of the prompt do not
-    matter; token_healing=False asks for the continuation of the prompt's exact tokens. `sampling` applies its filters
+    most `tolerance`, or after `max_expansions` tokens. token_healing=False keeps spaces at the end of
+    the prompt, which otherwise do not matter; its last token is healed either way. `sampling` applies its filters
     (temperature, top_k, top_p...) to every token after the prompt. A prompt that leaves no room in the model's context
     is truncated on the left. Raises InputError for invalid settings.
     """

@@ -2,8 +2,8 @@
 
 A node is a token path that the model has read. Reading it shares the node's mass among its children, the next tokens:
 some close an outcome ("." ends a word), the others leave it open. The search expands open children, the most probable
-first. The bytes of open children form a prefix tree, and a word can only gain mass that is open on its own prefixes. So
-the lower bound of a word is its closed mass, and the upper bound adds the open mass on its prefixes. After token healing
+first. The bytes of open children form a prefix tree, and a word can only gain mass that is open on its own prefixes.
+So a word's lower bound is its closed mass, and its upper bound adds the open mass on its prefixes. After token healing
 (see distribution.py) the first tokens of a path must reproduce the bytes removed from the prompt.
 
 Worked example. After "The Duke of" a model gives " York" 0.40, " Norfolk" 0.35 and " Nor" 0.25. After " Nor" it gives
@@ -17,8 +17,8 @@ Worked example. After "The Duke of" a model gives " York" 0.40, " Norfolk" 0.35 
     " Nor" "folk"       1.00  0.00  0.40 to 0.40    0.55 to 0.55
 
 At first nothing is closed, because letters may follow each of the three tokens. Norfolk can reach 0.60 at most: 0.35 on
-its own bytes and 0.25 on its prefix "Nor". Expanding " Nor" closes the word "Nor" with 0.25 * 0.20 = 0.05, which Norfolk
-can no longer gain. The last line certifies the order: York is the most probable token, but Norfolk, which has two
+its own bytes and 0.25 on its prefix "Nor". Expanding " Nor" closes the word "Nor" with 0.25 * 0.20 = 0.05, so Norfolk
+can no longer gain that. The last line certifies the order: York is the most probable token, but Norfolk, which has two
 tokenizations, is the most probable word.
 """
 
@@ -245,7 +245,11 @@ class Search:
             masses = children[:, table.open_tokens]  # (rows, open tokens)
             closed = children.new_zeros(len(rows), len(table.closings))
             closed.index_add_(1, table.closing_index, children[:, table.closing_tokens])
-            prefix_sums, open_sums, closed_masses = table.prefix_sums(masses), masses.sum(dim=1).tolist(), closed.tolist()
+            prefix_sums, open_sums, closed_masses = (
+                table.prefix_sums(masses),
+                masses.sum(dim=1).tolist(),
+                closed.tolist(),
+            )
             best = masses.topk(min(32, masses.shape[1]), dim=1)
             ranked = zip(best.values.tolist(), best.indices.tolist(), strict=True)
             for row, (node, pairs) in enumerate(zip(nodes, ranked, strict=True)):

@@ -25,10 +25,11 @@ class Closing:
 class Table:
     """The n tokens that leave a state's outcome open and the m tokens that close it.
 
-    Open token i, `token_ids[i]`, leads to `next_states[i]`, skips a space if `spaced[i]`, may continue the prompt's last
-    word if `ambiguous[i]`, and adds the certain bytes `texts[text_of[i]]`. The distinct `texts` are sorted, so that the
-    extensions of a text directly follow it: a prefix tree stored as a list. Closing token j, `closing_tokens[j]`, closes
-    the outcome `closings[closing_index[j]]`. Tokens in neither list contradict the bytes that token healing asks for.
+    Open token i, `token_ids[i]`, leads to `next_states[i]`, skips a space if `spaced[i]`, may yet continue the prompt's
+    last word if `ambiguous[i]`, and adds the certain bytes `texts[text_of[i]]`. The distinct `texts` are sorted, so
+    that the extensions of a text directly follow it: a prefix tree stored as a list. Closing token j,
+    `closing_tokens[j]`, closes the outcome `closings[closing_index[j]]`. Tokens in neither list contradict the bytes
+    that token healing asks for.
     """
 
     def __init__(self, state: State, vocabulary: Vocabulary, rule: WordRule, start: State) -> None:

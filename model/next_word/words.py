@@ -27,7 +27,7 @@ class State(NamedTuple):
 
     phase  healing            `pending` holds prompt bytes that token healing removed; tokens must reproduce them first
            prompt_word        directly after a prompt that ends in a word character: a letter would continue that word
-           prompt_mid_letter  the same after an apostrophe or hyphen, which a letter would make part of the prompt's word
+           prompt_mid_letter  the same after an apostrophe or hyphen, which a letter would add to that word
            before_word        before the outcome; one space may be skipped
            after_space        before the outcome, after the skipped space
            word               inside a word
