@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of the tokens seen so far, in memory allocated once. The caller owns it."""
+"""The KV cache: keys and values of the tokens read so far, in memory allocated once and owned by the caller."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from .config import ModelConfig
 class KVCache:
     """Keys and values (B, K, capacity, E) of each layer, and the number of tokens each row holds.
 
-    `length` is an int64 tensor (B,) on the device, so decoding depends on data rather than on Python numbers: shapes
-    stay fixed and nothing recompiles per step. Rows may differ in length. To prefill a ragged batch, pad it on the
-    right and then set `length` to the true lengths: slots beyond a row's length are masked and will be overwritten.
-    Lowering `length` drops the newest tokens.
+    `length` is an int64 tensor (B,) on the device, so that shapes stay fixed and compiled code is not recompiled at each
+    step. Rows may differ in length. To prefill a ragged batch, pad it on the right and then set `length` to the true
+    lengths: slots beyond a row's length are masked and overwritten later. Lowering `length` drops the newest tokens.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class KVCache:
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
         self.capacity = capacity
         self._rows = torch.arange(batch, device=device)[:, None]  # (B, 1)
-        self._all_slots = self.slots = torch.arange(capacity, device=device)  # slots (S,): the window attended to
+        self._all_slots = self.slots = torch.arange(capacity, device=device)  # slots (S,) are attended to
 
     def set_window(self, size: int) -> None:
         """Limits attention to the first `size` slots, which must include those of the next tokens."""
@@ -43,12 +42,12 @@ class KVCache:
             self.slots = self._all_slots[:size]
 
     def begin(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Positions (B, T) of `count` new tokens per row, and the attention mask (B, 1, T, S).
+        """Returns the positions (B, T) of `count` new tokens per row, and the attention mask (B, 1, T, S).
 
-        The mask is None where plain causal attention is equivalent and faster.
+        The mask is None where plain causal attention is equivalent, which is faster.
         """
         self._positions = self.length[:, None] + torch.arange(count, device=self.length.device)
-        # Reading the length would synchronise a GPU, and break a compiled graph in two.
+        # Reading the length would synchronise with a GPU, and would split a compiled graph.
         if self.length.device.type == "cpu" and not torch.compiler.is_compiling():
             longest = int(self.length.max())
             self.set_window(longest + count)
@@ -58,7 +57,7 @@ class KVCache:
         return self._positions, mask[:, None]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B, K, T, E) at the positions of `begin`; returns the window's keys and values (B, K, S, E)."""
+        """Stores k, v (B, K, T, E) at the positions of `begin`; returns all attended keys and values (B, K, S, E)."""
         keys, values = self.keys[layer], self.values[layer]
         if len(keys) == 1:
             keys.index_copy_(2, self._positions[0], k.to(keys.dtype))
@@ -69,18 +68,18 @@ class KVCache:
         return keys[:, :, : len(self.slots)], values[:, :, : len(self.slots)]
 
     def end(self, count: int) -> None:
-        """Advances `length` past the tokens of `begin`, once all layers have stored theirs."""
+        """Advances `length` past the tokens of `begin`, after all layers have stored them."""
         self.length += count
 
     def view_rows(self, count: int) -> KVCache:
-        """The first `count` rows as a cache that shares this one's memory."""
+        """Returns the first `count` rows as a cache that shares this one's memory."""
         view = copy.copy(self)
         view.length, view._rows = self.length[:count], self._rows[:count]
         view.keys, view.values = [k[:count] for k in self.keys], [v[:count] for v in self.values]
         return view
 
     def gather_rows(self, sources: Sequence[int]) -> None:
-        """Makes row i a copy of row sources[i], for each i."""
+        """Copies row sources[i] to row i, for each i."""
         rows = torch.tensor(sources, device=self.length.device)
         longest = int(self.length[: max(sources) + 1].max())
         for tensor in (*self.keys, *self.values):

@@ -1,27 +1,27 @@
-"""ModelConfig: the shape of the network and nothing else."""
+"""ModelConfig: the shape of the network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Settings of older checkpoints: those that were renamed, and those that are gone with the value at which they were off.
+# Settings of older checkpoints: new names of renamed ones; removed ones, with the value that meant "off".
 RENAMED = {
     "tied": "tie_embeddings",
     "norm_weight": "norm_affine",
     "norm_epsilon": "norm_eps",
     "softcap": "logit_softcap",
 }
-REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: any value, it only affected initialisation
+REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: ignored, it only affected initialisation
 
 ADVANCED = {"group": "advanced"}
 
 
 @dataclass
 class ModelConfig:
-    """The shape of one decoder-only transformer. The defaults are the project's modern preset at about 7M parameters.
+    """The shape of a decoder-only transformer. The defaults are the modern preset at about 7M parameters.
 
-    Three families are settings of the same fields (see conf/model): GPT-2 (Radford et al. 2019), Llama (Touvron et al.
-    2023) and the modern preset, which transformers knows as NanoChat.
+    Presets in conf/model cover three families: GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023) and the modern
+    preset, which transformers calls NanoChat.
     """
 
     vocab_size: int = field(default=0, metadata=ADVANCED)  # set from the tokenizer
@@ -59,11 +59,11 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of embedding and head: a multiple of 64, for fast kernels. Padded ids never leave the model."""
+        """Rows of embedding and head: a multiple of 64, which kernels prefer. Padded ids never leave the model."""
         return (self.vocab_size + 63) // 64 * 64
 
     def validate(self) -> list[str]:
-        """Everything that is wrong with the shape, one line each; empty if it can be built."""
+        """Returns all errors in the shape, one line each; empty if it can be built."""
         errors = []
         for name in ("n_layer", "n_head", "d_model", "context"):
             if getattr(self, name) < 1:

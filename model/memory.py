@@ -1,4 +1,4 @@
-"""Memory: how much there is, how much was in use at most, and whether an error says that it ran out."""
+"""Memory: how much is free, the peak use, and recognising out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 import torch
 
-PROCESS = Path("/proc/self")  # Linux alone has it; elsewhere the CPU's figures are unknown
+PROCESS = Path("/proc/self")  # exists on Linux only; elsewhere, CPU figures are unknown
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate, on a GPU or (where a limit is set on the process) on the CPU."""
+    """True if torch failed to allocate, on a GPU or (where the process has a limit) on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def release(device: torch.device) -> None:
-    """Gives what is cached but unused back to the GPU."""
+    """Returns cached but unused memory to the GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that this process may still take, None where unknown. On a GPU those that its own cache holds count."""
+    """Bytes that this process can still allocate, including torch's own cache on a GPU; None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -35,8 +35,9 @@ def available(device: torch.device) -> int | None:
 
 
 def peak(device: torch.device) -> int | None:
-    """Bytes in use at most since reset_peak: of the GPU by this process's tensors and their cache, of the whole process
-    on a CPU. None where unknown.
+    """Peak bytes since reset_peak; None if unknown.
+
+    On a GPU this counts this process's tensors and torch's cache, on a CPU the whole process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
@@ -52,4 +53,4 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
         with contextlib.suppress(OSError):
-            (PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak alone
+            (PROCESS / "clear_refs").write_text("5")  # proc(5): 5 resets the peak and nothing else
