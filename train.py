@@ -1,9 +1,8 @@
-"""The training loop: fit(), read top to bottom; main() prepares a corpus and pretrains a model on it."""
+"""The training loop, fit(), to be read top to bottom; main() prepares a corpus and pretrains a model on it."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shlex
 import shutil
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from conf.cli import program
+from conf import cli
 from conf.display import data_report, forecast, progress
 from conf.run.metrics_log import Journal, draw
 from conf.run.resume import JOB, fill_in, follow_checkpoint, job, resume_config
@@ -27,37 +25,36 @@ from data.reporting.references import reference_losses
 from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
 from model import InputError, memory
-from model.checkpoints import reader, writer
+from model.checkpoints import reader
 from model.checkpoints.background import Saver
+from model.checkpoints.writer import Peers
 from model.config import ModelConfig
-from model.device import DTYPES, Compute, deterministic, keep_freed_memory
-from model.distributed import parallel, sharded
-from model.distributed.sharded_optimizer import ShardedOptimizer
+from model.device import Compute, deterministic, keep_freed_memory
+from model.distributed import parallel
 from model.gpt import GPT
-from model.optimization.optimizer import Optimizer
 from model.optimization.schedule import warmup_steps
 from model.planning import plan
-from model.planning.budget import Costs, Deadline
+from model.planning.budget import StepBudget
 from model.planning.depth import settings_for
-from model.seeds import hash_seed
-from model.training.average import Average
-from model.training.evaluate import EvaluationData, Score, TrainingData, evaluate, to_device
-from model.training.measure import measure, outlook, saved_bytes
+from model.training.average import WeightAverage
+from model.training.evaluate import EvalResult, EvaluationData, TrainingData, evaluate, to_device
+from model.training.measure import estimate_run, measure
 from model.training.microbatch import MicroBatches, recompute_activations
 from model.training.preview import sample_text
-from model.training.run_state import RunState, newest_on_all, publish, restore
-from model.training.settings import LoopConfig, compiled_where_it_pays, save_by_all, settle, what_was_resolved
-from model.training.skip_updates import LossScale, SkipGuard
+from model.training.run_state import RunState, newest_on_all_ranks, restore, save
+from model.training.settings import LoopConfig, resolve_auto, resolve_compile, runtime_info, use_sharded_checkpoint
+from model.training.train_step import TrainStep, mean_over_ranks
 
 
 @dataclass
 class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
-    """The keys of `python train.py`: the loop's, those of preparing a corpus and its batches, and the model's shape."""
+    """The settings of `python train.py`: those of the loop, of the corpus and its batches, and of the model."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    depth: int | None = None  # one dial for a size: layers, width, heads, batch, learning rates (model/depth.py)
-    checkpoint: str | None = None  # start from these weights, this model and this tokenizer
-    gpu: str | None = None  # dry_run: how many of this kind a large model needs (H100, H200, A100...), on paper
+    depth: int | None = None  # sets layers, width, heads, context, batch size and learning rates: see model/planning
+    # start from this checkpoint: its weights, model and tokenizer
+    checkpoint: str | None = field(default=None, metadata={"kind": "path"})
+    gpu: str | None = None  # with dry_run: estimate how many GPUs of this kind are needed: H100, H200, A100...
 
     def validate(self) -> list[str]:
         found = LoopConfig.validate(self) + PrepareConfig.validate(self) + self.validate_batches(self.corpus)
@@ -66,216 +63,144 @@ class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
         if self.depth is not None and self.depth < 1:
             found.append(f"depth={self.depth} must be at least 1")
         if self.gpu and not self.dry_run:
-            found.append(f"gpu={self.gpu} is for dry_run=true: what would be needed; say device= for where to train")
+            found.append(f"gpu={self.gpu} is for dry_run=true, an estimate; set device= to choose where to train")
         return found
 
 
 def fit(
-    cfg: LoopConfig,
-    model: GPT,
-    tokenizer: Tokenizer,
-    train_data: TrainingData,
-    val_data: EvaluationData | None,
-    *,
-    world: parallel.World,
-    compute: Compute,
-    facts: dict[str, Any],
-    start: reader.Checkpoint | None = None,
+    cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, train_data: TrainingData, val_data: EvaluationData | None, *,
+    world: parallel.World, compute: Compute, fingerprints: dict[str, Any], start: reader.Checkpoint | None = None,
     references: dict[str, float] | None = None,
-) -> Score | None:
-    """Trains `model` in place for cfg.steps updates; the last evaluation.
+) -> EvalResult | None:  # fmt: skip
+    """Trains `model` in place for cfg.steps updates. Returns the last evaluation, or None if there was none.
 
-    It goes on from where run_dir's newest step left off, where cfg.resume asks for that and there is one; else it
-    begins with the weights of `start`; else with random ones, the model's own or those that wrap() gives it.
-
-    `facts` (fingerprints of data and tokenizer) go into each manifest; a run resumes only where they are the same.
-    `references` are losses to compare with.
+    Resumes from run_dir's newest checkpoint if cfg.resume; otherwise starts from `start`, or from random init.
+    `fingerprints` of data and tokenizer go into each manifest; a run resumes only if they are unchanged.
+    `references` are baseline losses to print and plot.
     """
     watch, device = Stopwatch(), compute.device
     run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
-    share = world.share(cfg.batch_size)
     model.train()
     if cfg.activation_checkpointing:
         recompute_activations(model)
-    cfg = settle(cfg, model, compute, world, document_mask=train_data.document_mask)
+    cfg = resolve_auto(cfg, model, compute, world, document_mask=train_data.document_mask)
     memory.reset_peak(device)
 
-    # Compile first, in place, so that parameter names stay as they are; wrap before the optimizer, so that it sees the
-    # final parameters; restore last. Where from is known before, so that no weights are drawn in vain.
+    # The order matters. Compile in place first: parameter names stay the same, and FSDP wraps compiled blocks. Find the
+    # checkpoint before wrap(), which then skips random init. Load after wrap(), which allocates the parameters. Create
+    # the optimizer after that, when the parameters have their final form, and restore last.
     if compute.compile:
         parallel.compile_in_place(model, cfg.parallel)
-    found = newest_on_all(run_dir, world, say=say) if cfg.resume else None
-    if cfg.resume is True and found is None:
-        say(f"note: {run_dir} holds no saved step, so the run begins anew")
-    wrapped = parallel.wrap(model, cfg.parallel, compute, draw=found is None and start is None)
-    if found is None and start is not None:
+    checkpoint = newest_on_all_ranks(run_dir, world, say=say) if cfg.resume else None
+    if cfg.resume is True and checkpoint is None:
+        say(f"note: {run_dir} holds no checkpoint, so the run starts from step 0")
+    wrapped = parallel.wrap(model, cfg.parallel, compute, draw=checkpoint is None and start is None)
+    if checkpoint is None and start is not None:
         start.load_into(model)
-    rows = cfg.micro_batch or cfg.batch_size // world.size
-    micro = MicroBatches(wrapped, rows, compute=compute, world=world)
-    average = Average(model, cfg.weight_average, decay=cfg.ema_decay, fraction=cfg.tail_fraction)
-    optimizer, scale, guard = start_optimizer(cfg, model, compute)
-    resolved = what_was_resolved(cfg, model, compute, world)
-    state = RunState(budget=cfg.time_budget, resolved=resolved)
-    if found is not None:
-        learned = (average, optimizer, scale, guard)  # in this order: the average puts back the weights behind it
-        state = restore(found, model, learned, facts=facts, resolved=resolved, say=say)
-        if world.is_main and found.manifest.get("val_loss", math.nan) == state.best_val_loss:
-            writer.point(run_dir, "best", found.directory.name)  # in case that a kill came before it
-
-    def update(step: int, rate: float) -> tuple[Tensor, Tensor, int]:
-        """One update; this rank's summed loss, the norm of the gradient, how many tokens were read."""
-        # Forward and backward. Each loss is a sum, divided by the number of targets in the whole step: so no split
-        # into micro-batches or ranks changes the gradient. DDP divides by world.size, hence that factor.
-        with watch("loading"):
-            inputs, targets, starts = to_device(train_data.batch(step, share), device)
-        targets_in_step = train_data.supervised_tokens(step)
-        weight = world.size / targets_in_step * scale.scale
-        seed = hash_seed(cfg.seed, step, world.rank)  # dropout's: a resumed run drops the same
-        loss_sum = micro.backward(inputs, targets, weight=weight, seed=seed, starts=starts)
-
-        # Update, unless the gradient is not finite. `skip` stays a tensor: reading it would wait for the device.
-        norm = optimizer.gradient_norm() / scale.scale
-        loss_mean = mean_over_ranks(loss_sum, targets_in_step) if cfg.spike_deviations else None
-        skip = guard.check(norm, step, scale, loss=loss_mean)
-        clip_divisor = (
-            (norm / cfg.optimizer.grad_clip).clamp_min(1) if cfg.optimizer.grad_clip else torch.ones_like(norm)
-        )
-        optimizer.step(rate, divisor=scale.scale * clip_divisor, skip=skip)
-        optimizer.zero_grad()
-        scale.update(norm)
-        return loss_sum, norm, inputs.numel() * world.size
-
-    def score(data: EvaluationData) -> Score:
-        return evaluate(model, data, compute=compute, rows=micro.rows, world=world)
-
-    deadline = Deadline(
-        cfg.optimizer,
-        steps=cfg.steps,
-        budget=cfg.budget_seconds(),
-        eval_every=cfg.eval_every,
-        save_every=cfg.save_every,
-        agree=lambda number: parallel.all_reduce_min(number, device),
-    )
-    costs = Costs()
-    if cfg.dry_run or (cfg.time_budget and not state.step):
-        with deterministic(compute.compile or device.type == "cuda"):
-            measured = measure(
-                lambda step: update(step, 0.0)[1].item(),  # at a rate of 0 no weight moves; item() waits for the device
-                score,
-                val_data,
-                rows=micro.rows * world.size,
-                device=device,
-                save_bytes=saved_bytes(cfg, model),
-                in_background=cfg.save_in_background,
-                folder=run_dir,
-            )
-        optimizer, scale, guard = start_optimizer(cfg, model, compute)  # their moments did move
-        costs = measured.costs
-        deadline.begin(costs, elapsed=watch.total)
-        cfg = replace(cfg, optimizer=deadline.config)
-        if cfg.dry_run:
-            numbers = outlook(cfg, measured, model, train_data, deadline, world=world, compute=compute)
-            say(forecast.describe(**numbers, losses=forecast.losses(references or {}, run_dir, facts)))
-            return None
-    elif cfg.time_budget:
-        changed = cfg.time_budget != state.budget
-        deadline.reopen(state.steps, state.bend, done=state.step, elapsed=state.elapsed_seconds, changed=changed)
-    state.budget = cfg.time_budget
-    if state.step > deadline.steps:
-        raise InputError(
-            f"steps={deadline.steps}, but the run in {run_dir} has done {state.step}; choose more, or another run_dir"
-        )
-    if state.step == deadline.steps:
-        if world.is_main and not (run_dir / "loss.png").exists():  # a kill came before it
-            draw(run_dir)
-        say(f"{run_dir} is finished: {state.step} of {deadline.steps} steps")
+    micro_batch_size = cfg.micro_batch or cfg.batch_size // world.size
+    micro_batches = MicroBatches(wrapped, micro_batch_size, compute=compute, world=world)
+    budget = StepBudget(
+        cfg.optimizer, steps=cfg.steps, seconds=cfg.budget_seconds(), eval_every=cfg.eval_every,
+        save_every=cfg.save_every, all_reduce_min=lambda number: parallel.all_reduce_min(number, device),
+    )  # fmt: skip
+    if cfg.dry_run:
+        losses = forecast.losses(references or {}, run_dir, fingerprints)
+        data = train_data, val_data
+        say(dry_run(cfg, model, micro_batches, budget, *data, losses, watch, world=world, compute=compute))
         return None
-
-    say("  ".join(f"{name} {value}" for name, value in resolved.items()))
-    say(describe_run(cfg, model, train_data, deadline.steps))
+    if cfg.time_budget and checkpoint is None:
+        measured = measure(cfg, model, micro_batches, train_data, val_data, world=world, compute=compute)
+        budget.plan(measured.costs, elapsed=watch.total)
+    train_step = TrainStep(cfg, model, micro_batches, world=world, compute=compute)
+    average = WeightAverage(model, cfg.weight_average, decay=cfg.ema_decay, fraction=cfg.tail_fraction)
+    # The average comes first: restoring it overwrites the live weights, which a sharded optimizer then copies.
+    stateful = (average, train_step.optimizer, train_step.loss_scale, train_step.guard)
+    resolved = runtime_info(cfg, model, compute, world)
+    state = RunState(resolved=resolved)
+    if checkpoint is not None:
+        state = restore(checkpoint, model, stateful, fingerprints=fingerprints, resolved=resolved, world=world, say=say)
+        if cfg.time_budget:
+            changed = cfg.time_budget != state.time_budget
+            budget.resume(
+                state.steps, state.decay_restart, done=state.step, elapsed=state.elapsed_seconds, changed=changed
+            )
+    state.time_budget = cfg.time_budget
+    if state.step >= budget.steps:
+        end_finished_run(state, budget, run_dir, world)
+        return None
     if cfg.time_budget:
-        cfg = replace(cfg, eval_every=deadline.eval_every, save_every=deadline.save_every)
+        cfg = replace(cfg, optimizer=budget.config, eval_every=budget.eval_every, save_every=budget.save_every)
+    say("  ".join(f"{name} {value}" for name, value in resolved.items()))
+    say(describe_run(cfg, model, train_data, budget.steps))
     if world.is_main:
-        program.write_config(cfg, run_dir / "config.yaml")
+        cli.write_config(cfg, run_dir / "config.yaml")
         (run_dir / JOB).write_text(job(), encoding="utf-8")
-    last_score = None
+
+    last_result = None
     with (
         parallel.StopSignal() as stop,
         deterministic(compute.compile or device.type == "cuda"),
         Journal(
-            run_dir,
-            steps=deadline.steps,
-            start=state.step,
-            elapsed_seconds=state.elapsed_seconds + watch.total,
-            settings=asdict(cfg),
-            enabled=world.is_main,
-            watch=watch,
-            references=references,
+            run_dir, steps=budget.steps, start=state.step, elapsed_seconds=state.elapsed_seconds + watch.total,
+            settings=asdict(cfg), enabled=world.is_main, watch=watch, references=references,
         ) as journal,
         Saver(
-            run_dir,
-            keep_last=cfg.keep_last,
-            best_val_loss=state.best_val_loss,
-            background=cfg.save_in_background,
-            peers=writer.Peers(world.rank, writers=world.size if save_by_all(cfg, model) else 1),
+            run_dir, keep_last=cfg.keep_last, best_val_loss=state.best_val_loss, background=cfg.save_in_background,
+            peers=Peers(world.rank, writers=world.size if use_sharded_checkpoint(cfg, model) else 1),
         ) as saver,
-    ):
-        learned = (average, optimizer, scale, guard)
-        while state.step < deadline.steps:
-            step, steps = state.step, deadline.steps
-            rate = deadline.rate(step)
-            loss_sum, norm, tokens_read = update(step, rate)
-            average.update(step + 1, steps)
-            state.step, state.tokens = step + 1, state.tokens + tokens_read
-            done, tokens, last = state.step, state.tokens, state.step == steps
-            stopping = stop.agreed() and not last  # every rank asks in every step
-            if micro.rows != rows:
-                rows = micro.rows
-                journal.say(f"out of memory: from step {done} on {rows} sequences a forward; the gradient is the same")
-                cfg = replace(cfg, micro_batch=rows)
-                program.write_config(cfg, run_dir / "config.yaml")
+    ):  # fmt: skip
+        while state.step < budget.steps:
+            # Update the weights.
+            step, lr_multiplier = state.step, budget.multiplier(state.step)
+            with watch("loading"):
+                batch = to_device(train_data.batch(step, world.share(cfg.batch_size)), device)
+            targets = train_data.supervised_tokens(step)
+            loss_sum, norm = train_step(step, batch, targets_in_step=targets, lr_multiplier=lr_multiplier)
+            average.update(step + 1, budget.steps)
+            state.step, state.tokens = step + 1, state.tokens + batch[0].numel() * world.size
+            done, tokens, last = state.step, state.tokens, state.step == budget.steps
+            stopping = stop.agreed() and not last  # a collective: all ranks call it after every step
+            if micro_batches.micro_batch_size != micro_batch_size:
+                micro_batch_size = micro_batches.micro_batch_size
+                journal.say(f"out of memory: micro_batch={micro_batch_size} from step {done}; same gradient")
+                cli.write_config(replace(cfg, micro_batch=micro_batch_size), run_dir / "config.yaml")
 
-            # Log: the only reads that wait for the device. A time budget is compared with the time that is left.
+            # Log. Of all steps, only those that log, evaluate or save wait for the device.
             if done % cfg.log_every == 0 or done == 1 or last:
-                loss_mean = mean_over_ranks(loss_sum, train_data.supervised_tokens(step))
-                loss, grad_norm = torch.stack([loss_mean, norm]).tolist()
-                learning_rate = rate * cfg.optimizer.learning_rate
+                loss, grad_norm = torch.stack([mean_over_ranks(loss_sum, targets), norm]).tolist()
+                learning_rate = lr_multiplier * cfg.optimizer.learning_rate
                 journal.trained(done, tokens, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
-                warnings = guard.report(limit=cfg.nonfinite_limit, describe=train_data.describe)
+                warnings = train_step.guard.report(limit=cfg.nonfinite_limit, describe=train_data.describe)
                 for warning in (*warnings, *saver.news()):
                     journal.say(warning)
-                costs = costs.known(
-                    step=journal.seconds_per_step,
-                    evaluation=watch.mean("evaluating"),
-                    saving=watch.mean("saving"),
-                    writing=saver.write_seconds,
-                )
-                deadline.decide(done, elapsed=journal.elapsed_seconds, costs=costs)
-                journal.planned(deadline.steps)
+                budget.observe(
+                    done, elapsed=journal.elapsed_seconds, step=journal.seconds_per_step,
+                    evaluation=watch.mean("evaluating"), saving=watch.mean("saving"), writing=saver.write_seconds,
+                )  # fmt: skip
+                journal.planned(budget.steps)
 
-            # Evaluate, save and show what the averaged weights can do. A better evaluation always saves.
-            score_now, better = None, False
-            evaluating = val_data is not None and (done % deadline.eval_every == 0 or last)
-            save_now = stopping or last or done % deadline.save_every == 0
+            # Evaluate, save and sample, all with the averaged weights. A better evaluation always saves.
+            evaluating = val_data is not None and (done % budget.eval_every == 0 or last)
+            saving, best, result = stopping or last or done % budget.save_every == 0, False, None
             sampling = cfg.sample_every is not None and (done % cfg.sample_every == 0 or last)
-            if evaluating or save_now or sampling:
-                norm.item()  # waits for the device: what it still works on is training
+            if evaluating or saving or sampling:
+                norm.item()  # waits for the device, so that its work counts as training
                 with journal.aside(), average.applied():
-                    if val_data is not None and evaluating:
+                    if evaluating and val_data is not None:
                         with watch("evaluating"):
-                            last_score = score_now = score(val_data)
-                        state.best_val_loss = saver.best_on_disk()
-                        better = score_now.loss < (math.inf if state.best_val_loss is None else state.best_val_loss)
-                        state.best_val_loss = score_now.loss if better else state.best_val_loss
-                        bits = score_now.bits_per_byte
-                        journal.evaluated(done, tokens, loss=score_now.loss, bits_per_byte=bits, best=better)
-                    if better or save_now:
+                            last_result = result = evaluate(
+                                model, val_data, compute=compute, batch_size=micro_batch_size, world=world
+                            )
+                        best = state.update_best(result.loss, best_on_disk=saver.best_on_disk())
+                        bits = result.bits_per_byte
+                        journal.evaluated(done, tokens, loss=result.loss, bits_per_byte=bits, best=best)
+                    if best or saving:
                         state.elapsed_seconds = journal.elapsed_seconds
-                        state.steps, state.bend = deadline.steps, deadline.bend
+                        state.steps, state.decay_restart = budget.steps, budget.decay_restart
                         with watch("saving"):
-                            publish(
-                                state, saver, model, learned, score_now, better=better, save_tokenizer=tokenizer.save,
-                                facts={"seed": cfg.seed, **facts},
+                            save(
+                                state, saver, model, stateful, result, best=best, save_tokenizer=tokenizer.save,
+                                facts={"seed": cfg.seed, **fingerprints},
                             )  # fmt: skip
                     if sampling:
                         with watch("sampling"):
@@ -283,28 +208,39 @@ def fit(
                         journal.sampled(done, tokens, prompt=cfg.sample_prompt, text=text)
             if stopping:
                 break
-    if state.step < deadline.steps:
-        python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
-        launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else [python]
-        again = shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
-        say(f"stopped after step {state.step} of {deadline.steps}, saved; go on with:  {again}")
-        return last_score
+    if state.step < budget.steps:
+        say(f"stopped after step {state.step} of {budget.steps}, saved; resume with:  {resume_command(cfg, world)}")
+        return last_result
     peak = plan.peak_flops(device, compute.dtype)
     report = journal.report(
-        flops_per_token=plan.flops_per_token(model),
-        peak_flops=peak and peak * world.size,
-        peak_memory=memory.peak(device),
-        best_val_loss=state.best_val_loss,
-    )
+        flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
+        peak_memory=memory.peak(device), best_val_loss=state.best_val_loss,
+    )  # fmt: skip
     say("\n".join(report))
-    return last_score
+    return last_result
 
 
-def start_optimizer(cfg: LoopConfig, model: GPT, compute: Compute) -> tuple[Optimizer, LossScale, SkipGuard]:
-    make = ShardedOptimizer if any(map(sharded.is_sharded, model.parameters())) else Optimizer
-    optimizer = make(model, cfg.optimizer, newton_schulz_dtype=DTYPES[cfg.optimizer.newton_schulz_dtype])
-    guard = SkipGuard(compute.device, spike_deviations=cfg.spike_deviations)
-    return optimizer, LossScale(compute.dtype, compute.device), guard
+def dry_run(
+    cfg: LoopConfig, model: GPT, micro_batches: MicroBatches, budget: StepBudget, train_data: TrainingData,
+    val_data: EvaluationData | None, losses: list[str], watch: Stopwatch, *, world: parallel.World, compute: Compute,
+) -> str:  # fmt: skip
+    """Measures a few steps, changing nothing. Returns a table of what the whole run would take; `losses` end it."""
+    measured = measure(cfg, model, micro_batches, train_data, val_data, world=world, compute=compute)
+    budget.plan(measured.costs, elapsed=watch.total)
+    numbers = estimate_run(cfg, measured, model, train_data, budget, world=world, compute=compute)
+    return forecast.describe(**numbers, losses=losses)
+
+
+def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: parallel.World) -> None:
+    """Says that a resumed run is finished. Raises InputError if it has done more steps than it was asked for."""
+    if state.step > budget.steps:
+        raise InputError(
+            f"steps={budget.steps}, but the run in {run_dir} has done {state.step}; set more, or another run_dir"
+        )
+    if world.is_main:
+        if not (run_dir / "loss.png").exists():  # a kill came before it was drawn
+            draw(run_dir)
+        print(f"{run_dir} is finished: {state.step} of {budget.steps} steps")
 
 
 def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) -> str:
@@ -312,24 +248,24 @@ def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) ->
     epochs = ", ".join(f"{number:.1f} epochs over {name}" for name, number in data.epochs(steps).items())
     return (
         f"{progress.count(parameters)} parameters, {steps} steps of {cfg.batch_size} x {data.context} tokens "
-        f"({epochs}), "
-        f"{cfg.optimizer.name}, warm-up {warmup_steps(cfg.optimizer, steps)}, schedule {cfg.optimizer.schedule}"
+        f"({epochs}), {cfg.optimizer.name}, warmup {warmup_steps(cfg.optimizer, steps)}, "
+        f"schedule {cfg.optimizer.schedule}"
     )
 
 
-def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
-    """The mean loss of a step's batch, a tensor (); all ranks must ask."""
-    return parallel.all_reduce_sum(loss_sum.clone()) / targets
+def resume_command(cfg: LoopConfig, world: parallel.World) -> str:
+    python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+    launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else [python]
+    return shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
 
 
-def main(cfg: TrainConfig, overrides: program.Overrides) -> None:
+def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     if cfg.depth:
         cfg = fill_in(cfg, settings_for(cfg.depth, cfg.optimizer), overrides)
     cfg = resume_config(cfg, overrides)
     if cfg.gpu:
-        print(
-            forecast.describe_sizing(**plan.on_paper(cfg, cfg.model, gpu=cfg.gpu, vocab_size=cfg.tokenizer.vocab_size))
-        )
+        numbers = plan.on_paper(cfg, cfg.model, gpu=cfg.gpu, vocab_size=cfg.tokenizer.vocab_size)
+        print(forecast.describe_sizing(**numbers))
         return
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
@@ -340,25 +276,23 @@ def main(cfg: TrainConfig, overrides: program.Overrides) -> None:
         start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
         cfg = follow_checkpoint(cfg, overrides, start.config, start.directory / "tokenizer")
     run_dir = Path(cfg.run_dir or "")
-    show = partial(data_report.show, least=1e6)  # of less text a picture would take longer than all of its preparation
-    with contextlib.ExitStack() as held:
+    show = partial(data_report.show, least=1e6)  # for smaller corpora, drawing would take longer than preparing
+    with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
-            held.enter_context(reader.lock(run_dir))
-        prepared = held.enter_context(
-            parallel.process_group(
-                world, compute.device, lambda: str(prepare(cfg, progress=progress.Passes(), show=show))
-            )
-        )
-        tokenizer = load_tokenizer(Path(prepared) / "tokenizer")
+            stack.enter_context(reader.lock(run_dir))
+        prepare_corpus = partial(prepare, cfg, progress=progress.Passes(), show=show)
+        group = parallel.process_group(world, compute.device, lambda: str(prepare_corpus()))
+        prepared = Path(stack.enter_context(group))
+        tokenizer = load_tokenizer(prepared / "tokenizer")
         shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)
-        train_split = open_split(Path(prepared), "train")
+        train_split = open_split(prepared, "train")
         train_data = WindowBatches(
             train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed,
             mode=cfg.packing, document_mask=cfg.document_mask, weights=cfg.mixture_weights,
         )  # fmt: skip
         for line in train_data.report() if world.is_main else ():
             print(line)
-        val_split = open_split(Path(prepared), "val") if cfg.val_fraction or cfg.val_include else None
+        val_split = open_split(prepared, "val") if cfg.val_fraction or cfg.val_include else None
         val_data = None if val_split is None else WindowEvaluation(val_split, context=shape.context)
         references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
@@ -367,15 +301,15 @@ def main(cfg: TrainConfig, overrides: program.Overrides) -> None:
         else:
             model = parallel.build(replace(start.config, dropout=shape.dropout), cfg.parallel)
             start.check_weights(model)
-        facts = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
-        compute = compiled_where_it_pays(cfg, model, compute, world)
+        fingerprints = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
+        compute = resolve_compile(cfg, model, compute, world)
         if compute.compile and world.is_main:
-            print("compiles in the first step, which takes half a minute or more (compile=false: not)")
+            print("compiling during the first step; takes 30 s or more (disable with compile=false)")
         fit(
             cfg, model, tokenizer, train_data, val_data,
-            world=world, compute=compute, facts=facts, start=start, references=references,
+            world=world, compute=compute, fingerprints=fingerprints, start=start, references=references,
         )  # fmt: skip
 
 
 if __name__ == "__main__":
-    program.run(main, TrainConfig, name="train")
+    cli.run(main, TrainConfig, name="train")

@@ -67,7 +67,7 @@ def fit(
     run_dir.mkdir(parents=True, exist_ok=True)
     world, compute = parallel.World.from_environment(), Compute.resolve("cpu", dtype=cfg.dtype)
     begin = None if start is None else reader.find(run_dir.parent / start)
-    train.fit(cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=world, compute=compute, facts={}, start=begin)
+    train.fit(cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=world, compute=compute, fingerprints={}, start=begin)
     return model.state_dict()
 
 

@@ -1,4 +1,4 @@
-"""A time budget: how many steps fit, decided from measured speed until the learning rate begins to fall."""
+"""A time budget: how many training steps fit, re-estimated from measured speed until the learning rate decays."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .. import InputError
 from ..optimization.schedule import OptimizerConfig, decay_start, lr_multiplier, warmup_steps
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-TOLERANCE = 0.03  # of the steps: how many too many or too few before the fall of the rate is changed
-AIM = 0.97  # of the budget: what cannot be foreseen takes time and never gives any back
+BUDGET_UTILISATION = 0.97  # fraction of the budget to plan for; the rest is slack for unforeseen delays
+REPLAN_THRESHOLD = 0.03  # during the decay, the number of steps changes only by more than this fraction
 
 
 def seconds_of(text: str) -> float:
@@ -27,43 +27,47 @@ def seconds_of(text: str) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the parts of a run take, in seconds, measured or estimated."""
+    """Durations of the parts of a run in seconds, measured or estimated."""
 
     step: float = 0.0  # 0: not known yet
-    evaluation: float = 0.0  # over the whole validation split
-    saving: float = 0.0  # as far as training waits for it
-    writing: float = 0.0  # the last save, in the background: the process waits for that one
+    evaluation: float = 0.0  # of the whole validation split
+    saving: float = 0.0  # as long as training waits for a save
+    writing: float = 0.0  # of the last save, which the process waits for even if it is in the background
     plotting: float = 2.0
 
     @property
     def ending(self) -> float:
-        """What follows the last step's evaluation and save."""
+        """Everything after the last step's evaluation and save."""
         return self.writing + self.plotting
 
-    def known(
+    def updated(
         self, *, step: float | None, evaluation: float | None, saving: float | None, writing: float | None
     ) -> Costs:
-        """With what has been measured since; None where it has not."""
-        found = {"step": step, "evaluation": evaluation, "saving": saving, "writing": writing}
-        return replace(self, **{name: seconds for name, seconds in found.items() if seconds is not None})
+        """A copy with newer measurements; None keeps the old value."""
+        new = {"step": step, "evaluation": evaluation, "saving": saving, "writing": writing}
+        return replace(self, **{name: seconds for name, seconds in new.items() if seconds is not None})
 
     def total(self, steps: int, *, eval_every: int, save_every: int) -> float:
-        """Seconds from the first of `steps` steps to the end of the process; the last one evaluates and saves."""
+        """Seconds from the first of `steps` steps to the end of the process. The last step evaluates and saves."""
         evaluations, saves = math.ceil(steps / eval_every), math.ceil(steps / save_every)
         return steps * self.step + evaluations * self.evaluation + saves * self.saving + self.ending
 
 
-class Deadline:
-    """The number of steps of a run: as given, or as many as a budget of seconds allows.
+class StepBudget:
+    """The number of steps of a run and its learning-rate multipliers: a fixed number, or what `seconds` allow.
 
-    With a budget the number follows the measured speed up to the step at which the learning rate begins to fall, then
-    stands. So the rate is a function of (step, what was decided), and no step before the fall depends on the number
-    (the warm-up's length is set once, at the start). Only where TOLERANCE or more of the steps are too many or too few
-    does it change within the fall: the rate then goes straight from where it is to its end. A saved step holds what
-    was decided, a resumed run goes on with it.
-    With schedule=cosine the fall begins after the warm-up, and with `constant` it never does.
+    With a time budget the number of steps follows the measured speed until the learning rate starts to decay. Earlier
+    multipliers do not depend on it (plan() fixes the length of the warmup), so changing it never contradicts a step
+    already taken. Once the decay has started, the number stays, unless it is off by more than REPLAN_THRESHOLD: then
+    the decay restarts as a straight line from the present multiplier to the final one. For example, with 100 seconds
+    and decay_ratio=0.5 (evaluating, saving and plotting left out):
 
-    agree(number) makes all ranks use the smallest of their numbers.
+        step   0    0.100 s per step    970 steps fit; the decay starts at step 485
+        step 300    0.125 s per step    836 steps fit; the decay starts at step 418
+        step 500    0.125 s per step    836 steps fit; nothing changes
+        step 600    0.100 s per step    895 steps fit; from here the multiplier falls from 0.56 to 0 at step 895
+
+    A cosine decay starts right after the warmup; with schedule=constant nothing ever decays.
     """
 
     def __init__(
@@ -71,69 +75,87 @@ class Deadline:
         config: OptimizerConfig,
         *,
         steps: int,
-        budget: float | None = None,
+        seconds: float | None = None,
         eval_every: int | None = None,
         save_every: int | None = None,
-        agree: Callable[[int], int] = lambda number: number,
+        all_reduce_min: Callable[[int], int] = lambda number: number,
     ) -> None:
-        self.config, self.steps, self.budget, self.agree = config, steps, budget, agree
+        """all_reduce_min(number) returns the smallest number over all ranks, so that they all plan the same."""
+        self.config, self.steps, self.seconds, self.all_reduce_min = config, steps, seconds, all_reduce_min
         self.eval_every = eval_every or max(25, math.ceil(steps / 10))
         self.save_every = save_every or self.eval_every
-        self.set_by_hand = eval_every is not None, save_every is not None
-        self.bend: tuple[int, float] | None = None  # step and rate from which the fall was decided anew
+        self.eval_every_user_set, self.save_every_user_set = eval_every is not None, save_every is not None
+        self.decay_restart: tuple[int, float] | None = None  # step and multiplier at which the decay restarted
+        self.costs = Costs()
 
-    def rate(self, step: int) -> float:
-        """The learning rate of an update, counted from 0, as a share of the highest."""
-        if self.bend is None or step < self.bend[0]:
+    def multiplier(self, step: int) -> float:
+        """The learning rate of update `step` (from 0) as a fraction of the peak."""
+        if self.decay_restart is None or step < self.decay_restart[0]:
             return lr_multiplier(self.config, step, self.steps)
-        (start, high), end = self.bend, self.config.min_lr_ratio
-        return end + (high - end) * (self.steps - step) / (self.steps - start)
+        (start, high), low = self.decay_restart, self.config.min_lr_ratio
+        return low + (high - low) * (self.steps - step) / (self.steps - start)
 
-    def begin(self, costs: Costs, *, elapsed: float) -> None:
-        """Sets steps, warm-up and evaluations of a new run from what its first steps took; without a budget nothing.
+    def plan(self, costs: Costs, *, elapsed: float) -> None:
+        """Sets steps, warmup and evaluation interval of a new run from measured costs. Without a budget: nothing.
 
-        Unless eval_every was given, evaluating and saving get about a tenth of the time.
+        Evaluating and saving get about a tenth of the time, unless the user set their intervals.
         """
-        if self.budget is None:
+        self.costs = costs
+        if self.seconds is None:
             return
-        room = self.budget * AIM - elapsed - costs.ending
-        if not self.set_by_hand[0]:
-            aside = costs.evaluation + (0 if self.set_by_hand[1] else costs.saving)
-            wanted = max(25, math.ceil(max(room / 10, 10 * aside) / costs.step))
-            self.eval_every = self.agree(wanted)
-        if not self.set_by_hand[1]:
+        remaining = self.seconds * BUDGET_UTILISATION - elapsed - costs.ending
+        if not self.eval_every_user_set:
+            pause = costs.evaluation + (0 if self.save_every_user_set else costs.saving)
+            self.eval_every = self.all_reduce_min(max(25, math.ceil(max(remaining / 10, 10 * pause) / costs.step)))
+        if not self.save_every_user_set:
             self.save_every = self.eval_every
-        steps = self.fitting(0, elapsed=elapsed, costs=costs)
+        steps = self.max_steps_in_time(0, elapsed=elapsed)
         self.config = replace(self.config, warmup_steps=warmup_steps(self.config, steps))
         self.steps = steps
 
-    def reopen(self, steps: int, bend: tuple[int, float] | None, *, done: int, elapsed: float, changed: bool) -> None:
-        """Goes on with what a resumed run had decided; after a changed budget with a first guess from its speed."""
+    def resume(
+        self, steps: int, decay_restart: tuple[int, float] | None, *, done: int, elapsed: float, changed: bool
+    ) -> None:
+        """Continues with the plan of a resumed run; if its budget has changed, with an estimate from its past speed."""
         if changed and elapsed:
-            self.steps = max(done, round(done * (self.budget or 0) * AIM / elapsed))
+            self.steps = max(done, round(done * (self.seconds or 0) * BUDGET_UTILISATION / elapsed))
         else:
-            self.steps, self.bend = steps, bend
+            self.steps, self.decay_restart = steps, decay_restart
 
-    def decide(self, done: int, *, elapsed: float, costs: Costs) -> None:
-        """Adjusts the number of steps, seen after `done` steps and `elapsed` seconds; every rank calls it alike."""
-        if self.budget is None or not costs.step or done >= self.steps:
-            return
-        fitting = self.fitting(done, elapsed=elapsed, costs=costs)
-        if self.bend is None and done < decay_start(self.config, self.steps):
+    def observe(
+        self,
+        done: int,
+        *,
+        elapsed: float,
+        step: float | None,
+        evaluation: float | None = None,
+        saving: float | None = None,
+        writing: float | None = None,
+    ) -> None:
+        """Takes in the latest durations, all in seconds, after `done` steps, and replans. All ranks must call it."""
+        self.costs = self.costs.updated(step=step, evaluation=evaluation, saving=saving, writing=writing)
+        if self.seconds is not None and self.costs.step and done < self.steps:
+            self.replan(done, elapsed=elapsed)
+
+    def replan(self, done: int, *, elapsed: float) -> None:
+        fitting = self.max_steps_in_time(done, elapsed=elapsed)
+        if self.decay_restart is None and done < decay_start(self.config, self.steps):
             self.steps = fitting
-            while decay_start(self.config, self.steps) < done:  # after a sudden slowdown: the fall begins here
+            while decay_start(self.config, self.steps) < done:  # after a sudden slowdown the decay starts now
                 self.steps += 1
-        elif abs(fitting - self.steps) > TOLERANCE * self.steps and self.config.schedule != "constant":
-            self.bend = (done, self.rate(done))
+        elif abs(fitting - self.steps) > REPLAN_THRESHOLD * self.steps and self.config.schedule != "constant":
+            self.decay_restart = (done, self.multiplier(done))
             self.steps = fitting
 
-    def fitting(self, done: int, *, elapsed: float, costs: Costs) -> int:
-        """The most steps with which the run ends in time."""
-        room = (self.budget or 0) * AIM - elapsed
-        passed = costs.total(done, eval_every=self.eval_every, save_every=self.save_every) - costs.ending
-        low, high = done + 1, done + 1 + max(0, int(room / costs.step))
+    def max_steps_in_time(self, done: int, *, elapsed: float) -> int:
+        """Returns the largest total number of steps with which the run, `done` steps in, ends in time."""
+        remaining = (self.seconds or 0) * BUDGET_UTILISATION - elapsed
+        past = self._total(done) - self.costs.ending
+        low, high = done + 1, done + 1 + max(0, int(remaining / self.costs.step))
         while low < high:
             middle = (low + high + 1) // 2
-            ahead = costs.total(middle, eval_every=self.eval_every, save_every=self.save_every) - passed
-            low, high = (middle, high) if ahead <= room else (low, middle - 1)
-        return self.agree(low)
+            low, high = (middle, high) if self._total(middle) - past <= remaining else (low, middle - 1)
+        return self.all_reduce_min(low)
+
+    def _total(self, steps: int) -> float:
+        return self.costs.total(steps, eval_every=self.eval_every, save_every=self.save_every)

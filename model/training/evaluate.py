@@ -1,4 +1,4 @@
-"""The loss over a whole evaluation split, exact on any number of ranks; what training and evaluating ask of data."""
+"""Evaluates a whole split, exactly on any number of ranks; the interfaces of training and evaluation data."""
 
 from __future__ import annotations
 
@@ -13,47 +13,49 @@ from ..device import Compute
 from ..distributed import parallel, sharded
 from ..loss import IGNORE
 
+Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs, targets, document starts: each (B, T)
+
 
 class EvaluationData(Protocol):
-    """Rows to score: every target once, rows past the end ignored, so that all ranks do equally many forwards."""
+    """Rows that contain every target once. Rows past the end are ignored, so all ranks run equally many forwards."""
 
     n_bytes: int  # of the text of all targets
 
     def __len__(self) -> int: ...
 
-    def batch(self, start: int, stop: int) -> Any: ...  # (inputs, targets), each (stop - start, T)
+    def batch(self, start: int, stop: int) -> Any: ...  # arrays (inputs, targets), each (stop - start, T)
 
 
 class TrainingData(Protocol):
-    """Batches as a pure function of (seed, step): a resumed run, or one on more ranks, sees the same."""
+    """Batches as a pure function of (seed, step): the same for a resumed run and for any number of ranks."""
 
     batch_size: int
     context: int
-    document_mask: bool  # attention stays within a document: batches have a third array, of where each begins
+    document_mask: bool  # attention stays within a document: batches have document starts as a third array
 
-    def batch(self, step: int, rows: slice) -> Any: ...  # (inputs, targets), this rank's rows of the global batch
+    def batch(self, step: int, rows: slice) -> Any: ...  # arrays (inputs, targets[, doc_starts]): this rank's rows
 
     def supervised_tokens(self, step: int) -> int: ...  # targets that carry loss, in the whole global batch
 
-    def epochs(self, step: int) -> dict[str, float]: ...  # how often each part was seen after so many steps, by name
+    def epochs(self, step: int) -> dict[str, float]: ...  # epochs completed after `step` steps, by corpus
 
     def describe(self, step: int) -> str: ...  # where the batch comes from, for error messages
 
 
 @dataclass(frozen=True)
-class Score:
+class EvalResult:
     loss: float  # nats per token
     bits_per_byte: float  # bits of all targets, end tokens included, over the bytes of their text
     tokens: int
 
 
-def to_device(batch: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A batch of numpy arrays as tensors: inputs, targets and, where it has them, the starts of documents."""
+def to_device(batch: Any, device: torch.device) -> Batch:
+    """Copies a batch of numpy arrays to the device. The document starts are None if the batch has none."""
     tensors = [torch.from_numpy(array) for array in batch if array is not None]
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
-    inputs, targets, *starts = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
-    return inputs, targets, starts[0] if starts else None
+    inputs, targets, *doc_starts = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
+    return inputs, targets, doc_starts[0] if doc_starts else None
 
 
 @torch.no_grad()
@@ -62,27 +64,28 @@ def evaluate(
     data: EvaluationData,
     *,
     compute: Compute,
-    rows: int,
+    batch_size: int,
     world: parallel.World | None = None,
-) -> Score:
-    """Scores the whole split, dropout off, `rows` rows a forward on each rank. Changes nothing that training reads."""
+) -> EvalResult:
+    """Scores the whole split without dropout, `batch_size` rows per forward on each rank. Does not affect training."""
     world = world or parallel.World()
     was_training = model.training
     model.eval()
-    starts, tokens = range(world.rank * rows, len(data) + world.rank * rows, world.size * rows), 0
-    # One tensor for all sums: small ones that stay, between large ones that go, would break the heap into pieces.
+    offset, stride = world.rank * batch_size, world.size * batch_size
+    starts, tokens = range(offset, len(data) + offset, stride), 0
+    # One tensor for all sums: many small tensors, kept between large temporary ones, would fragment the heap.
     losses = torch.zeros(len(starts), device=compute.device)
-    for place, start in enumerate(starts):
-        batch = data.batch(start, start + rows)
+    for index, start in enumerate(starts):
+        batch = data.batch(start, start + batch_size)
         inputs, targets, _ = to_device(batch, compute.device)
         with compute.autocast():
-            losses[place] = model(inputs, targets=targets)
+            losses[index] = model(inputs, targets=targets)
         tokens += int((batch[1] != IGNORE).sum())
-    sharded.forget_gathered(model)  # the model's parameters would stay others than the optimizer's
+    sharded.forget_gathered(model)  # else the model would keep parameters that the optimizer does not update
     model.train(was_training)
     nats = losses.cpu().double().sum()
     totals = torch.stack([nats, torch.tensor(float(tokens), dtype=torch.float64)])
     if compute.device.type == "cuda":
         totals = totals.to(compute.device)
     nats_sum, count = parallel.all_reduce_sum(totals).tolist()
-    return Score(nats_sum / max(1, count), nats_sum / math.log(2) / max(1, data.n_bytes), int(count))
+    return EvalResult(nats_sum / max(1, count), nats_sum / math.log(2) / max(1, data.n_bytes), int(count))

@@ -1,4 +1,4 @@
-"""Three real steps, timed: what a run costs a step, an evaluation, a save, and the memory that it takes."""
+"""Measures a few real steps: the time of a step, an evaluation and a save, and the memory used."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import memory
-from ..device import Compute
+from ..device import Compute, deterministic
 from ..distributed import parallel
 from ..gpt import GPT
 from ..planning import plan
-from ..planning.budget import Costs, Deadline
-from .evaluate import EvaluationData, TrainingData
+from ..planning.budget import Costs, StepBudget
+from .evaluate import EvaluationData, TrainingData, evaluate, to_device
+from .microbatch import MicroBatches
 from .settings import LoopConfig
+from .train_step import TrainStep
 
 
 @dataclass(frozen=True)
 class Measured:
     costs: Costs
-    steps: int  # timed, the first ones left out
+    timed_steps: int
     peak_memory: int | None  # bytes; None where unknown
 
 
 @dataclass
 class FirstRows:
-    """The beginning of an evaluation split."""
+    """The first rows of an evaluation split."""
 
     data: EvaluationData
     rows: int
@@ -46,61 +45,79 @@ class FirstRows:
 
 
 def measure(
-    update: Callable[[int], object],
-    score: Callable[[EvaluationData], object],
+    cfg: LoopConfig,
+    model: GPT,
+    micro_batches: MicroBatches,
+    train_data: TrainingData,
     val_data: EvaluationData | None,
     *,
-    rows: int,
-    device: torch.device,
-    save_bytes: int,
-    in_background: bool,
-    folder: Path,
+    world: parallel.World,
+    compute: Compute,
     steps: int = 3,
     seconds: float = 2.0,
 ) -> Measured:
-    """Times update(step) `steps` times and for `seconds` at least, after two that do not count (they compile, and make
-    the optimizer's state); score(data) on `rows` rows; writing 64 MB into `folder`, from which a save is judged.
+    """Times at least `steps` updates and `seconds` of them, an evaluation, and a write of up to 64 MB near run_dir.
 
-    The caller sees to it that update and score change nothing, and that both have waited for the device.
+    Changes no weight: the learning rate is 0, and the optimizer is discarded. Two untimed updates come first; they
+    compile, and allocate the optimizer state.
     """
-    for step in range(2):
-        update(step)
-    taken: list[float] = []
-    # A step is a thing that all ranks do: they go on until each has timed enough, by its own clock.
-    while not parallel.all_reduce_min(int(len(taken) >= steps and sum(taken) >= seconds), device):
+    train_step = TrainStep(cfg, model, micro_batches, world=world, compute=compute)
+    rank_rows = world.share(cfg.batch_size)
+
+    def update(step: int) -> float:
+        """Returns the seconds that an update takes."""
         began = time.perf_counter()
-        update(len(taken))
-        taken.append(time.perf_counter() - began)
-    evaluation = 0.0
-    if val_data is not None:
-        part = FirstRows(val_data, min(rows, len(val_data)))
-        score(part)  # compiles
+        batch = to_device(train_data.batch(step, rank_rows), compute.device)
+        targets = train_data.supervised_tokens(step)
+        _, norm = train_step(step, batch, targets_in_step=targets, lr_multiplier=0.0)
+        norm.item()  # waits for the device
+        return time.perf_counter() - began
+
+    def score(data: EvaluationData) -> float:
         began = time.perf_counter()
-        score(part)
-        evaluation = (time.perf_counter() - began) * -(-len(val_data) // rows)
-    writing = write_seconds(folder, save_bytes)
+        evaluate(model, data, compute=compute, batch_size=micro_batches.micro_batch_size, world=world)
+        return time.perf_counter() - began
+
+    with deterministic(compute.compile or compute.device.type == "cuda"):
+        for step in range(2):
+            update(step)
+        taken: list[float] = []
+        # All ranks must take the same number of steps, so they continue until each has timed enough by its own clock.
+        while not parallel.all_reduce_min(int(len(taken) >= steps and sum(taken) >= seconds), compute.device):
+            taken.append(update(len(taken)))
+        evaluation = 0.0
+        if val_data is not None:
+            rows = micro_batches.micro_batch_size * world.size
+            first = FirstRows(val_data, min(rows, len(val_data)))
+            score(first)  # compiles
+            evaluation = score(first) * -(-len(val_data) // rows)
+    writing = write_seconds(Path(cfg.run_dir or ""), saved_bytes(cfg, model))
     costs = Costs(
-        sum(taken) / len(taken), evaluation=evaluation, saving=writing, writing=writing if in_background else 0.0
+        sum(taken) / len(taken),
+        evaluation=evaluation,
+        saving=writing,
+        writing=writing if cfg.save_in_background else 0.0,
     )
-    return Measured(costs, len(taken), memory.peak(device))
+    return Measured(costs, len(taken), memory.peak(compute.device))
 
 
-def outlook(
+def estimate_run(
     cfg: LoopConfig,
     measured: Measured,
     model: GPT,
     data: TrainingData,
-    deadline: Deadline,
+    budget: StepBudget,
     *,
     world: parallel.World,
     compute: Compute,
 ) -> dict[str, Any]:
-    """What the run takes, in numbers: the arguments of conf/forecast.py's describe()."""
-    flops, costs, steps = plan.flops_per_token(model), measured.costs, deadline.steps
+    """Returns the numbers that conf/display/forecast.py's describe() prints, by its parameter names."""
+    flops, costs, steps = plan.flops_per_token(model), measured.costs, budget.steps
     peak = plan.peak_flops(compute.device, compute.dtype)
-    batches = [data.batch(step, slice(0, cfg.batch_size)) for step in range(measured.steps)]  # examples may be shorter
+    # Counted, not batch_size * context: batches of labelled examples can be narrower.
+    batches = [data.batch(step, slice(0, cfg.batch_size)) for step in range(measured.timed_steps)]
     tokens_per_step = sum(inputs.size for inputs, *_ in batches) // len(batches)
-    total = costs.total(steps, eval_every=deadline.eval_every, save_every=deadline.save_every)
+    total = costs.total(steps, eval_every=budget.eval_every, save_every=budget.save_every)
     return {
         "parts": plan.parameters_by_part(model),
         "flops_per_token": flops,
@@ -108,33 +125,33 @@ def outlook(
         "tokens_per_step": tokens_per_step,
         "epochs": data.epochs(steps),
         "seconds_per_step": costs.step,
-        "timed_steps": measured.steps,
+        "timed_steps": measured.timed_steps,
         "mfu": peak and tokens_per_step * flops / costs.step / (peak * world.size),
         "total_seconds": total,
-        "aside_seconds": total - steps * costs.step,
-        "peak_memory": measured.peak_memory and measured.peak_memory + copied_bytes(cfg, model, deadline, compute),
+        "overhead_seconds": total - steps * costs.step,
+        "peak_memory": measured.peak_memory and measured.peak_memory + copied_bytes(cfg, model, budget, compute),
         "checkpoint_bytes": saved_bytes(cfg, model),
-        "kept": cfg.keep_last + 1,  # the best may be none of the last
+        "kept": cfg.keep_last + 1,  # the best one may not be among the last
     }
 
 
-def copied_bytes(cfg: LoopConfig, model: GPT, deadline: Deadline, compute: Compute) -> int:
-    """What a CPU's memory holds besides while training goes on: the copy that a save in the background is written from.
+def copied_bytes(cfg: LoopConfig, model: GPT, budget: StepBudget, compute: Compute) -> int:
+    """Host memory for the copy that a background save writes from, if training continues meanwhile.
 
-    The three steps do not see it, for nothing is saved; nor does a run that saves at its end alone.
+    measure() saves nothing, so its peak does not include the copy. On a GPU the copy is not in the GPU's memory.
     """
-    trains_on = min(deadline.save_every, deadline.eval_every) < deadline.steps
-    held = cfg.save_in_background and trains_on and compute.device.type == "cpu"
-    return saved_bytes(cfg, model) if held else 0
+    saves_midway = min(budget.save_every, budget.eval_every) < budget.steps
+    copies = cfg.save_in_background and saves_midway and compute.device.type == "cpu"
+    return saved_bytes(cfg, model) if copies else 0
 
 
 def saved_bytes(cfg: LoopConfig, model: GPT) -> int:
-    """The size of one saved step."""
+    """The size of one checkpoint."""
     return plan.checkpoint_bytes(model, muon=cfg.optimizer.name == "muon", averaged=cfg.weight_average != "none")
 
 
 def write_seconds(folder: Path, n_bytes: int) -> float:
-    """What writing so many bytes, hashed and flushed, takes there; leaves nothing behind."""
+    """Estimates how long it takes to write, hash and flush n_bytes in `folder`. Leaves no file behind."""
     while not folder.is_dir():
         folder = folder.parent
     block = os.urandom(2**20)

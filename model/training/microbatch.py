@@ -1,4 +1,4 @@
-"""Micro-batches: the gradient of one step in parts that fit into memory, and how large a part is best."""
+"""Gradient accumulation: the gradient of one step in micro-batches that fit into memory, and how large to make them."""
 
 from __future__ import annotations
 
@@ -15,68 +15,65 @@ from ..distributed import parallel
 from ..gpt import GPT
 from ..seeds import seed_generator
 
-SPARE = 0.92  # of a GPU's memory may be planned with: the rest is fragmentation and other libraries'
+USABLE = 0.92  # fraction of a GPU's memory to plan with; the rest is for fragmentation and other libraries
 
 
 class MicroBatches:
-    """Computes the gradient of a step `rows` sequences at a time, fewer where they do not fit after all."""
+    """Computes the gradient of a step, micro_batch_size sequences per forward, or fewer if they run out of memory."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rows: int,
-        *,
-        compute: Compute,
-        world: parallel.World,
-    ) -> None:
-        self.model, self.rows, self.compute, self.world = model, rows, compute, world
+    def __init__(self, model: nn.Module, micro_batch_size: int, *, compute: Compute, world: parallel.World) -> None:
+        self.model, self.micro_batch_size, self.compute, self.world = model, micro_batch_size, compute, world
 
     def backward(
-        self, inputs: Tensor, targets: Tensor, *, weight: Tensor | float, seed: int, starts: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, *, weight: Tensor | float, seed: int, doc_starts: Tensor | None = None
     ) -> Tensor:
-        """Adds to each parameter the gradient of weight * (the sum of the loss); returns that sum, a tensor ().
+        """Adds the gradient of weight * (the summed loss) to each parameter. Returns the summed loss, a tensor ().
 
-        inputs, targets, starts: (B, T). `seed` is dropout's. Out of memory, it begins anew with at most half the rows a
-        part: the batch and its gradient stay the same. Raises InputError where one row does not fit.
+        inputs, targets, doc_starts: (B, T). `seed` is for dropout. On out-of-memory it retries the step with at most
+        half the micro-batch; the batch and its gradient stay the same. Raises InputError if one sequence does not fit.
         """
         while True:
             seed_generator(seed, self.compute.device)
             try:
-                return self.accumulate(inputs, targets, weight, starts)
+                return self.accumulate(inputs, targets, weight, doc_starts)
             except RuntimeError as error:
                 if not memory.out_of_memory(error):
                     raise
-            # Outside of `except`, whose traceback would hold on to the tensors.
-            self._halve(len(inputs))
+            # Outside `except`: the error's traceback would keep the tensors alive.
+            self._lower(len(inputs))
             self.model.zero_grad(set_to_none=True)
             memory.release(self.compute.device)
 
     def accumulate(
-        self, inputs: Tensor, targets: Tensor, weight: Tensor | float, starts: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, weight: Tensor | float, doc_starts: Tensor | None = None
     ) -> Tensor:
         loss_sum = torch.zeros((), device=inputs.device)
-        for rows in (slice(start, start + self.rows) for start in range(0, len(inputs), self.rows)):
-            part = None if starts is None else starts[rows]
+        for start in range(0, len(inputs), self.micro_batch_size):
+            rows = slice(start, start + self.micro_batch_size)
             with parallel.no_sync(self.model, skip=rows.stop < len(inputs)):
                 with self.compute.autocast():
-                    loss = self.model(inputs[rows], doc_starts=part, targets=targets[rows])
+                    loss = self.model(
+                        inputs[rows],
+                        doc_starts=None if doc_starts is None else doc_starts[rows],
+                        targets=targets[rows],
+                    )
                 (loss * weight).backward()
             loss_sum += loss.detach()
         return loss_sum
 
-    def _halve(self, share: int) -> None:
-        smaller = [rows for rows in divisors(share) if rows <= self.rows // 2]
+    def _lower(self, per_rank_batch: int) -> None:
+        smaller = [size for size in divisors(per_rank_batch) if size <= self.micro_batch_size // 2]
         if not smaller:
             raise InputError(
                 "out of memory with one sequence at a time; set activation_checkpointing=true, a smaller model or a "
                 "smaller model.context"
             )
-        if self.world.size > 1:  # the others wait within a reduction, which this process cannot begin anew
+        if self.world.size > 1:  # the other ranks wait inside a collective that this rank cannot restart
             raise InputError(
-                f"rank {self.world.rank}: out of memory with micro_batch={self.rows}; set micro_batch={smaller[-1]}, "
-                "and resume=auto if the run had begun"
+                f"rank {self.world.rank}: out of memory with micro_batch={self.micro_batch_size}; set "
+                f"micro_batch={smaller[-1]}, and resume=auto if the run had started"
             )
-        self.rows = smaller[-1]
+        self.micro_batch_size = smaller[-1]
 
 
 def divisors(number: int) -> list[int]:
@@ -84,36 +81,37 @@ def divisors(number: int) -> list[int]:
 
 
 def recompute_activations(model: GPT) -> None:
-    """Each block keeps its input alone for the backward pass, which computes the rest again (Chen et al. 2016).
+    """Turns on activation checkpointing: each block keeps only its input and recomputes the rest in the backward pass.
 
-    A third more arithmetic, a fraction of the memory; the gradient is the same, dropout included.
+    It costs a third more arithmetic and saves most of the memory (Chen et al. 2016). The gradient is the same,
+    dropout included.
     """
     for block in model.blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def best_rows(model: GPT, share: int, *, compute: Compute, document_mask: bool = False) -> int:
-    """The number of sequences a forward that suits this device: a divisor of `share`, a rank's part of the batch.
+def best_micro_batch_size(model: GPT, per_rank_batch: int, *, compute: Compute, document_mask: bool = False) -> int:
+    """Returns the best number of sequences per forward on this device, a divisor of per_rank_batch.
 
-    Tries 1, 2, 4... with random ids, before the model is compiled, as far as memory will go (it grows in proportion).
-    GPU: the largest that fits beside the optimizer's state. CPU: the fastest, for a part that fits the caches can beat
-    a larger one. Leaves the model as it was, without gradients.
+    Tries 1, 2, 4... sequences of random ids before the model is compiled, as long as memory should suffice (activations
+    grow in proportion). On a GPU: the largest that fits beside the optimizer state. On a CPU: the fastest, since a
+    micro-batch that fits the caches can beat a larger one. Leaves the model unchanged and without gradients.
     """
     device = compute.device
     memory.reset_peak(device)
     start, room = memory.peak(device) or 0, memory.available(device)
     parameters = sum(p.numel() for p in model.parameters())
-    gradients, moments = 4 * parameters, 8 * parameters  # float32; the optimizer's moments are not there yet
+    gradients, moments = 4 * parameters, 8 * parameters  # float32; the optimizer's moments do not exist yet
     best, best_speed, tried, activations = 1, 0.0, 0, 0
-    for rows in divisors(share):
-        if tried and (rows < 2 * tried and rows != share):
+    for size in divisors(per_rank_batch):
+        if tried and (size < 2 * tried and size != per_rank_batch):
             continue
-        if tried and room and gradients + moments + activations * rows / tried > SPARE * room:
+        if tried and room and gradients + moments + activations * size / tried > USABLE * room:
             break
-        ids = torch.randint(model.config.vocab_size, (rows, model.config.context), device=device)
+        ids = torch.randint(model.config.vocab_size, (size, model.config.context), device=device)
         try:
-            part = MicroBatches(model, rows, compute=compute, world=parallel.World())
-            speed = speed_of(part, ids, starts=torch.zeros_like(ids) if document_mask else None)
+            micro_batches = MicroBatches(model, size, compute=compute, world=parallel.World())
+            speed = sequences_per_second(micro_batches, ids, torch.zeros_like(ids) if document_mask else None)
         except RuntimeError as error:
             if memory.out_of_memory(error):
                 break
@@ -124,16 +122,16 @@ def best_rows(model: GPT, share: int, *, compute: Compute, document_mask: bool =
         if device.type == "cpu" and speed < 0.9 * best_speed:
             break
         if device.type != "cpu" or speed > 1.02 * best_speed:
-            best, best_speed = rows, speed
-        tried, activations = rows, max(0, (memory.peak(device) or 0) - start - gradients)
+            best, best_speed = size, speed
+        tried, activations = size, max(0, (memory.peak(device) or 0) - start - gradients)
     return best
 
 
-def speed_of(part: MicroBatches, ids: Tensor, *, starts: Tensor | None = None) -> float:
-    """Sequences a second, forward and backward; the fastest of three times."""
+def sequences_per_second(micro_batches: MicroBatches, ids: Tensor, doc_starts: Tensor | None) -> float:
+    """Speed of forward and backward on ids (B, T); the fastest of three attempts."""
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        part.accumulate(ids, ids, 1 / ids.numel(), starts)
+        micro_batches.accumulate(ids, ids, 1 / ids.numel(), doc_starts)
         seconds.append(time.perf_counter() - began)
     return len(ids) / min(seconds)

@@ -1,4 +1,4 @@
-"""Where a run stands: put into a checkpoint together with what it learned, and taken out again."""
+"""The state of a run, saved in each checkpoint and restored from it."""
 
 from __future__ import annotations
 
@@ -19,38 +19,50 @@ from ..checkpoints.reader import Checkpoint, newest, verify
 from ..distributed.parallel import World, exit_after_rank0
 from ..distributed.sharded import OwnedTensor
 from ..gpt import GPT
-from .evaluate import Score
+from .evaluate import EvalResult
+
+FORMER_NAMES = {"bend": "decay_restart", "budget": "time_budget"}  # fields of older train_state.json files
 
 
 @dataclass
 class RunState:
-    """Where a run stands. Together with weights and optimizer state this is all that a resume needs."""
+    """All that a resume needs besides the weights and the Stateful parts: the content of train_state.json."""
 
     step: int = 0  # completed updates
     tokens: int = 0  # read in training over all ranks, padding of labelled rows included
     elapsed_seconds: float = 0.0
     best_val_loss: float | None = None
-    steps: int = 0  # of the whole run; with a budget as many as were decided of late
-    bend: tuple[int, float] | None = None  # budget: step and rate from which the fall was decided anew
-    budget: str | None = None  # for which it was decided
-    resolved: dict[str, Any] = field(default_factory=dict)  # what `auto` came to
+    steps: int = 0  # of the whole run, as last planned
+    decay_restart: tuple[int, float] | None = None  # see StepBudget
+    time_budget: str | None = None  # the budget for which `steps` was planned
+    resolved: dict[str, Any] = field(default_factory=dict)  # runtime_info()
+
+    def update_best(self, loss: float, *, best_on_disk: float | None) -> bool:
+        """Sets best_val_loss. Returns True if `loss` beats the best checkpoint on disk (a save may have failed)."""
+        best = loss < (math.inf if best_on_disk is None else best_on_disk)  # False for NaN
+        self.best_val_loss = loss if best else best_on_disk
+        return best
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> RunState:
+        return RunState(**{FORMER_NAMES.get(name, name): value for name, value in values.items()})
 
 
-class Learned(Protocol):
-    """What changes with training beside the weights: the optimizer, the loss scale, running estimates."""
+class Stateful(Protocol):
+    """A part of a run that changes with training besides the weights: optimizer, loss scale, running statistics."""
 
     def state_dict(self) -> Mapping[str, Tensor | OwnedTensor]: ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def newest_on_all(run_dir: Path, world: World, *, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest intact step, the same on all ranks: rank 0 verifies, once and for all of them."""
+def newest_on_all_ranks(run_dir: Path, world: World, *, say: Callable[[str], None]) -> Checkpoint | None:
+    """Returns the newest intact checkpoint of run_dir, or None; rank 0 verifies it for all ranks."""
     if world.size == 1:
         return newest(run_dir, say=say)
     none, failed = -1, -2
     found, step = None, torch.tensor(failed)
-    # Hundreds of gigabytes are read meanwhile: longer than others may wait for one another elsewhere.
+    # Verifying hundreds of gigabytes takes longer than collectives may usually wait.
     group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
     try:
         if world.is_main:
@@ -66,53 +78,60 @@ def newest_on_all(run_dir: Path, world: World, *, say: Callable[[str], None]) ->
 
 
 def restore(
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     model: GPT,
-    learned: Sequence[Learned],
+    stateful: Sequence[Stateful],
     *,
-    facts: dict[str, Any],
+    fingerprints: dict[str, Any],
     resolved: dict[str, Any],
+    world: World,
     say: Callable[[str], None],
 ) -> RunState:
-    """Puts model and `learned` back to a saved step; where the run stands."""
-    for name, now in facts.items():
-        before = str(found.manifest.get(name))
+    """Restores the model and the stateful parts, in order, and returns the run's state.
+
+    Raises InputError if the fingerprint of data or tokenizer has changed. Notes each setting in `resolved` that has.
+    """
+    for name, now in fingerprints.items():
+        before = str(checkpoint.manifest.get(name))
         if before != now:
-            what = name.replace("_", " ")
             raise InputError(
-                f"{found.directory} has {what} {before:.12}, now it is {now:.12}; start a new run_dir for it"
+                f"{checkpoint.directory} has {name.replace('_', ' ')} {before:.12}, but now it is {now:.12}; "
+                "use a new run_dir"
             )
-    tensors, values = found.train_state()
-    state = RunState(**values)
-    found.load_into(model)
-    for part in learned:
+    tensors, values = checkpoint.train_state()
+    state = RunState.from_json(values)
+    checkpoint.load_into(model)
+    for part in stateful:
         part.load_state_dict(tensors)
     for name, before in state.resolved.items():
         if before != resolved.get(name):
-            say(
-                f"note: {name} was {before}, is now {resolved.get(name)}: the run goes on, but not bit for bit the same"
-            )
-    say(f"resuming {found.directory} at step {state.step}")
+            say(f"note: {name} was {before}, is now {resolved.get(name)}; results may differ in the last bits")
+    if world.is_main and checkpoint.manifest.get("val_loss", math.nan) == state.best_val_loss:
+        writer.point(checkpoint.directory.parent, "best", checkpoint.directory.name)  # a kill may have prevented it
+    say(f"resuming {checkpoint.directory} at step {state.step}")
     return replace(state, resolved=resolved)
 
 
-def publish(
+def save(
     state: RunState,
     saver: Saver,
     model: GPT,
-    learned: Sequence[Learned],
-    score: Score | None,
+    stateful: Sequence[Stateful],
+    result: EvalResult | None,
     *,
-    better: bool,
+    best: bool,
     save_tokenizer: Callable[[Path], None],
     facts: dict[str, Any],
 ) -> None:
-    """Saves the run's present step, with its evaluation if there was one; all ranks take part."""
+    """Saves the present step, with its evaluation if there was one. A collective: all ranks must call it.
+
+    `facts` go into the manifest. With `best`, the checkpoint becomes the run's best one.
+    """
     measured = {}
-    if score is not None and math.isfinite(score.loss):  # JSON has no NaN
-        measured = {"val_loss": score.loss, "val_bits_per_byte": score.bits_per_byte}
+    if result is not None and math.isfinite(result.loss):  # JSON has no NaN
+        measured = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
     tensors: dict[str, Tensor | OwnedTensor] = {}
-    for part in learned:
+    for part in stateful:
         tensors |= part.state_dict()
     snapshot = writer.snapshot(
         state.step,
@@ -123,4 +142,4 @@ def publish(
         facts={"tokens": state.tokens, **measured, **facts},
         peers=saver.peers,
     )
-    saver.save(snapshot, best=score.loss if better and score else None)
+    saver.save(snapshot, best=result.loss if best and result else None)

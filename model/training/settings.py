@@ -1,4 +1,4 @@
-"""LoopConfig: what a run of training is asked to do, whatever the data; fit() in train.py reads it."""
+"""LoopConfig, the settings of fit() in train.py, and how `auto` is resolved."""
 
 from __future__ import annotations
 
@@ -17,62 +17,74 @@ from ..optimization.schedule import OptimizerConfig, warmup_steps
 from ..planning.budget import seconds_of
 from ..planning.plan import flops_per_token
 from .average import KINDS
-from .microbatch import best_rows
+from .microbatch import best_micro_batch_size
 
-LONG_SECONDS = 600  # a run on a CPU that earns its compilation back
-LONG_FLOPS = 1e14  # likewise, a thread: about so long where it has bfloat16 instructions, else longer
+LONG_SECONDS = 600  # from this time budget on, compiling pays on a CPU
+LONG_FLOPS = 1e14  # the same per thread: about that long with bfloat16 instructions, longer without
+
+TEXT = {"kind": "text"}
+DISTRIBUTED = {"group": "distributed"}
+SAVING = {"group": "evaluation and saving"}
+ADVANCED = {"group": "advanced"}
 
 
 @dataclass
 class WandbConfig:
     mode: str = "disabled"  # disabled | offline | online
-    project: str = "nextword"  # where wandb files the run
+    project: str = field(default="nextword", metadata=TEXT)  # Weights & Biases project
 
 
 @dataclass
 class LoopConfig:
-    """What fit() reads, whatever the data."""
+    """The settings of fit(), whatever the data."""
 
-    run_dir: str | None = None  # where the run lives
+    # directory of the run: checkpoints, metrics, config
+    run_dir: str | None = field(default=None, metadata={"kind": "path"})
     steps: int = 1000  # optimizer updates
-    time_budget: str | None = None  # time instead of steps: 90s, 10m, 1h30m; as many steps as fit, the decay included
-    dry_run: bool = False  # measure three steps, say what the run would take, stop
+    time_budget: str | None = None  # 90s, 10m, 1h30m: as many steps as fit, including the decay; replaces steps
+    dry_run: bool = False  # measure a few steps, print an estimate of the whole run, and stop
     batch_size: int = 16  # sequences per update, over all ranks
-    micro_batch: Any = None  # sequences per forward on one rank; null: all of its share; auto: the best that fits
-    activation_checkpointing: bool = False  # keep a layer's input only, compute the rest again in backward: less memory
-    seed: int = 1  # of the weights, the order of the data and dropout
+    micro_batch: Any = None  # sequences per forward on each rank; null: all of its batch | auto: the best size
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: slower, much less memory
+    seed: int = 1  # for weights, data order and dropout
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
-    compile: Any = "auto"  # auto (on a GPU; train.py: also on a CPU, for ten minutes or more) | true | false
-    parallel: str = "none"  # none | ddp | fsdp
+    compile: Any = "auto"  # auto (on a GPU; train.py: also on a CPU, for runs of about ten minutes) | true | false
+    parallel: str = field(default="none", metadata=DISTRIBUTED)  # none | ddp | fsdp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    weight_average: str = (
-        "none"  # which mean of the weights is evaluated, saved and used: none | ema | tail (the last steps)
-    )
-    ema_decay: float = 0.99  # ema: what is left of a step's weight after the next
-    tail_fraction: float = 0.1  # tail: the share of the steps that counts
-    log_every: int = 10  # steps between two lines of figures
-    eval_every: int | None = None  # null: ten times a run, at least 25 steps apart
-    save_every: int | None = None  # null: whenever it evaluates; a better evaluation always saves
-    sample_every: int | None = None  # steps between two texts that show how far it is; null: none
-    sample_prompt: str = ""  # what these texts continue; empty: the start of a document
-    keep_last: int = 2  # newest saved steps to keep, beside the best
-    save_in_background: bool = True  # write a checkpoint while training goes on, from a copy; false: wait for it
-    save_sharded: Any = "auto"  # auto | true | false: each rank writes a part; auto: fsdp, from 2 billion parameters
-    resume: Any = False  # false | true | auto
-    nonfinite_limit: int = 10  # skipped updates in a row that end the run
-    spike_deviations: float = 0.0  # skip updates whose gradient norm or loss lies so far above the usual; 0: none
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    debug: bool = False  # tracebacks for every error
+    # evaluate and save averaged weights: none | ema | tail (mean of the last steps)
+    weight_average: str = field(default="none", metadata=SAVING)
+    ema_decay: float = field(default=0.99, metadata=SAVING)  # ema: decay per step
+    tail_fraction: float = field(default=0.1, metadata=SAVING)  # tail: fraction of the steps to average
+    log_every: int = field(default=10, metadata=SAVING)  # steps between log lines
+    # steps between evaluations; null: ten per run, at least 25 steps apart
+    eval_every: int | None = field(default=None, metadata=SAVING)
+    # steps between checkpoints; null: eval_every. A better evaluation always saves
+    save_every: int | None = field(default=None, metadata=SAVING)
+    sample_every: int | None = field(default=None, metadata=SAVING)  # steps between sampled texts; null: none
+    # prompt of the sampled texts; empty: the start of a document
+    sample_prompt: str = field(default="", metadata=TEXT | SAVING)
+    keep_last: int = field(default=2, metadata=SAVING)  # newest checkpoints to keep, besides the best one
+    # write checkpoints from a copy while training continues
+    save_in_background: bool = field(default=True, metadata=ADVANCED)
+    # each rank writes a part: true | false | auto (fsdp with 2 billion parameters or more)
+    save_sharded: Any = field(default="auto", metadata=DISTRIBUTED)
+    resume: Any = False  # true | false | auto (resume if the run exists, else start it)
+    # abort after this many consecutive updates with non-finite gradients
+    nonfinite_limit: int = field(default=10, metadata=ADVANCED)
+    # skip updates with loss or gradient norm this many sigma above the mean; 0: off
+    spike_deviations: float = field(default=0.0, metadata=ADVANCED)
+    wandb: WandbConfig = field(default_factory=WandbConfig, metadata=SAVING)
+    debug: bool = False  # show tracebacks of user errors
 
     def validate(self) -> list[str]:
-        """All that is wrong beyond single types."""
+        """Returns all errors that the types alone do not catch."""
         world = parallel.World.from_environment()
-        found = [] if self.run_dir else ["run_dir is required: where to keep the run, such as run_dir=out/first"]
+        found = [] if self.run_dir else ["run_dir is required: the directory of the run, such as run_dir=out/first"]
         if self.dry_run and not self.resume:
             found = []
         elif self.dry_run:
-            found.append("dry_run=true describes a new run; leave out resume=")
+            found.append("dry_run=true is for a new run; leave out resume=")
         if self.micro_batch is not None and self.micro_batch != "auto" and not isinstance(self.micro_batch, int):
             found.append(f"micro_batch={self.micro_batch!r} is not a number, null or auto")
         micro_batch = self.micro_batch if isinstance(self.micro_batch, int) else None
@@ -87,9 +99,9 @@ class LoopConfig:
         if self.parallel not in parallel.STRATEGIES:
             found.append(f"parallel={self.parallel!r} is not one of {', '.join(parallel.STRATEGIES)}")
         elif world.size > 1 and self.parallel == "none":
-            found.append(f"this is one of {world.size} processes; say how they share the work: parallel=ddp or fsdp")
+            found.append(f"parallel=none with {world.size} processes; set parallel=ddp or parallel=fsdp")
         if world.size > 1 and ":" in self.device:
-            found.append(f"device={self.device} would give all {world.size} processes one device; use device=cuda")
+            found.append(f"device={self.device} would put all {world.size} processes on one device; use device=cuda")
         if world.size > 1 and self.parallel == "fsdp" and self.micro_batch == "auto":
             found.append("micro_batch=auto does not work with parallel=fsdp; set a number")
         if not 0 <= self.spike_deviations < math.inf:
@@ -107,9 +119,9 @@ class LoopConfig:
         if self.batch_size % world.size:
             found.append(f"batch_size={self.batch_size} is not divisible by the {world.size} processes")
         elif micro_batch is not None and micro_batch > 0 and self.batch_size // world.size % micro_batch:
-            share = self.batch_size // world.size
-            found.append(f"micro_batch={micro_batch} does not divide the {share} sequences of each process")
-        # A run that is resumed may end sooner than was meant when its warm-up was settled.
+            per_rank_batch = self.batch_size // world.size
+            found.append(f"micro_batch={micro_batch} does not divide the {per_rank_batch} sequences of each process")
+        # A resumed run may have fewer steps than when its warmup was fixed.
         if (
             self.steps >= 1
             and not (self.time_budget or self.resume)
@@ -131,34 +143,36 @@ class LoopConfig:
 Settings = TypeVar("Settings", bound=LoopConfig)
 
 
-def settle(
+def resolve_auto(
     cfg: Settings, model: GPT, compute: Compute, world: parallel.World, *, document_mask: bool = False
 ) -> Settings:
-    """The settings with `auto` replaced by what it came to, so that a resumed run need not decide anew.
+    """Returns the settings with each `auto` replaced by its value, so that a resumed run uses the same values.
 
-    The same holds for a warm-up that follows the number of steps: a run that is made longer is not warmed up again.
-
-    Device and compile stay as they were asked for: a run may go on elsewhere. Newton-Schulz, Muon's iteration,
-    tolerates bfloat16 and takes it where that is fast, whatever the model's own format.
+    The default warmup is fixed too: it depends on the number of steps, and a run that is extended must not warm up
+    again. Device and compile stay as given, since a run may resume on another machine. Muon's Newton-Schulz iteration
+    tolerates bfloat16, so it uses bfloat16 where that is fast, whatever the model's dtype.
     """
     optimizer = cfg.optimizer
     if optimizer.newton_schulz_dtype == "auto":
         optimizer = replace(optimizer, newton_schulz_dtype="bfloat16" if has_bfloat16(compute.device) else "float32")
     if not cfg.time_budget:
         optimizer = replace(optimizer, warmup_steps=warmup_steps(optimizer, cfg.steps))
-    share = cfg.batch_size // world.size
-    rows = cfg.micro_batch
-    if rows == "auto":
+    micro_batch_size = cfg.micro_batch
+    if micro_batch_size == "auto":
         model.to(compute.device)
-        found = best_rows(model, share, compute=compute, document_mask=document_mask)
-        rows = parallel.all_reduce_min(found, compute.device)
-    return replace(cfg, dtype=str(compute.dtype).removeprefix("torch."), optimizer=optimizer, micro_batch=rows)
+        best = best_micro_batch_size(
+            model, cfg.batch_size // world.size, compute=compute, document_mask=document_mask
+        )
+        micro_batch_size = parallel.all_reduce_min(best, compute.device)
+    dtype = str(compute.dtype).removeprefix("torch.")
+    return replace(cfg, dtype=dtype, optimizer=optimizer, micro_batch=micro_batch_size)
 
 
-def compiled_where_it_pays(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> Compute:
-    """compile=auto on a CPU: compiled where the run is long enough for the half minute or more that it takes.
+def resolve_compile(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> Compute:
+    """Resolves compile=auto on a CPU: compiles if the run is long enough to earn back half a minute of compilation.
 
-    Compiled steps are a tenth to a third faster. By arithmetic on the settings, so that a resumed run decides the same.
+    Compiled steps are a tenth to a third faster. The decision depends on the settings only, so a resumed run makes the
+    same one.
     """
     if cfg.compile != "auto" or compute.device.type != "cpu" or world.size > 1:
         return compute
@@ -168,14 +182,14 @@ def compiled_where_it_pays(cfg: LoopConfig, model: GPT, compute: Compute, world:
     return replace(compute, compile=long and not missing_for_compile(compute.device))
 
 
-def save_by_all(cfg: LoopConfig, model: GPT) -> bool:
-    """Whether each rank writes a part of a checkpoint: where asked for, or where one host might not hold it all."""
+def use_sharded_checkpoint(cfg: LoopConfig, model: GPT) -> bool:
+    """True if each rank writes a part of a checkpoint: on request, or if it may not fit the memory of one host."""
     large = cfg.parallel == "fsdp" and sum(p.numel() for p in model.parameters()) >= 2e9
     return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
 
 
-def what_was_resolved(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> dict[str, Any]:
-    """What a run prints at its start and keeps: where one of these changes, so may the last bits of what follows."""
+def runtime_info(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> dict[str, Any]:
+    """Returns what a run prints at its start and saves: if any of these change, results may differ in the last bits."""
     return compute.describe() | {
         "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
         "newton_schulz": cfg.optimizer.newton_schulz_dtype,

@@ -1,51 +1,24 @@
-"""Which updates are not made: those that are not finite, and on request those that stand out; the scale of float16."""
+"""Skips updates with non-finite gradients and, on request, loss or gradient spikes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from .. import InputError
+from .loss_scale import LossScale
+
+GOOD, NON_FINITE, OVERFLOW, SPIKE = 0, 1, 2, 3  # the status of an update
 
 
-class LossScale:
-    """Keeps float16 gradients within range: halves the scale after an overflow, doubles it after 2,000 good steps.
+class SpikeDetector:
+    """Finds updates whose gradient norm or loss is more than `deviations` standard deviations above its running mean.
 
-    For other number formats the scale is 1 and stays 1.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.active = dtype == torch.float16
-        self.scale = torch.tensor(2.0**16 if self.active else 1.0, device=device)
-        self.good_steps = torch.zeros((), device=device)
-
-    def update(self, norm: Tensor) -> None:
-        """After an update whose gradient had this norm (); a spike that was skipped is no overflow."""
-        if not self.active:
-            return
-        overflow = ~torch.isfinite(norm)
-        self.good_steps = torch.where(overflow, torch.zeros_like(self.good_steps), self.good_steps + 1)
-        grow = self.good_steps >= 2000
-        self.scale = torch.where(overflow, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)).clamp_min(1)
-        self.good_steps = torch.where(grow, torch.zeros_like(self.good_steps), self.good_steps)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"loss_scale.scale": self.scale, "loss_scale.good_steps": self.good_steps} if self.active else {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        if self.active and "loss_scale.scale" in state:
-            self.scale.copy_(state["loss_scale.scale"])
-            self.good_steps.copy_(state["loss_scale.good_steps"])
-
-
-class Spikes:
-    """Updates whose gradient norm or loss lies more than `deviations` standard deviations above its running mean.
-
-    Mean and variance are over about the last 50 updates; nothing is judged before there were as many. A spike counts in
-    them as if it lay at the border: so one leaves little trace, and a level that stays higher is soon the usual one.
+    Mean and variance cover about the last 50 updates; nothing is a spike before 50 updates were seen. A spike is
+    clamped to the threshold before it enters the statistics, so one spike barely moves them while a lasting shift is
+    absorbed.
     """
 
     MEMORY = 50
@@ -57,14 +30,14 @@ class Spikes:
         self.variance = torch.zeros(2, device=device)
 
     def check(self, norm: Tensor, loss: Tensor) -> Tensor:
-        """Whether this update is one, a boolean tensor (); takes it into the estimates."""
+        """True if this update is a spike, a boolean tensor (). Also updates the statistics."""
         now = torch.stack([norm, loss.to(norm.dtype)])
-        known = self.seen >= self.MEMORY
-        border = self.mean + self.deviations * self.variance.sqrt()
-        spike = known & (now > border).any()
+        warm = self.seen >= self.MEMORY
+        threshold = self.mean + self.deviations * self.variance.sqrt()
+        spike = warm & (now > threshold).any()
         finite = torch.isfinite(now).all()
         weight = torch.where(finite, 1 / (self.seen + 1).clamp_max(self.MEMORY), torch.zeros_like(self.seen))
-        now = torch.where(known, torch.minimum(now, border), now)
+        now = torch.where(warm, torch.minimum(now, threshold), now)
         difference = torch.where(finite, now - self.mean, torch.zeros_like(now))
         self.mean = self.mean + weight * difference
         self.variance = (1 - weight) * (self.variance + weight * difference.square())
@@ -72,83 +45,81 @@ class Spikes:
         return spike & finite
 
 
-BAD, OVERFLOW, SPIKE = 1, 2, 3  # what may be found of an update; 0: nothing
+class UpdateGuard:
+    """Decides on the device, identically on every rank, which updates to skip. The host reads the decisions later.
 
-
-class SkipGuard:
-    """Decides on the device, alike on every rank, which updates to skip; the host need not wait, and looks later.
-
-    Gradients that are not finite never reach the weights. With float16 an overflow is expected now and then and only
-    lowers the loss scale; it counts as an overflow as long as there is a scale to lower. Spikes (see there) are looked
-    for where `spike_deviations` is above 0.
+    Non-finite gradients never reach the weights. With float16 an occasional overflow is expected: it only lowers the
+    loss scale, and it counts as an overflow as long as the scale can be lowered. With spike_deviations > 0 spikes are
+    skipped too.
     """
 
-    UNSEEN = 1000  # findings that may wait for the host
+    MAX_PENDING = 1000
 
     def __init__(self, device: torch.device, *, spike_deviations: float = 0.0) -> None:
         self.device = device
-        self.waiting: list[tuple[int, Tensor]] = []  # step and finding () of the updates since the host last looked
-        self.in_row = 0  # bad updates, up to the last that was looked at
-        self.counts = {BAD: 0, OVERFLOW: 0, SPIKE: 0}
-        self.last = {BAD: 0, OVERFLOW: 0, SPIKE: 0}  # the step of the last one
+        self.pending: list[tuple[int, Tensor]] = []  # step and status () of the updates since the last sync_to_host()
+        self.consecutive_bad = 0  # non-finite updates without a good one in between
+        self.counts = {NON_FINITE: 0, OVERFLOW: 0, SPIKE: 0}
+        self.last_step = {NON_FINITE: 0, OVERFLOW: 0, SPIKE: 0}
         self.reported = dict(self.counts)
-        self.spikes = Spikes(spike_deviations, device) if spike_deviations else None
+        self.spikes = SpikeDetector(spike_deviations, device) if spike_deviations else None
 
     def check(self, norm: Tensor, step: int, scale: LossScale, *, loss: Tensor | None = None) -> Tensor:
-        """Whether to skip the update whose gradient has this norm (), a boolean tensor ().
+        """True if the update with this gradient norm () must be skipped, a boolean tensor ().
 
-        `loss` () is that of the batch; it is needed only where spikes are looked for.
+        `loss` () is the batch's mean loss; it is only needed to find spikes.
         """
-        skip = finding = ~(norm < math.inf)  # nor is NaN
+        non_finite = ~torch.isfinite(norm)
+        status = torch.where(non_finite, NON_FINITE, GOOD)
         if scale.active:
-            finding = torch.where(skip & (scale.scale > 1), OVERFLOW, finding)
+            status = torch.where(non_finite & (scale.scale > 1), OVERFLOW, status)
         if self.spikes is not None and loss is not None:
-            spike = self.spikes.check(norm, loss)
-            skip, finding = skip | spike, torch.where(spike, SPIKE, finding)
-        self.waiting.append((step, finding))
-        if len(self.waiting) == self.UNSEEN:
-            self.look()
-        return skip
+            status = torch.where(self.spikes.check(norm, loss), SPIKE, status)
+        self.pending.append((step, status))
+        if len(self.pending) == self.MAX_PENDING:
+            self.sync_to_host()
+        return status != GOOD
 
-    def look(self) -> None:
-        """Takes the findings since the last look to the host, which waits for them, and counts them."""
-        if not self.waiting:
+    def sync_to_host(self) -> None:
+        """Counts the pending statuses; this waits for the device."""
+        if not self.pending:
             return
-        findings = torch.stack([finding for _, finding in self.waiting]).tolist()
-        for (step, _), finding in zip(self.waiting, map(int, findings), strict=True):
-            if finding:
-                self.counts[finding] += 1
-                self.last[finding] = step
-            if finding == BAD:
-                self.in_row += 1
-            elif finding != OVERFLOW:
-                self.in_row = 0
-        self.waiting = []
+        statuses = torch.stack([status for _, status in self.pending]).tolist()
+        for (step, _), status in zip(self.pending, statuses, strict=True):
+            if status != GOOD:
+                self.counts[status] += 1
+                self.last_step[status] = step
+            if status == NON_FINITE:
+                self.consecutive_bad += 1
+            elif status != OVERFLOW:
+                self.consecutive_bad = 0
+        self.pending = []
 
     def report(self, *, limit: int, describe: Callable[[int], str]) -> list[str]:
-        """Warnings about updates that were skipped since the last report.
+        """Returns a warning for each kind of update skipped since the last report.
 
-        describe(step) names the batch. Raises InputError after `limit` bad updates in a row.
+        describe(step) names the batch. Raises InputError after `limit` non-finite updates in a row.
         """
-        self.look()
+        self.sync_to_host()
 
-        def where(finding: int) -> str:
-            step = self.last[finding]
+        def where(status: int) -> str:
+            step = self.last_step[status]
             return f"the last at step {step + 1}: {describe(step)}"
 
-        if self.in_row >= limit:
+        if self.consecutive_bad >= limit:
             raise InputError(
-                f"{self.in_row} updates in a row had no finite gradient, {where(BAD)}; lower optimizer.learning_rate"
+                f"{self.consecutive_bad} updates in a row had no finite gradient, {where(NON_FINITE)}; "
+                "lower optimizer.learning_rate"
             )
-        found = []
-        for finding, what in ((BAD, "gradient is not finite"), (SPIKE, "gradient or loss stands out")):
-            if new := self.counts[finding] - self.reported[finding]:
-                found.append(f"warning: skipped {new} update(s) whose {what}, {where(finding)}")
+        warnings = []
+        for status, cause in ((NON_FINITE, "a non-finite gradient"), (SPIKE, "a spike in loss or gradient norm")):
+            if new := self.counts[status] - self.reported[status]:
+                warnings.append(f"warning: skipped {new} update(s) with {cause}, {where(status)}")
         self.reported = dict(self.counts)
-        return found
+        return warnings
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next decision depends on."""
+        """The running statistics, which the next decision depends on."""
         if self.spikes is None:
             return {}
         return {f"spikes.{name}": getattr(self.spikes, name) for name in ("seen", "mean", "variance")}

@@ -142,7 +142,7 @@ def test_a_run_goes_on_from_one_process_to_two_and_back(runs, name):
 def test_what_is_not_a_number_on_one_rank_is_skipped_by_both(runs, strategy):
     found = losses(runs.folder / f"once-{strategy}")
     assert len(found) == 19  # the loss of the fourth step is none
-    assert "skipped 1 update(s) whose gradient is not finite, the last at step 4: batch of step 3" in runs.two.out
+    assert "skipped 1 update(s) with a non-finite gradient, the last at step 4: batch of step 3" in runs.two.out
     for _, value in reader.find(runs.folder / f"once-{strategy}").weights().items():
         assert torch.isfinite(value).all()
     for rank in (0, 1):
@@ -195,7 +195,7 @@ def test_sigterm_stops_all_ranks_after_the_same_step(options, tmp_path):
     stopped = int(ended.out.split("stopped after step ")[1].split()[0])
     assert reader.find(run_dir).step == stopped
     # The command that it prints goes on; so does one process alone, which a saved parallel=ddp does not disturb.
-    printed = shlex.split(ended.out.split("go on with:")[1].strip().splitlines()[0])
+    printed = shlex.split(ended.out.split("resume with:")[1].strip().splitlines()[0])
     assert printed[0] == "torchrun"
     more = [f"steps={stopped + 3}", "eval_every=1000", "save_every=1000"]
     ended = finish(start("-m", "torch.distributed.run", *printed[1:], *more))

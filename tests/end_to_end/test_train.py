@@ -20,7 +20,7 @@ from model.distributed import parallel
 from model.optimization.schedule import OptimizerConfig
 from model.training import settings, skip_updates
 from model.training.evaluate import evaluate
-from model.training.settings import LoopConfig, compiled_where_it_pays
+from model.training.settings import LoopConfig, resolve_compile
 from tests.families import make
 from tests.programs import NANO, finish, ok, run, start
 
@@ -94,7 +94,7 @@ def fit(tmp_path, data_of=lambda model: UnequalMasks(), **settings):
     compute = Compute.resolve("cpu", dtype=cfg.dtype)
     Path(tmp_path).mkdir(parents=True, exist_ok=True)
     train.fit(
-        cfg, model, NoTokenizer(), data_of(model), None, world=parallel.World(), compute=compute, facts={}
+        cfg, model, NoTokenizer(), data_of(model), None, world=parallel.World(), compute=compute, fingerprints={}
     )  # fmt: skip
     return model
 
@@ -140,7 +140,7 @@ def test_float16_overflows_lower_the_scale_and_are_counted_apart(tmp_path, capsy
 
 
 def test_a_spike_is_no_overflow(tmp_path, monkeypatch):
-    monkeypatch.setattr(skip_updates.Spikes, "check", lambda self, norm, loss: torch.tensor(True))
+    monkeypatch.setattr(skip_updates.SpikeDetector, "check", lambda self, norm, loss: torch.tensor(True))
     fit(tmp_path, dtype="float16", steps=2, spike_deviations=6.0)
     tensors, _ = reader.find(tmp_path).train_state()
     assert tensors["loss_scale.scale"].item() == 2**16
@@ -168,7 +168,7 @@ def test_evaluation_does_not_depend_on_the_batch_and_leaves_the_model_as_it_was(
     model = make("gpt2", dropout=0.5).train()
     compute = Compute.resolve("cpu", dtype="float32")
     before = torch.get_rng_state()
-    scores = [evaluate(model, Rows(7), compute=compute, rows=rows) for rows in (1, 3, 7, 16)]
+    scores = [evaluate(model, Rows(7), compute=compute, batch_size=rows) for rows in (1, 3, 7, 16)]
     assert torch.equal(before, torch.get_rng_state()) and model.training
     assert {score.tokens for score in scores} == {140}
     assert max(score.loss for score in scores) - min(score.loss for score in scores) < 1e-6
@@ -204,7 +204,7 @@ def test_a_long_run_on_a_cpu_is_compiled_and_a_short_one_is_not(monkeypatch):
     monkeypatch.setattr(settings, "missing_for_compile", lambda device: None)
 
     def decide(world=one, **changes) -> bool:
-        return compiled_where_it_pays(LoopConfig(**changes), model, resolved, world).compile
+        return resolve_compile(LoopConfig(**changes), model, resolved, world).compile
 
     assert not resolved.compile and not decide(steps=10_000)
     assert decide(steps=1_000_000) and not decide(steps=1_000_000, compile=False)
@@ -217,7 +217,7 @@ def test_a_long_run_on_a_cpu_is_compiled_and_a_short_one_is_not(monkeypatch):
 def test_a_run_that_is_made_longer_is_not_warmed_up_again(base, tmp_path):
     options = [*base, "steps=20", "eval_every=1000", "log_every=1", f"run_dir={tmp_path / 'run'}"]
     ok("train", *options)
-    assert "warm-up 2," in ok("train", f"run_dir={tmp_path / 'run'}", "resume=true", "steps=200")
+    assert "warmup 2," in ok("train", f"run_dir={tmp_path / 'run'}", "resume=true", "steps=200")
     rates = [line["learning_rate"] for line in lines(tmp_path / "run") if "learning_rate" in line]
     assert len(rates) == 200 and rates[2] == rates[20] == max(rates) > rates[1] > rates[0]
 
@@ -312,7 +312,7 @@ def test_a_run_of_before_a_setting_went_goes_on(base, tmp_path):
     assert "finished in" in ok("train", f"run_dir={run_dir}", "resume=true", "steps=4", *more)
     for step in reader.steps(run_dir):
         shutil.rmtree(step)
-    assert f"note: {run_dir} holds no saved step" in ok("train", f"run_dir={run_dir}", "resume=true")
+    assert f"note: {run_dir} holds no checkpoint" in ok("train", f"run_dir={run_dir}", "resume=true")
 
 
 def test_others_may_read_what_they_may_read_of_a_run(base, tmp_path):

@@ -7,15 +7,15 @@ import torch
 
 from model import InputError
 from model.checkpoints import reader
-from model.training.average import Average
+from model.training.average import WeightAverage
 from tests.families import make
 from tests.programs import ok, run
 
 
-def path(kind: str, steps: int, **settings: float) -> tuple[list[float], Average]:
+def path(kind: str, steps: int, **settings: float) -> tuple[list[float], WeightAverage]:
     """The mean after each of `steps` steps of a model whose one watched weight is the step's number."""
     model = make("modern", n_layer=1)
-    average, seen = Average(model, kind, **settings), []
+    average, seen = WeightAverage(model, kind, **settings), []
     for step in range(1, steps + 1):
         model.embed.weight.data.fill_(step)
         average.update(step, steps)
@@ -33,7 +33,7 @@ def test_tail_is_the_plain_mean_of_the_last_steps_and_begins_there():
 
 def test_a_run_made_longer_after_its_tail_begins_another_tail():
     model = make("modern", n_layer=1)
-    average = Average(model, "tail", fraction=0.1)
+    average = WeightAverage(model, "tail", fraction=0.1)
     for step in range(1, 41):
         model.embed.weight.data.fill_(step)
         average.update(step, 20 if step <= 20 else 40)
@@ -60,7 +60,7 @@ def test_none_keeps_nothing():
 
 def test_the_weights_have_their_own_bits_again_afterwards():
     model = make("gpt2")
-    average = Average(model, "ema")
+    average = WeightAverage(model, "ema")
     average.update(1, 9)
     with torch.no_grad():
         for p in model.parameters():
@@ -76,7 +76,7 @@ def test_the_weights_have_their_own_bits_again_afterwards():
 def test_a_saved_average_without_its_weights_is_refused():
     model = make("modern", n_layer=1)
     with pytest.raises(InputError, match=r"lacks the weights 'embed\.weight'"):
-        Average(model, "ema").load_state_dict({"average.count": torch.tensor(3)})
+        WeightAverage(model, "ema").load_state_dict({"average.count": torch.tensor(3)})
 
 
 @pytest.mark.parametrize("kind", ["ema", "tail"])

@@ -1,0 +1,64 @@
+"""One update of the weights: gradient, gradient norm, skip or not, clipping, optimizer step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..device import DTYPES, Compute
+from ..distributed import parallel, sharded
+from ..distributed.sharded_optimizer import ShardedOptimizer
+from ..gpt import GPT
+from ..optimization.optimizer import Optimizer
+from ..seeds import hash_seed
+from .evaluate import Batch
+from .loss_scale import LossScale
+from .microbatch import MicroBatches
+from .settings import LoopConfig
+from .skip_updates import UpdateGuard
+
+
+class TrainStep:
+    """Makes one update per call. Creates the optimizer, the loss scale and the guard, so create it after wrap()."""
+
+    def __init__(
+        self, cfg: LoopConfig, model: GPT, micro_batches: MicroBatches, *, world: parallel.World, compute: Compute
+    ) -> None:
+        self.cfg, self.micro_batches, self.world = cfg, micro_batches, world
+        optimizer_class = ShardedOptimizer if any(map(sharded.is_sharded, model.parameters())) else Optimizer
+        newton_schulz_dtype = DTYPES[cfg.optimizer.newton_schulz_dtype]
+        self.optimizer = optimizer_class(model, cfg.optimizer, newton_schulz_dtype=newton_schulz_dtype)
+        self.loss_scale = LossScale(compute.dtype, compute.device)
+        self.guard = UpdateGuard(compute.device, spike_deviations=cfg.spike_deviations)
+
+    def __call__(
+        self, step: int, batch: Batch, *, targets_in_step: int, lr_multiplier: float
+    ) -> tuple[Tensor, Tensor]:
+        """Updates the weights from this rank's rows of the batch of `step` (from 0).
+
+        targets_in_step: targets that carry loss, over all ranks. Returns the summed loss of this rank's rows and the
+        global gradient norm, both tensors ().
+        """
+        inputs, targets, doc_starts = batch
+        scale, grad_clip = self.loss_scale.scale, self.cfg.optimizer.grad_clip
+
+        # Each loss is a sum, divided by the number of targets in the whole step. So the gradient does not depend on the
+        # split into micro-batches or ranks. DDP and FSDP average over the ranks, hence the factor world.size.
+        weight = self.world.size / targets_in_step * scale
+        seed = hash_seed(self.cfg.seed, step, self.world.rank)  # of dropout; a resumed run draws the same
+        loss_sum = self.micro_batches.backward(inputs, targets, weight=weight, seed=seed, doc_starts=doc_starts)
+
+        # `skip` stays a tensor: reading it would wait for the device.
+        norm = self.optimizer.gradient_norm() / scale
+        loss = mean_over_ranks(loss_sum, targets_in_step) if self.cfg.spike_deviations else None
+        skip = self.guard.check(norm, step, self.loss_scale, loss=loss)
+        clip_divisor = (norm / grad_clip).clamp_min(1) if grad_clip else torch.ones_like(norm)
+        self.optimizer.step(lr_multiplier, divisor=scale * clip_divisor, skip=skip)
+        self.optimizer.zero_grad()
+        self.loss_scale.update(norm)
+        return loss_sum, norm
+
+
+def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
+    """Returns the mean loss of a step's batch, a tensor (). A collective: all ranks must call it."""
+    return parallel.all_reduce_sum(loss_sum.clone()) / targets
