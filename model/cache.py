@@ -14,9 +14,9 @@ from .config import ModelConfig
 class KVCache:
     """Keys and values (B, K, capacity, E) of each layer, and the number of tokens each row holds.
 
-    `length` is an int64 tensor (B,) on the device, so that shapes stay fixed and compiled code is not recompiled at each
-    step. Rows may differ in length. To prefill a ragged batch, pad it on the right and then set `length` to the true
-    lengths: slots beyond a row's length are masked and overwritten later. Lowering `length` drops the newest tokens.
+    `length` is an int64 tensor (B,) on the device, so that shapes stay fixed and no step recompiles. Rows may differ in
+    length. To prefill a ragged batch, pad it on the right and then set `length` to the true lengths: slots beyond a
+    row's length are masked and overwritten later. Lowering `length` drops the newest tokens.
     """
 
     def __init__(

@@ -89,10 +89,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         if not torch.cuda.is_available():
             raise InputError(f"device={name}: torch finds no CUDA device; use device=auto or device=cpu")
         index = local_rank if device.index is None else device.index
-        if index >= torch.cuda.device_count():
-            raise InputError(
-                f"device={name}: this machine has {torch.cuda.device_count()} CUDA device(s); use device=auto"
-            )
+        if index >= (count := torch.cuda.device_count()):
+            raise InputError(f"device={name}: cuda:{index} is not one of {count} CUDA device(s); use fewer processes")
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device=mps: torch finds no Apple GPU; use device=auto or device=cpu")
@@ -141,7 +139,7 @@ def resolve_compile(setting: bool | str, device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Lets glibc's malloc keep freed memory, which makes training on a CPU about 1.12 times as fast.
 
-    By default, malloc maps each large tensor from fresh pages and unmaps it when freed. Other C libraries are unchanged.
+    By default, malloc maps fresh pages for each large tensor and unmaps them when freed. Only glibc has this setting.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
