@@ -88,6 +88,16 @@ def test_a_parquet_error_names_the_columns_and_empty_cells_are_skipped(tmp_path)
     assert "row 1 is not text but int" in refused(tmp_path / "z.parquet", text_field="id")
 
 
+def test_a_new_table_format_is_a_function_and_an_entry_in_tables(tmp_path, monkeypatch):
+    def list_chunks(file, text_field):
+        rows = (tmp_path / file.name).read_text().splitlines()
+        yield chunks.Chunk(chunks.ROWS, file.path, file.name, file.explicit, file.n_bytes, 1, False, b"", rows)
+
+    monkeypatch.setitem(formats.TABLES, ".list", list_chunks)
+    (tmp_path / "x.list").write_text("one\n\nthree\n")
+    assert texts(str(tmp_path)) == {"x.list:1": "one", "x.list:3": "three"}
+
+
 @pytest.mark.parametrize("package, file", [("pyarrow", "a.parquet"), ("zstandard", "a.txt.zst")])
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package, file):
     monkeypatch.setitem(sys.modules, package, None)
