@@ -1,4 +1,4 @@
-"""Many prompts at once: what each asks for, and a batch of them continued in a fixed shape."""
+"""Bulk sampling: the settings of each prompt in a file, and a batch of prompts continued in a fixed shape."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import InputError
-from .inference.constraints import Rules
+from .inference.constraints import Constraints
 from .inference.sampling import SamplingConfig
 from .language_model import Completion, LanguageModel
 
-LARGEST = 2**63 - 1  # no integer beyond fits a tensor
+MAX_INTEGER = 2**63 - 1  # the largest that fits into a tensor
+MAX_SAMPLES = 10**6
 
 
 class Prompt(Protocol):
-    """A line of a file of prompts, and which of its samples."""
+    """One sample of one line of a prompt file."""
 
     @property
     def index(self) -> int: ...
@@ -32,7 +33,7 @@ class Prompt(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """How one prompt is to be continued."""
+    """How to continue one prompt."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     max_new_tokens: int = 200
@@ -41,86 +42,92 @@ class Request:
 
     @property
     def group(self) -> SamplingConfig:
-        """What the prompts of one batch have in common."""
+        """Prompts with equal groups can share a batch."""
         return self.sampling
 
     def validate(self) -> list[str]:
+        """All errors in the settings, one line each."""
         found = []
-        for name, least in (("max_new_tokens", max(1, self.sampling.min_new_tokens)), ("num_samples", 1)):
-            if (value := getattr(self, name)) < least:
-                found.append(f"{name}={value} must be at least {least}{' (min_new_tokens)' if least > 1 else ''}")
-        found += [f"num_samples={self.num_samples} must be at most a million"] if self.num_samples > 10**6 else []
+        for name, lowest in (("max_new_tokens", max(1, self.sampling.min_new_tokens)), ("num_samples", 1)):
+            if (value := getattr(self, name)) < lowest:
+                found.append(f"{name}={value} must be at least {lowest}{' (min_new_tokens)' if lowest > 1 else ''}")
+        if self.num_samples > MAX_SAMPLES:
+            found.append(f"num_samples={self.num_samples} must be at most {MAX_SAMPLES:,}")
         return found + self.sampling.validate()
 
     def changed(self, fields: Mapping[str, Any]) -> Request:
-        """This request but for the fields that a prompt has of its own; those that mean nothing here are left out.
+        """This request with a prompt's own settings; other fields of the prompt are ignored.
 
-        Raises InputError with all that is wrong: values that do not fit, names that are nearly one of ours.
+        Raises InputError with all errors: values of a wrong type or range, and names close to that of a setting.
         """
-        own, problems = {}, []
+        own, errors = {}, []
         for name, value in fields.items():
-            if name in HINTS:
+            if name in SETTINGS:
                 try:
-                    own[name] = fitted(value, HINTS[name])
+                    own[name] = convert(value, SETTINGS[name])
                 except TypeError as error:
-                    problems.append(f"{name}={value!r} does not fit: it takes {error}")
-            elif (close := misspelt(name)) is not None:
-                problems.append(f"unknown field {name!r}; did you mean {close!r}?")
-        if not own and not problems:
+                    errors.append(f"{name}={value!r} does not fit: it takes {error}")
+            elif (near := nearest_setting(name)) is not None:
+                errors.append(f"unknown field {name!r}; did you mean {near!r}?")
+        if not own and not errors:
             return self
-        ours = {name: value for name, value in own.items() if name in OWN}
-        theirs = {name: value for name, value in own.items() if name not in OWN}
-        request = dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **theirs), **ours)
-        if problems := problems + request.validate():
-            raise InputError(*problems)
+        request_fields = {name: value for name, value in own.items() if name in REQUEST_SETTINGS}
+        sampling_fields = {name: value for name, value in own.items() if name not in REQUEST_SETTINGS}
+        sampling = dataclasses.replace(self.sampling, **sampling_fields)
+        request = dataclasses.replace(self, sampling=sampling, **request_fields)
+        if errors := errors + request.validate():
+            raise InputError(*errors)
         return request
+
+
+REQUEST_SETTINGS = {name: hint for name, hint in typing.get_type_hints(Request).items() if name != "sampling"}
+SETTINGS = REQUEST_SETTINGS | typing.get_type_hints(SamplingConfig)  # every setting that a prompt may have of its own
 
 
 def request_reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str, Any]], Request]:
-    """What turns a prompt's fields into a Request; InputError also for what this model's vocabulary cannot fulfil."""
+    """Returns a function from a prompt's fields to its Request.
+
+    The function raises InputError for wrong settings, including constraints that the vocabulary cannot meet.
+    """
 
     @functools.lru_cache(maxsize=1000)
-    def check(sampling: SamplingConfig, max_new_tokens: int) -> None:
+    def check_constraints(sampling: SamplingConfig, max_new_tokens: int) -> None:
         if sampling.force_words or sampling.bad_words:
-            Rules(lm.vocabulary, sampling, room=max_new_tokens)
+            Constraints(lm.vocabulary, sampling, max_new_tokens=max_new_tokens)
 
     def read(fields: Mapping[str, Any]) -> Request:
         request = default.changed(fields)
-        check(request.sampling, request.max_new_tokens)
+        check_constraints(request.sampling, request.max_new_tokens)
         return request
 
-    if problems := default.validate():
-        raise InputError(*problems)
+    if errors := default.validate():
+        raise InputError(*errors)
     read({})
     return read
 
 
-OWN = {name: hint for name, hint in typing.get_type_hints(Request).items() if name != "sampling"}
-HINTS = OWN | typing.get_type_hints(SamplingConfig)  # every field that a prompt may have of its own
-
-
 @functools.lru_cache(maxsize=1000)
-def misspelt(name: str) -> str | None:
-    """The field that a name most likely stands for, if it is very near."""
-    return next(iter(difflib.get_close_matches(name.lower(), HINTS, n=1, cutoff=0.8)), None)
+def nearest_setting(name: str) -> str | None:
+    """The setting that a field's name most likely misspells, if one is very close."""
+    return next(iter(difflib.get_close_matches(name.lower(), SETTINGS, n=1, cutoff=0.8)), None)
 
 
-def fitted(value: Any, hint: Any) -> Any:
-    """A value from JSON as its field's type wants it. TypeError: what that is, in words."""
+def convert(value: Any, hint: Any) -> Any:
+    """Converts a JSON value to the type of its setting. Raises TypeError with the expected type in words."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if float in kinds:
             return float(value)
-        if int in kinds and isinstance(value, int) and abs(value) <= LARGEST:
+        if int in kinds and isinstance(value, int) and abs(value) <= MAX_INTEGER:
             return value
     if tuple[str, ...] in kinds:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
             return tuple(items)
-    words = {int: "an integer", float: "a number", type(None): "null", tuple[str, ...]: "a list of strings"}
-    raise TypeError(" or ".join(words[kind] for kind in kinds))
+    names = {int: "an integer", float: "a number", type(None): "null", tuple[str, ...]: "a list of strings"}
+    raise TypeError(" or ".join(names[kind] for kind in kinds))
 
 
 def continue_batch(
@@ -132,14 +139,14 @@ def continue_batch(
     rows: int,
     on_overflow: str = "slide",
 ) -> list[Completion]:
-    """Continues prompts (their ids) that share their sampling.
+    """Continues prompts (token ids) that have the same sampling settings.
 
-    indices: with each prompt's seed, what its noise depends on. The batch is padded to `rows` rows: its results are
-    then those of any other batch of this shape that holds the same prompts, to the bit. beyond: as for generate().
+    A prompt's noise depends on its seed and its entry in indices. The batch is padded to `rows` rows, so the results
+    are bit for bit those of any other batch of this shape with the same prompts. on_overflow: see generate().
     """
     last = len(prompts) - 1
-    padded = [min(row, last) for row in range(rows)]  # by copies of the last prompt, which last no longer than it does
-    made = lm.complete(
+    padded = [min(row, last) for row in range(rows)]  # copies of the last prompt, which take no longer than it does
+    completions = lm.complete(
         [prompts[row] for row in padded],
         max_new_tokens=[requests[row].max_new_tokens for row in padded],
         sampling=requests[0].sampling,
@@ -147,19 +154,19 @@ def continue_batch(
         indices=[indices[row] for row in padded],
         on_overflow=on_overflow,
     )
-    return made[: len(prompts)]
+    return completions[: len(prompts)]
 
 
 def continue_prompts(
     lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int, on_overflow: str = "slide"
 ) -> list[dict[str, Any]]:
-    """What a file of outputs says about each prompt of a batch, which is padded to `rows`."""
+    """The results of a batch, padded to `rows`, as fields of the output file."""
     indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
     ids = [lm.encode(prompt.text) for prompt in batch]
-    made = continue_batch(lm, ids, requests, indices=indices, rows=rows, on_overflow=on_overflow)
+    completions = continue_batch(lm, ids, requests, indices=indices, rows=rows, on_overflow=on_overflow)
     results = []
-    for prompt, request, answer in zip(batch, requests, made, strict=True):
-        logs = [round(value, 6) + 0.0 for value in answer.log_probabilities]  # float32 knows no more; -0.0 is 0.0
-        result = {"text": answer.text, "tokens": answer.tokens, "log_probabilities": logs, "ended": answer.ended}
+    for prompt, request, made in zip(batch, requests, completions, strict=True):
+        log_probs = [round(value, 6) + 0.0 for value in made.log_probabilities]  # float32 has no more; -0.0 becomes 0.0
+        result = {"text": made.text, "tokens": made.tokens, "log_probabilities": log_probs, "ended": made.ended}
         results.append({"sample": prompt.sample, **result} if request.num_samples > 1 else result)
     return results

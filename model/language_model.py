@@ -1,13 +1,13 @@
-"""LanguageModel: a model with its tokenizer in one hand, from text to text."""
+"""LanguageModel: a model with its tokenizer, text in and text out. sample.load(checkpoint) returns one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,25 +15,14 @@ from . import InputError
 from .device import Compute
 from .gpt import GPT
 from .inference.generate import NewToken, generate, overflow, per_row
+from .inference.inspect import Inspector
 from .inference.quantize import QualityLoss, quality_loss
 from .inference.sampling import SamplingConfig, checked, probabilities
-from .inference.score import OptionScore, Score, score_options, score_texts
-from .inference.vocabulary import Vocabulary
+from .inference.score import OptionScore, TextScore, score_options, score_texts
+from .inference.vocabulary import Tokenizer, Vocabulary
 from .next_word.distribution import NextWords, next_word_distribution
 from .next_word.word_table import Tables
 from .next_word.words import WordRule
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer; those of data/ have it."""
-
-    vocab_size: int
-    end_id: int
-    special_tokens: dict[str, int]
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
-    def token_bytes(self, token: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -45,70 +34,69 @@ class TokenProbability:
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation of ids. The lists have an entry a token; log-probabilities are natural."""
+    """One continuation of token ids. The lists have one entry per token; log-probabilities are in nats."""
 
-    text: str  # less the stop string and what follows it, and less a character that max_new_tokens cut in half
-    tokens: list[int]  # less the end token; the token that completed a stop string is the last
+    text: str  # without the stop string and what follows it, or half a character at the end
+    tokens: list[int]  # without the end token; the token that completed a stop string is the last
     log_probabilities: list[float]  # in the distribution that was sampled
-    model_log_probabilities: list[float]  # in the model's own: before constraints, penalties and filters
+    model_log_probabilities: list[float]  # in the model's own, before constraints, penalties and filters
     ended: str  # end (the end token) | stop (a stop string) | length (max_new_tokens)
-    alternatives: list[list[TokenProbability]]  # on request: the model's most probable tokens at each place
-    explanation: list[NewToken]  # on request: rank and what each filter did
-    forgotten: int  # how many of the oldest tokens of prompt and text the model did not see at the end
-    drafted: int  # how many tokens needed no forward of their own (speculative)
+    alternatives: list[list[TokenProbability]]  # with top_logprobs: the model's most probable tokens
+    explanation: list[NewToken]  # with explain: tokens with their details
+    forgotten: int  # the number of oldest tokens that were outside the context at the end
+    drafted: int  # the number of tokens that needed no forward of their own (speculative decoding)
 
 
 @dataclass(frozen=True)
 class Generation(Completion):
-    """One continuation of text."""
+    """One continuation of a text."""
 
     prompt: str
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A next word in a tree of them: its text with the space before it, its probability and that of the whole path."""
+    """A next word in a tree of next words."""
 
-    text: str
+    text: str  # with the space before it, if it mostly comes with one
     kind: str
-    probability: float  # at least
-    cumulative: float  # the product along the path: each word taken with the space, or without it, as it mostly comes
+    probability: float  # lower bound, given the path to it
+    cumulative: float  # the product of these along the path
     children: list[Continuation]
 
 
 @dataclass(frozen=True, repr=False)
 class LanguageModel:
-    """A model with its tokenizer in one hand; what sample.load returns."""
+    """A model with its tokenizer, on one device."""
 
     model: GPT
     tokenizer: Tokenizer
     compute: Compute
-    directory: Path  # the step directory it was read from
+    directory: Path  # the checkpoint's step directory
 
     def __repr__(self) -> str:
-        size = sum(weight.numel() for weight in self.model.parameters())
+        with torch.device("meta"):  # the network as configured: prepare_for_decoding unties heads and packs weights
+            size = sum(weight.numel() for weight in GPT(self.model.config).parameters())
         return f"<LanguageModel {self.directory}: {size:,} parameters, {self.tokenizer.vocab_size:,} tokens>"
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        special = {token: name for name, token in self.tokenizer.special_tokens.items()}
-        tokens = (b"" if i in special else self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size))
-        return Vocabulary(tuple(tokens), special, self.tokenizer.end_id)
+        return Vocabulary.of(self.tokenizer)
 
     @cached_property
     def _tables(self) -> dict[WordRule, Tables]:
-        """What is known of the vocabulary under each word rule so far: kept from prompt to prompt."""
+        """The vocabulary's word tables by word rule, filled on demand and shared by all prompts."""
         return {}
 
     def encode(self, prompt: str) -> list[int]:
-        """The ids that a prompt stands for; an empty prompt is the start of a document."""
+        """The ids of a prompt; an empty prompt is the start of a document."""
         return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
 
     @torch.no_grad()
     def next_tokens(
         self, prompt: str, *, top: int = 20, sampling: SamplingConfig | None = None
     ) -> list[TokenProbability]:
-        """The most probable next tokens after `prompt` (its last `context` tokens), best first."""
+        """The `top` most probable next tokens after `prompt`, best first. Only its last `context` tokens count."""
         if top < 1:
             raise InputError(f"top={top} must be at least 1")
         ids = torch.tensor([self.encode(prompt)[-self.model.config.context :]], device=self.compute.device)
@@ -116,12 +104,11 @@ class LanguageModel:
             logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
         probs = probabilities(logits, checked(sampling))[0]
         best = probs.topk(min(top, len(probs)))
-        return [self.named(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [TokenProbability(token, self.token_text(token), p) for token, p in pairs]
 
-    def named(self, token: int, probability: float) -> TokenProbability:
-        return TokenProbability(
-            token, self.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace"), probability
-        )
+    def token_text(self, token: int) -> str:
+        return self.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
 
     def next_words(
         self,
@@ -134,11 +121,11 @@ class LanguageModel:
         rule: WordRule | None = None,
         sampling: SamplingConfig | None = None,
     ) -> NextWords:
-        """The most probable next words (or what comes in a word's place), each with a lower and an upper bound.
+        """The most probable next words (and other outcomes), each with a lower and an upper bound.
 
-        See model/next_word.py: the search stops when the order of the `top` is proven, when all that is unexplored is
-        at most `tolerance`, or after `max_expansions` tokens. Spaces at the prompt's end change nothing, unless
-        token_healing=False. `rule` says what a word is.
+        The search stops when the order of the `top` is certain, when the unexplored mass is at most `tolerance`, or
+        after `max_expansions` tokens; see next_word/README.md. With token_healing, spaces at the end of the prompt do
+        not matter. `rule` defines words.
         """
         rule = rule or WordRule()
         if rule not in self._tables:
@@ -159,26 +146,25 @@ class LanguageModel:
     def continuations(
         self, prompt: str, *, branches: int = 3, depth: int = 3, rule: WordRule | None = None
     ) -> list[Continuation]:
-        """A tree of the most probable next words and of what follows each, `depth` words deep."""
+        """A tree of the most probable next words, `branches` at each place and `depth` words deep."""
         if branches < 1 or depth < 1:
             raise InputError(f"branches={branches} and depth={depth} must be at least 1")
-        return self._continuations(prompt, True, 1.0, branches, depth, rule)
 
-    def _continuations(
-        self, text: str, token_healing: bool, before: float, branches: int, depth: int, rule: WordRule | None
-    ) -> list[Continuation]:
-        text, found = text.rstrip(" ") if token_healing else text, []
-        for outcome in self.next_words(text, top=branches, token_healing=token_healing, rule=rule).words:
-            piece = " " * (outcome.spaced > 0.5) + outcome.word
-            cumulative = before * outcome.lower
-            ends = depth == 1 or outcome.kind in ("special", "byte")
-            # Exact bytes from here on: a space that is a node of the tree is not taken back.
-            children = [] if ends else self._continuations(text + piece, False, cumulative, branches, depth - 1, rule)
-            found.append(Continuation(piece, outcome.kind, outcome.lower, cumulative, children))
-        return found
+        def tree(text: str, parent: float, depth: int, *, token_healing: bool) -> list[Continuation]:
+            nodes = []
+            for outcome in self.next_words(text, top=branches, token_healing=token_healing, rule=rule).words:
+                word = " " * (outcome.spaced > 0.5) + outcome.word
+                cumulative = parent * outcome.lower
+                is_leaf = depth == 1 or outcome.kind in ("special", "byte")
+                # Without token healing, which would remove a space that is a node of the tree.
+                children = [] if is_leaf else tree(text + word, cumulative, depth - 1, token_healing=False)
+                nodes.append(Continuation(word, outcome.kind, outcome.lower, cumulative, children))
+            return nodes
+
+        return tree(prompt.rstrip(" "), 1.0, depth, token_healing=True)
 
     def overflow(self, prompt: str, max_new_tokens: int) -> str | None:
-        """In words, where prompt and new text may outgrow the context and the oldest be forgotten; else None."""
+        """A sentence saying that prompt and new text may exceed the context, or None if they fit."""
         return overflow(len(self.encode(prompt)), max_new_tokens, context=self.model.config.context)
 
     def generate(
@@ -193,10 +179,12 @@ class LanguageModel:
         explain: bool = False,
         speculative: bool = False,
     ) -> list[Generation]:
-        """Continues each prompt until its end token, a stop string or max_new_tokens; see model/generate.py.
+        """Continues each prompt until the end token, a stop string or max_new_tokens; see inference/generate.py.
 
-        Row i depends on its prompt, its limit, its seed and i alone. beyond: what happens at the end of the model's
-        context, slide (the oldest half is forgotten) or refuse. alternatives: how many to list at each place.
+        Row i depends only on its prompt, limit and seed, and on i. on_overflow: at the end of the context, "slide"
+        drops the older half, "error" raises InputError if that could happen. top_logprobs: the number of alternatives
+        to report for each token. explain: report each token's rank and the effect of every filter. speculative:
+        continues one prompt after the other, each faster where its text repeats itself, with the same result.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if not prompts:
@@ -211,7 +199,7 @@ class LanguageModel:
             explain=explain,
             speculative=speculative,
         )
-        return [Generation(**vars(made), prompt=prompt) for prompt, made in zip(prompts, completions, strict=True)]
+        return [Generation(**vars(row), prompt=prompt) for prompt, row in zip(prompts, completions, strict=True)]
 
     def complete(
         self,
@@ -226,46 +214,47 @@ class LanguageModel:
         explain: bool = False,
         speculative: bool = False,
     ) -> list[Completion]:
-        """As generate, on ids. A row's noise is a function of its seed and index; by default the index of row i is i.
-
-        speculative: the rows go one by one, each faster where its text repeats itself; the result is the same.
-        """
-        everyone = range(len(prompts))
-        limits = per_row("max_new_tokens", max_new_tokens, len(prompts))
-        seeds = per_row("seed", seed, len(prompts))
-        numbers = everyone if indices is None else indices
+        """generate() on token ids. A row's noise is a function of its seed and index; row i has index i by default."""
+        n_rows = len(prompts)
+        limits, seeds = per_row("max_new_tokens", max_new_tokens, n_rows), per_row("seed", seed, n_rows)
+        indices = range(n_rows) if indices is None else indices
+        inspector = Inspector(top_logprobs=top_logprobs, explain=explain) if top_logprobs or explain else None
         rows: list[list[NewToken]] = [[] for _ in prompts]
-        for group in [[i] for i in everyone] if speculative else [everyone]:
+        for batch in [[i] for i in range(n_rows)] if speculative else [range(n_rows)]:
             for step in generate(
                 self.model,
-                [prompts[i] for i in group],
-                max_new_tokens=[limits[i] for i in group],
+                [prompts[i] for i in batch],
+                max_new_tokens=[limits[i] for i in batch],
                 sampling=sampling,
-                seed=[seeds[i] for i in group],
-                indices=[numbers[i] for i in group],
+                seed=[seeds[i] for i in batch],
+                indices=[indices[i] for i in batch],
                 vocabulary=self.vocabulary,
                 compute=self.compute,
                 on_overflow=on_overflow,
-                top_logprobs=top_logprobs,
-                explain=explain,
+                inspector=inspector,
                 speculative=speculative,
             ):
-                for i, new in zip(group, step, strict=True):
+                for i, new in zip(batch, step, strict=True):
                     if new is not None:
                         rows[i].append(new)
-        return [self.completion(row, explain=explain) for row in rows]
+        return [self._completion(row) for row in rows]
 
-    def completion(self, row: Sequence[NewToken], *, explain: bool) -> Completion:
-        """What the new tokens of a row make up."""
+    def _completion(self, row: Sequence[NewToken]) -> Completion:
+        """Joins the new tokens of a row."""
         written = [new for new in row if new.ended != "end"]
+        details = [new.details for new in written if new.details]
         return Completion(
             text="".join(new.text for new in row),
             tokens=[new.id for new in written],
             log_probabilities=[new.log_probability for new in written],
             model_log_probabilities=[new.model_log_probability for new in written],
             ended=row[-1].ended or "length",
-            alternatives=[[self.named(*pair) for pair in new.alternatives] for new in written if new.alternatives],
-            explanation=written if explain else [],
+            alternatives=[
+                [TokenProbability(token, self.token_text(token), p) for token, p in one.alternatives]
+                for one in details
+                if one.alternatives
+            ],
+            explanation=[new for new in written if new.details and new.details.filters],
             forgotten=row[-1].forgotten,
             drafted=sum(new.drafted for new in row),
         )
@@ -281,7 +270,7 @@ class LanguageModel:
         on_overflow: str = "slide",
         speculative: bool = False,
     ) -> Iterator[str]:
-        """Yields the text of generate(prompt) as it comes: whole characters, nothing that a stop string may cut off."""
+        """Yields the text of generate(prompt) piece by piece, in whole characters that no stop string can cut off."""
         for [new] in generate(
             self.model,
             [self.encode(prompt)],
@@ -297,43 +286,41 @@ class LanguageModel:
             if new is not None and new.text:
                 yield new.text
 
-    def score(self, text: str, *, prompt: str = "") -> Score:
-        """How probable `text` is after `prompt` (default: at the start of a document), token by token and in all.
+    def score(self, text: str, *, prompt: str = "") -> TextScore:
+        """The probability of `text` after `prompt` (default: at the start of a document), token by token.
 
-        Both are made into tokens apart; spaces at the prompt's end count as the text's beginning.
+        Both are tokenized separately; spaces at the end of the prompt move to the text.
         """
         return score_texts(self, [(prompt, text)])[0]
 
     def choose(
         self, prompt: str, options: Sequence[str], *, method: str = "raw", neutral: str = ""
     ) -> list[OptionScore]:
-        """Each option's log-probability after the prompt: raw, per byte, and its gain over that after `neutral`.
+        """Zero-shot classification: scores each option after the prompt. The choice has the highest `probability`.
 
-        A classifier without training: the option of the highest `probability`, a softmax of the measure that `method`
-        names (raw, normalised, pmi), is the model's choice. Options usually begin with a space. For many questions
-        at once see model.score.score_options.
+        method: the measure that `probability` is a softmax of: raw log-probability, normalised (per byte), or pmi (the
+        gain over the log-probability after `neutral`). Options usually begin with a space. For many questions at once,
+        see inference/score.py.
         """
         if isinstance(options, str) or len(set(options)) < len(options):
-            raise InputError(f"options={options!r} must be a list of texts, no two alike")
+            raise InputError(f"options={options!r} must be a list of different texts")
         return score_options(self, [(prompt, options)], method=method, neutral=neutral)[0]
 
     def explained(self, sample: Completion) -> list[dict[str, Any]]:
-        """How each token of a completion made with explain=True was chosen: its rank, what every filter did, others."""
-        others = sample.alternatives or [[]] * len(sample.explanation)
-        return [
-            {
-                "text": self.named(new.id, 0.0).text,
-                "rank": new.rank,
-                "probability": math.exp(new.model_log_probability),
-                "filters": [asdict(step) for step in new.filters],
-                "alternatives": [asdict(other) for other in alternatives],
-            }
-            for new, alternatives in zip(sample.explanation, others, strict=True)
-        ]
+        """How each token of a completion made with explain=True was chosen, as a row of a table."""
+        rows = []
+        for new in sample.explanation:
+            details: dict[str, Any] = asdict(new)["details"]
+            others = [{"text": self.token_text(token), "probability": p} for token, p in details["alternatives"]]
+            probability = math.exp(new.model_log_probability)
+            rows.append(
+                {"text": self.token_text(new.id), "probability": probability, **details, "alternatives": others}
+            )
+        return rows
 
     def quality_loss(self, exact: LanguageModel, prompt: str) -> QualityLoss:
-        """How far this model's numbers are from exact ones: both read the prompt and 64 greedy tokens behind it."""
+        """Compares this model's predictions with exact ones, on the prompt followed by 64 greedy tokens."""
         ids = self.encode(prompt)
-        [made] = self.complete([ids], max_new_tokens=64, sampling=SamplingConfig(temperature=0))
-        text = torch.tensor([[*ids, *made.tokens][-self.model.config.context :]], device=self.compute.device)
+        [greedy] = self.complete([ids], max_new_tokens=64, sampling=SamplingConfig(temperature=0))
+        text = torch.tensor([[*ids, *greedy.tokens][-self.model.config.context :]], device=self.compute.device)
         return quality_loss(exact.model, self.model, text, compute=self.compute)

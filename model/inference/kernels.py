@@ -1,8 +1,8 @@
-"""Linear layers for decoding one row on a CPU, where the speed is that of reading the weights.
+"""Linear layers for decoding one row on a CPU, where the speed is that of reading the weights from memory.
 
-F.linear hands a float32 product of one row to a BLAS that reads memory at a quarter to a half of its bandwidth. oneDNN
-reads up to twice as fast, and a compiled step that fuses the sums into its own loops comes close to the bandwidth:
-1.6 to 2.3 times the tokens per second. None of these has a gradient, so training keeps nn.Linear.
+F.linear passes a float32 product of one row to a BLAS that reaches a quarter to a half of the memory bandwidth. oneDNN
+is up to twice as fast, and a compiled step that fuses the sums into its own loops comes close to the bandwidth: 1.6 to
+2.3 times the tokens per second. None of these has a gradient, so training keeps nn.Linear.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def decoding_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def fused_sum(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One row times each row of the weights, summed in float32 whatever their dtype."""
+    """The product of one row x (..., I) as a sum that a compiler fuses; accumulates in float32 in any dtype."""
     y = (weight * x.float().unsqueeze(-2)).sum(-1)
     return y if bias is None else y + bias
 
 
 def has_onednn_linear() -> bool:
-    """True if this torch has oneDNN's linear; no public function reaches it."""
+    """True if this torch has oneDNN's linear operator, which has no public interface."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class DecodingLinear(nn.Module):
-    """nn.Linear for inference: shares its weights and multiplies with decoding_linear."""
+    """nn.Linear for inference, with the same weights, multiplied by decoding_linear."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()

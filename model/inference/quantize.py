@@ -1,4 +1,4 @@
-"""Weights in fewer bits for decoding, which is as fast as the weights are read; and what that costs in quality."""
+"""Weights in fewer bits for decoding, whose speed is that of reading the weights; and the loss in quality."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..device import Compute
 from ..gpt import GPT
 from .kernels import DecodingLinear, decoding_linear
 
-FEW_ROWS = 32  # up to here the int8 kernel beats unpacking the whole matrix for an ordinary product
+FEW_ROWS = 32  # up to this many rows the int8 kernel beats unpacking the matrix for an ordinary product
 
 
-class NarrowLinear(nn.Module):
+class HalfLinear(nn.Module):
     """A linear layer whose matrix is stored in bfloat16 or float16. The input is cast to it; the bias stays float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype) -> None:
@@ -29,9 +29,9 @@ class NarrowLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are integers from -127 to 127 times one scale for each output.
+    """A linear layer with symmetric int8 weights (O, I), from -127 to 127, and one scale per output (O,).
 
-    The scale is the largest weight of that output / 127, so a weight is off by at most half of it.
+    The scale is the output's largest absolute weight / 127, so rounding changes a weight by at most half a scale.
     """
 
     weight: Tensor
@@ -41,8 +41,8 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         weight = weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (O,); a row of zeros, as of padding, stays zeros
-        scale = scale.to(torch.bfloat16)  # as the kernel wants it, which is slow in float32; divide by just that
+        scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # the minimum keeps rows of zeros (padding) zero
+        scale = scale.to(torch.bfloat16)  # the kernel is slow with float32 scales; divide by the rounded value
         self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach())
@@ -59,20 +59,20 @@ class Int8Linear(nn.Module):
 
 @torch.no_grad()
 def prepare_for_decoding(model: GPT, compute: Compute) -> GPT:
-    """Replaces the linear layers of a loaded model, in place, by those that decode fastest; returns the model.
+    """Replaces a loaded model's linear layers in place by the fastest for decoding; returns the model.
 
-    The matrices are stored as `compute` asks: int8, bfloat16, float16, or float32 as they are. Embedding, norms, biases
-    and the residual stream stay float32. A head tied to the embedding becomes a layer of its own. Inference only.
+    The matrices are stored as `compute` says: int8, bfloat16, float16 or unchanged float32. Embedding, norms, biases
+    and the residual stream stay float32. A head tied to the embedding gets a matrix of its own. Inference only.
     """
-    if compute.device.type != "cpu" and not compute.narrow:
+    if compute.device.type != "cpu" and not compute.cast_weights:
         return model  # plain nn.Linear is the fastest there
 
     def replacement(layer: nn.Linear | nn.Embedding) -> nn.Module:
         bias = getattr(layer, "bias", None)
         if compute.int8:
             return Int8Linear(layer.weight, bias)
-        if compute.narrow:
-            return NarrowLinear(layer.weight, bias, dtype=compute.dtype)
+        if compute.cast_weights:
+            return HalfLinear(layer.weight, bias, dtype=compute.dtype)
         return DecodingLinear(layer.weight, bias)
 
     for module in list(model.modules()):
@@ -86,31 +86,31 @@ def prepare_for_decoding(model: GPT, compute: Compute) -> GPT:
 
 @dataclass(frozen=True)
 class QualityLoss:
-    """How far one model's next-token predictions are from the exact ones, over the positions of some text."""
+    """The distance between a quantized model's next-token predictions and the exact ones, over a text's positions."""
 
-    largest: float  # |logit difference|, the logits of each position taken relative to their mean
+    largest: float  # |logit difference|, after subtracting each position's mean logit
     mean: float
-    divergence: float  # KL(exact || narrowed), the mean over positions in nats per token
+    divergence: float  # mean KL(exact || quantized), nats per token
     positions: int
 
     def __str__(self) -> str:
         return (
-            f"logits off by {self.mean:.4f} on average and {self.largest:.3f} at most, "
+            f"logits differ by {self.mean:.4f} on average and {self.largest:.3f} at most, "
             f"KL {self.divergence:.1e} nats per token over {self.positions} positions"
         )
 
 
-def compare(exact: Tensor, narrowed: Tensor) -> QualityLoss:
-    """Logits (..., V) of the same text from two models. Their mean at a position is taken out: it changes nothing."""
-    p, q = (torch.log_softmax(logits.double().flatten(0, -2), dim=-1) for logits in (exact, narrowed))
+def compare_logits(exact: Tensor, quantized: Tensor) -> QualityLoss:
+    """Compares two models' logits (..., V) on one text, less each position's mean, which affects no probability."""
+    p, q = (torch.log_softmax(logits.double().flatten(0, -2), dim=-1) for logits in (exact, quantized))
     difference = ((q - q.mean(-1, keepdim=True)) - (p - p.mean(-1, keepdim=True))).abs()
     divergence = (p.exp() * (p - q)).sum(-1).mean()
     return QualityLoss(difference.max().item(), difference.mean().item(), divergence.item(), len(p))
 
 
 @torch.no_grad()
-def quality_loss(exact: GPT, narrowed: GPT, ids: Tensor, *, compute: Compute) -> QualityLoss:
-    """Both read ids (B, T), teacher-forced: `exact` in float32, `narrowed` as `compute` says."""
+def quality_loss(exact: GPT, quantized: GPT, ids: Tensor, *, compute: Compute) -> QualityLoss:
+    """Compares both models' predictions on ids (B, T): `exact` in float32, `quantized` as `compute` says."""
     with compute.autocast():
-        got = narrowed(ids)
-    return compare(exact(ids), got)
+        logits = quantized(ids)
+    return compare_logits(exact(ids), logits)

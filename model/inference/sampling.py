@@ -1,4 +1,4 @@
-"""From logits to probabilities to a token: penalties, temperature, the filters, the draw."""
+"""Logits to probabilities to a token: penalties, temperature, filters and the draw. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor
 
 from .. import InputError
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair (json's \ud800), which no UTF-8 can hold
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair (\ud800 in JSON), which UTF-8 cannot encode
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to choose the next token; the defaults draw from the model's own distribution.
+    """How to choose the next token. The defaults sample from the model's own distribution.
 
-    Applied in this order: what banned, forced and min_new_tokens exclude, penalties, temperature, top_k, top_p, min_p,
-    typical_p. Each filter sees the probabilities that the one before it left, and scales what it keeps to a sum of 1.
+    The steps apply in this order: constraints (bad_words, force_words, min_new_tokens), penalties, temperature, top_k,
+    top_p, min_p, typical_p. Each filter reads the probabilities that the previous one left, and renormalises.
     """
 
-    temperature: float = 1.0  # 0: always the most probable token
+    temperature: float = 1.0  # 0: greedy, always the most probable token
     top_k: int | None = None  # keep the k most probable tokens
-    top_p: float | None = None  # keep the fewest tokens whose probabilities reach p (Holtzman et al. 2020)
+    top_p: float | None = None  # keep the fewest tokens whose probabilities sum to p (Holtzman et al. 2020)
     min_p: float | None = None  # keep tokens at least this fraction as probable as the best (Nguyen et al. 2024)
-    typical_p: float | None = None  # as top_p, the least surprisingly surprising first (Meister et al. 2022)
+    typical_p: float | None = None  # top_p over tokens sorted by |surprisal - entropy| (Meister et al. 2022)
     repetition_penalty: float = 1.0  # divides the logits of tokens in prompt and new text (CTRL: Keskar et al. 2019)
     presence_penalty: float = 0.0  # subtracted from the logit of each token in the new text
-    frequency_penalty: float = 0.0  # likewise, times how often the new text has it
-    min_new_tokens: int = 0  # before so many, neither the end token nor a stop string ends the text
+    frequency_penalty: float = 0.0  # subtracted as well, times the token's count in the new text
+    min_new_tokens: int = 0  # until then neither the end token nor a stop string ends the text
     stop: tuple[str, ...] = ()  # the text ends before the first of these
-    bad_words: tuple[str, ...] = ()  # never in the new text, however it is cut into tokens
-    force_words: tuple[str, ...] = ()  # somewhere in the new text, in any order
+    bad_words: tuple[str, ...] = ()  # strings that never appear in the new text, however they are tokenized
+    force_words: tuple[str, ...] = ()  # strings that must appear in the new text, in any order
 
     def validate(self) -> list[str]:
-        """Everything that is wrong with the settings, one line each. NaN fails every comparison, so it is wrong too."""
+        """All errors in the settings, one line each."""
         found = []
-        for name, valid, range_ in (
+        for name, valid, range_ in (  # NaN fails every comparison
             ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or above"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1 (null: no limit)"),
             ("top_p", self.top_p is None or 0 <= self.top_p <= 1, "between 0 and 1 (null: no limit)"),
@@ -53,37 +53,38 @@ class SamplingConfig:
             if not valid:
                 found.append(f"{name}={getattr(self, name)} must be {range_}")
         for name in ("stop", "bad_words", "force_words"):
-            if isinstance(getattr(self, name), str):
-                found.append(f"{name}={getattr(self, name)!r} must be a list of strings")
-            elif not all(isinstance(text, str) and text and not SURROGATE.search(text) for text in getattr(self, name)):
-                found.append(f"{name}={list(getattr(self, name))} holds what is no text of at least one character")
+            strings = getattr(self, name)
+            if isinstance(strings, str):
+                found.append(f"{name}={strings!r} must be a list of strings")
+            elif not all(isinstance(text, str) and text and not SURROGATE.search(text) for text in strings):
+                found.append(f"{name}={list(strings)} must contain only non-empty strings of valid Unicode")
         return found
 
     @property
     def filters(self) -> str:
-        """The temperature and filters that are on, as on a command line; empty: the model's own distribution."""
+        """The temperature and filters that are on, as on a command line: "temperature=0.7 top_k=20"; "" for none."""
         off = {"temperature": 1.0} | dict.fromkeys(FILTERS)
         return " ".join(f"{name}={getattr(self, name)}" for name in off if getattr(self, name) != off[name])
 
     @property
-    def penalizes(self) -> bool:
+    def has_penalties(self) -> bool:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
 
 def checked(sampling: SamplingConfig | None) -> SamplingConfig:
-    """The settings, or the defaults. Raises InputError for what is wrong with them."""
+    """Returns the settings, or the defaults for None. Raises InputError with all errors in them."""
     sampling = sampling or SamplingConfig()
-    if problems := sampling.validate():
-        raise InputError(*problems)
+    if errors := sampling.validate():
+        raise InputError(*errors)
     return sampling
 
 
 def penalize(logits: Tensor, sampling: SamplingConfig, *, seen: Tensor, counts: Tensor) -> Tensor:
-    """Lowers the logits (B, V) of tokens that were used. seen (B, V), bool: those in the prompt or in the new text;
-    counts (B, V): how often the new text has each.
+    """Lowers the logits (B, V) of used tokens.
 
-    Repetition: as in CTRL, but a negative logit is multiplied, for dividing it would reward the token. Presence and
-    frequency: as in OpenAI's interface.
+    seen (B, V), bool: the tokens in the prompt or the new text. counts (B, V): each token's count in the new text.
+    The repetition penalty is CTRL's, but multiplies negative logits: dividing them would favour the token. Presence
+    and frequency penalties are those of OpenAI's API.
     """
     if (theta := sampling.repetition_penalty) != 1:
         logits = torch.where(seen, torch.where(logits > 0, logits / theta, logits * theta), logits)
@@ -93,15 +94,15 @@ def penalize(logits: Tensor, sampling: SamplingConfig, *, seen: Tensor, counts: 
 
 
 def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
-    """logits (..., V) -> the probabilities (..., V) that sampling draws from, in float32; they sum to 1.
+    """logits (..., V) -> the probabilities (..., V) to sample from, float32, which sum to 1.
 
-    Temperature and filters only: penalties and constraints depend on the text so far.
+    Applies temperature and filters; penalties and constraints depend on the text and come before.
     """
     return list(filtered(logits, sampling))[-1][1]
 
 
 def filtered(logits: Tensor, sampling: SamplingConfig) -> Iterator[tuple[str, Tensor]]:
-    """The name of each filter that is on and the probabilities (..., V) after it, one by one."""
+    """Yields (name, probabilities (..., V)) after the temperature and after each filter that is on."""
     logits = logits.float()
     if sampling.temperature == 0:
         yield "temperature", torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
@@ -117,15 +118,16 @@ def filtered(logits: Tensor, sampling: SamplingConfig) -> Iterator[tuple[str, Te
             yield name, probs
 
 
+# Each filter: probabilities (..., V) and its setting -> True for the tokens to keep, at least one.
+
+
 def keep_top_k(probs: Tensor, k: int) -> Tensor:
-    """True (..., V) for the k most probable tokens."""
     k = min(k, probs.shape[-1])
-    return largest(probs, probs.topk(k).values[..., -1:], k)
+    return top_k_mask(probs, k, threshold=probs.topk(k).values[..., -1:])
 
 
 def keep_top_p(probs: Tensor, p: float) -> Tensor:
-    """True (..., V) for the fewest tokens that reach p: one at least."""
-    return fewest(probs, probs, p)
+    return top_p_mask(probs, p, score=probs)
 
 
 def keep_min_p(probs: Tensor, p: float) -> Tensor:
@@ -133,9 +135,8 @@ def keep_min_p(probs: Tensor, p: float) -> Tensor:
 
 
 def keep_typical(probs: Tensor, p: float) -> Tensor:
-    """As top_p, but first come the tokens whose surprise -ln p is nearest to the expected one, the entropy."""
     entropy = torch.special.entr(probs).sum(dim=-1, keepdim=True)
-    return fewest(probs, -(probs.log() + entropy).abs(), p)
+    return top_p_mask(probs, p, score=-(-probs.log() - entropy).abs())  # surprisal -ln p close to the entropy first
 
 
 FILTERS: dict[str, Callable[..., Tensor]] = {
@@ -146,61 +147,63 @@ FILTERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def fewest(probs: Tensor, score: Tensor, p: float, *, among: int = 256) -> Tensor:
-    """True (..., V) for the tokens of the highest score, as few as have probabilities that reach p; one at least.
+def top_p_mask(probs: Tensor, p: float, *, score: Tensor, candidates: int = 256) -> Tensor:
+    """True (..., V) for the fewest tokens, from the highest score down, whose probabilities sum to at least p.
 
-    Looks among so many of the highest scores; for the rows where these do not reach p, among more. Sorting them all
-    for each row would cost as much as a small model's step, and few usually do.
+    Sorting the whole vocabulary costs as much as a small model's step, and few tokens usually suffice. So this takes
+    the `candidates` highest scores, and more for the rows where they sum to less than p.
     """
     if p == 1:
-        return torch.ones_like(probs, dtype=torch.bool)  # whatever the sum rounds to
-    ordered, ids = score.topk(min(among, probs.shape[-1]))
+        return torch.ones_like(probs, dtype=torch.bool)  # all of them, however the sum rounds
+    scores, ids = score.topk(min(candidates, probs.shape[-1]))
     mass = probs.gather(-1, ids).cumsum(dim=-1)
     count = ((mass < p).sum(dim=-1, keepdim=True) + 1).clamp(max=mass.shape[-1])
-    kept = largest(score, ordered.gather(-1, count - 1), count)
+    mask = top_k_mask(score, count, threshold=scores.gather(-1, count - 1))
     short = mass[..., -1] < p
-    if among < probs.shape[-1] and short.any():
-        kept[short] = fewest(probs[short], score[short], p, among=4 * among)
-    return kept
+    if candidates < probs.shape[-1] and short.any():
+        mask[short] = top_p_mask(probs[short], p, score=score[short], candidates=4 * candidates)
+    return mask
 
 
-def largest(score: Tensor, threshold: Tensor, count: Tensor | int) -> Tensor:
-    """True (..., V) for exactly the `count` largest, the last of which is `threshold`; ties: the smaller ids."""
-    kept = score >= threshold
-    if (kept.sum(dim=-1, keepdim=True) > count).any():
-        equal = score == threshold
-        kept &= ~equal | (equal.cumsum(dim=-1) <= count - (kept & ~equal).sum(dim=-1, keepdim=True))
-    return kept
+def top_k_mask(score: Tensor, k: Tensor | int, *, threshold: Tensor) -> Tensor:
+    """True (..., V) for exactly the k highest scores; threshold (..., 1) is the k-th. Ties keep the smaller ids."""
+    mask = score >= threshold
+    if (mask.sum(dim=-1, keepdim=True) > k).any():
+        tied = score == threshold
+        mask &= ~tied | (tied.cumsum(dim=-1) <= k - (mask & ~tied).sum(dim=-1, keepdim=True))
+    return mask
 
 
 def draw(probs: Tensor, keys: Sequence[int], *, candidates: int | None = None) -> Tensor:
     """Draws one id from each row of probs (B, V), row i with the noise of keys[i]; returns (B,).
 
-    Gumbel-max: the argmax of ln p + G, where every G is standard Gumbel noise -ln(-ln u), is i with probability p[i].
-    Written p / -ln u, which has the same argmax. Unlike in a walk along the cumulated probabilities, a change of 1e-6
-    in p can change the result only where two tokens are that close. candidates: how many of a row's p may not be 0.
+    The Gumbel-max trick: argmax(ln p + G) with standard Gumbel noise G = -ln(-ln u) is id i with probability p[i].
+    The argmax of p / -ln u is the same. Unlike inverse-CDF sampling, a change of 1e-6 in p changes the result only
+    where two tokens are that close. candidates: upper bound on the number of nonzero p in a row, if known.
     """
     device = probs.device
     if device.type == "mps":
-        probs = probs.cpu()  # it has no float64
+        probs = probs.cpu()  # MPS has no float64
     if few := candidates is not None and 8 * candidates < probs.shape[-1]:
         probs, tokens = probs.topk(candidates)
     else:
         tokens = torch.arange(probs.shape[-1], device=probs.device)
-    best = (probs / uniform(keys, tokens).log_()).argmin(dim=-1, keepdim=True)  # both minus signs left out
+    exponential = uniform(keys, tokens).log_().neg_()  # -ln u
+    best = (probs / exponential).argmax(dim=-1, keepdim=True)
     return (tokens.gather(-1, best) if few else best)[:, 0].to(device)
 
 
 def uniform(keys: Sequence[int], tokens: Tensor) -> Tensor:
-    """The noise of tokens (B, N) or, for all rows alike, (N,): float64 numbers (B, N) in (0, 1).
+    """Uniform noise (B, N) in (0, 1), float64, for token ids (B, N), or (N,) if all rows ask for the same.
 
-    Each is a pure function of (keys[row], token): number `token` of the SplitMix64 sequence that starts at the key
-    (Steele et al. 2014), so that it depends neither on which others are asked for nor on the device.
+    Counter-based: each number is a pure function of (keys[row], token), and so independent of the other rows and
+    tokens and of the device. It is number `token` of the SplitMix64 sequence that starts at the key (Steele et al.
+    2014).
     """
-    golden, first, second = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # as in the paper
-    state = tokens * golden + torch.tensor(keys, device=tokens.device)[:, None]  # int64 products wrap around
+    golden, first, second = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # the paper's, as int64
+    state = tokens * golden + torch.tensor(keys, device=tokens.device)[:, None]  # int64 arithmetic wraps around
     for shift, factor in ((30, first), (27, second), (31, 1)):
-        state ^= (state >> shift).bitwise_and_((1 << 64 - shift) - 1)  # and: a logical shift
+        state ^= (state >> shift).bitwise_and_((1 << 64 - shift) - 1)  # the mask makes the shift a logical one
         state *= factor
-    # The upper 52 bits, from -2^51 to 2^51 - 1, and a half: an odd multiple of 2^-53, never 0 or 1.
+    # The upper 52 bits as an integer in [-2^51, 2^51), plus 2^51 and a half: an odd multiple of 2^-53, never 0 or 1.
     return (state >> 12).double().add_(2.0**51 + 0.5).mul_(2.0**-52)

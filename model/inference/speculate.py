@@ -1,10 +1,10 @@
-"""Speculator: a Decoder that guesses the next tokens from the text itself and reads them ahead, several in one forward.
+"""Speculative decoding by prompt lookup: guesses the next tokens from the text itself and verifies them in one forward.
 
-Prompt-lookup decoding (Saxena 2023), a form of speculative decoding (Leviathan et al. 2023) without a second model:
-where the last few tokens stood before in the text, what followed them then is likely to follow now. One forward over
-the guess gives the logits after each of its tokens; those after a token that turns out wrong are thrown away. The
-logits handed out are those of the true text, and a token's noise depends on its position alone, so the text is the same
-as without: greedy or sampled.
+Prompt-lookup decoding (Saxena 2023) is speculative decoding (Leviathan et al. 2023) without a draft model: if the last
+few tokens occurred earlier in the text, whatever followed them then is the draft. One forward over the draft gives the
+logits after each of its tokens; those after a wrong token are discarded. The logits returned are those of the actual
+text, and a token's noise depends only on its position, so the text is the same as without speculation, greedy or
+sampled.
 """
 
 from __future__ import annotations
@@ -17,55 +17,54 @@ from torch import Tensor
 from .decode import Decoder
 
 
-class Speculator:
-    """Stands for a Decoder of one row: read() and step() give the same logits, with fewer forwards of the model."""
+class SpeculativeDecoder:
+    """Replaces a Decoder of one row: prefill() and step() return the same logits from fewer forwards."""
 
-    def __init__(self, decoder: Decoder, *, draft: int = 8, lookup: Sequence[int] = (4, 3, 2)) -> None:
-        """draft: how many tokens to guess at most; lookup: how many of the last tokens to look for, in this order."""
-        self.decoder, self.draft, self.lookup = decoder, draft, lookup
-        self.drafted = False  # whether the logits handed out last came with earlier ones
+    def __init__(self, decoder: Decoder, *, max_draft: int = 8, ngram_sizes: Sequence[int] = (4, 3, 2)) -> None:
+        """max_draft: the most tokens to guess. ngram_sizes: how many of the last tokens to look up, tried in order."""
+        self.decoder, self.max_draft, self.ngram_sizes = decoder, max_draft, ngram_sizes
+        self.drafted = False  # True if the last logits came with an earlier step's
 
-    def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """As Decoder.read, of one text; the logits (1, V)."""
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Decoder.prefill for one prompt; returns the logits (1, V)."""
         self.text: list[int] = []
-        self.followers: dict[tuple[int, ...], int] = {}  # a few tokens in a row -> where what followed them stands
-        self.guess: list[int] = []  # tokens that the decoder has read and that the text may not have
-        self.ahead = torch.empty(0)  # the logits after each of them
-        for token in texts[0]:
+        self.followers: dict[tuple[int, ...], int] = {}  # n-gram -> index in the text of the token after its last one
+        self.draft: list[int] = []  # guessed tokens that the decoder has read but the text does not have yet
+        self.draft_logits = torch.empty(0)  # after each of them
+        for token in prompts[0]:
             self.append(token)
         self.drafted = False
-        return self.decoder.read(texts)
+        return self.decoder.prefill(prompts)
 
     def step(self, ids: Tensor) -> Tensor:
-        """As Decoder.step: one more token (1,) -> logits (1, V)."""
+        """Decoder.step for one row: ids (1,) -> logits (1, V)."""
         token = int(ids)
         self.append(token)
-        self.drafted = self.guess[:1] == [token]
+        self.drafted = self.draft[:1] == [token]
         if self.drafted:
-            logits, self.ahead, self.guess = self.ahead[:1], self.ahead[1:], self.guess[1:]
+            logits, self.draft_logits, self.draft = self.draft_logits[:1], self.draft_logits[1:], self.draft[1:]
             return logits
-        self.decoder.length.sub_(len(self.guess))  # the rest of a wrong guess is taken back
-        self.guess = self.predict()
-        if not self.guess:
+        self.decoder.length.sub_(len(self.draft))  # drops the rest of a wrong draft from the cache
+        self.draft = self.predict()
+        if not self.draft:
             return self.decoder.step(ids)
-        logits = self.decoder.extend(torch.tensor([[token, *self.guess]], device=ids.device))[0]  # (1 + guess, V)
-        self.ahead = logits[1:]
+        logits = self.decoder.extend(torch.tensor([[token, *self.draft]], device=ids.device))[0]  # (1 + draft, V)
+        self.draft_logits = logits[1:]
         return logits[:1]
 
     def append(self, token: int) -> None:
-        for n in self.lookup:
+        for n in self.ngram_sizes:
             self.followers[tuple(self.text[-n:])] = len(self.text)
         self.text.append(token)
 
     def predict(self) -> list[int]:
-        """The tokens that followed the last few where these stood before, the newest place; none if they are new."""
-        room = self.decoder.capacity - len(self.text)
-        for n in self.lookup:
-            place = self.followers.get(tuple(self.text[-n:]))
-            if place is not None:
-                guess: list[int] = []
-                while len(guess) < min(self.draft, room):  # at the end of the text the guess goes on with itself
-                    behind = place + len(guess) - len(self.text)
-                    guess.append(self.text[behind] if behind < 0 else guess[behind])
-                return guess
+        """The tokens that followed the newest earlier occurrence of the last few tokens; [] if there is none."""
+        size = min(self.max_draft, self.decoder.capacity - len(self.text))
+        for n in self.ngram_sizes:
+            start = self.followers.get(tuple(self.text[-n:]))
+            if start is not None:
+                text = list(self.text)
+                for i in range(start, start + size):
+                    text.append(text[i])  # i may reach the draft itself, which then repeats
+                return text[len(self.text) :]
         return []

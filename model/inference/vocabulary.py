@@ -1,18 +1,38 @@
-"""Vocabulary: what the model's ids stand for, as far as searching and stopping need to know."""
+"""The part of a tokenizer that the model's code uses, and Vocabulary: the bytes of every token id."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """A tokenizer as data/tokenizers builds and loads it."""
+
+    vocab_size: int
+    end_id: int
+    special_tokens: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def token_bytes(self, token: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The bytes of every id, and which ids are no text."""
+    """The bytes of every id, and the ids that are special tokens."""
 
-    tokens: tuple[bytes, ...]  # by id; often no whole character; empty for special tokens and ids that do not exist
+    tokens: tuple[bytes, ...]  # by id; may hold part of a character; empty for special tokens and unused ids
     special: dict[int, str]  # the special tokens' names
-    end_id: int  # the special token that ends a text
+    end_id: int  # the special token that ends a text; -1: there is none
+
+    @staticmethod
+    def of(tokenizer: Tokenizer) -> Vocabulary:
+        special = {token: name for name, token in tokenizer.special_tokens.items()}
+        tokens = (b"" if token in special else tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size))
+        return Vocabulary(tuple(tokens), special, tokenizer.end_id)
 
     def text(self, token: int) -> bytes:
-        """The bytes that a token adds to a text: a special token's name; nothing for the end."""
+        """The bytes that a token adds to a text: nothing for the end token, the name of any other special token."""
         return b"" if token == self.end_id else self.special.get(token, "").encode() or self.tokens[token]

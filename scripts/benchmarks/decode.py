@@ -20,7 +20,7 @@ from model.device import Compute
 from model.gpt import GPT
 from model.inference.decode import Decoder
 from model.inference.generate import generate
-from model.inference.quantize import compare, prepare_for_decoding
+from model.inference.quantize import compare_logits, prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 
 from .measure import Target, Times, memory_rate, print_json, take_turns
@@ -155,7 +155,7 @@ def transformers_gpt2(model: GPT, dtype: torch.dtype, tokens: int) -> Callable[[
 
 
 def greedy(decoder: Decoder, tokens: int) -> list[int]:
-    logits, made = decoder.read([PROMPT]), []
+    logits, made = decoder.prefill([PROMPT]), []
     for _ in range(tokens - 1):
         made.append(logits.argmax(-1))
         logits = decoder.step(made[-1])
@@ -164,7 +164,7 @@ def greedy(decoder: Decoder, tokens: int) -> list[int]:
 
 def forced(decoder: Decoder, text: list[int]) -> Tensor:
     """The logits (T, V) of a text that is fed token by token: after the prompt and after each of its tokens."""
-    rows = [decoder.read([PROMPT]), *(decoder.step(torch.tensor([token])) for token in text[:-1])]
+    rows = [decoder.prefill([PROMPT]), *(decoder.step(torch.tensor([token])) for token in text[:-1])]
     return torch.cat(rows)
 
 
@@ -193,9 +193,9 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     compile_seconds: dict[str, float] = {}
     for dtype in cfg.dtypes:
         compute = Compute.for_decoding("cpu", dtype=dtype, compile=cfg.compile)
-        prepare_for_decodinged = prepare_for_decoding(copy.deepcopy(exact), compute)
+        prepared = prepare_for_decoding(copy.deepcopy(exact), compute)
         start = time.perf_counter()
-        decoder = decoders[dtype] = Decoder(prepare_for_decodinged, rows=1, capacity=capacity, compute=compute)
+        decoder = decoders[dtype] = Decoder(prepared, rows=1, capacity=capacity, compute=compute)
         compile_seconds[dtype] = round(time.perf_counter() - start, 1)
         contenders[dtype] = lambda decoder=decoder: greedy(decoder, cfg.tokens)  # type: ignore[misc]
     if "float32" in cfg.dtypes:
@@ -216,7 +216,7 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     equal = {name: same(text, run(), wanted) for name, run in contenders.items() if "float32" in name}
     for name, verdict in equal.items():
         print(f"  {name:<24} {verdict}")
-    losses = {name: compare(wanted, forced(decoder, text)) for name, decoder in decoders.items()}
+    losses = {name: compare_logits(wanted, forced(decoder, text)) for name, decoder in decoders.items()}
     for name, loss in losses.items():
         print(f"  {name:<24} {loss}")
 
