@@ -57,7 +57,7 @@ class Checkpoint:
         self.check_weights(model)
         weights = self.weights()
         for name, value in model.state_dict().items():
-            sharded.to_local(value).copy_(weights[name][sharded.rows_of(value)])
+            sharded.to_local(value).copy_(weights[name][sharded.local_rows(value)])
 
     def model(self, device: torch.device) -> GPT:
         """The network with these weights, in evaluation mode."""

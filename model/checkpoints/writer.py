@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..distributed import sharded
+from ..distributed.matrix_ownership import OwnedTensor
 from ..gpt import GPT
 from .reader import FORMAT, pointer, read_json, sha256, steps
 
@@ -72,7 +73,7 @@ def snapshot(
     step: int,
     *,
     model: GPT,
-    tensors: Mapping[str, Tensor | sharded.OwnedTensor],
+    tensors: Mapping[str, Tensor | OwnedTensor],
     state: dict[str, Any],
     facts: dict[str, Any],
     save_tokenizer: Callable[[Path], None],
@@ -88,7 +89,7 @@ def snapshot(
 
 
 def copied(
-    tensors: Mapping[str, Tensor | sharded.OwnedTensor], stem: str, rank: int, writers: int
+    tensors: Mapping[str, Tensor | OwnedTensor], stem: str, rank: int, writers: int
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     """Copies of this rank's share of the tensors, under the name of its file; and the file of each tensor.
 
@@ -104,7 +105,7 @@ def copied(
         value, writer = tensors[name], load.index(min(load))
         load[writer] += value.shape.numel() * 4
         index[name] = names[writer]
-        if isinstance(value, sharded.OwnedTensor):
+        if isinstance(value, OwnedTensor):
             value = value.broadcast()
         elif rank == writer or sharded.is_sharded(value):
             value = sharded.full_tensor(value)

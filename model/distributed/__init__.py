@@ -1,1 +1,1 @@
-"""Distributed training: process group, DDP, FSDP2."""
+"""Distributed training: the process group, DDP, FSDP2, and the signal that stops all ranks."""

@@ -1,4 +1,4 @@
-"""The optimizer under FSDP: AdamW updates this rank's rows of each parameter, Muon the matrices this rank owns."""
+"""The optimizer under FSDP: AdamW updates this rank's rows of each parameter, Muon the matrices that it owns."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from ..optimization.muon import iter_matrices
 from ..optimization.optimizer import Optimizer
 from . import sharded
+from .matrix_ownership import MatrixOwnership, OwnedTensor
 
 
 class ShardedOptimizer(Optimizer):
-    """Optimizer for a model whose parameters are sharded; each rank holds a part of the state.
+    """Optimizer for a model with sharded parameters; each rank holds a part of the state.
 
-    AdamW works elementwise, so rows are enough. Muon needs whole matrices: MatrixOwnership deals them to the ranks.
+    AdamW works elementwise, so rows are enough. Muon needs whole matrices, which MatrixOwnership assigns to the ranks.
     """
 
     def local_parameters(
         self, others: dict[str, nn.Parameter], matrices: dict[str, nn.Parameter]
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        assert all(map(sharded.is_sharded, (others | matrices).values())), "some parameters are gathered"
-        self.ownership = sharded.MatrixOwnership(matrices) if matrices else None
+        assert all(map(sharded.is_sharded, (others | matrices).values())), "some parameters are not sharded"
+        self.ownership = MatrixOwnership(matrices) if matrices else None
         owned = self.ownership.owned if self.ownership else {}
         return {name: nn.Parameter(sharded.to_local(p)) for name, p in others.items()}, owned
 
@@ -47,12 +48,12 @@ class ShardedOptimizer(Optimizer):
             self.ownership.scatter_weights()
 
     def momenta(self) -> Mapping[str, Any]:
-        """Muon's momentum of each matrix, as a tensor that its owner holds."""
+        """Returns Muon's momentum of each matrix, by name, as a tensor that its owner holds."""
         if self.ownership is None:
             return {}
         mine = super().momenta()
         return {
-            piece: sharded.OwnedTensor(
+            piece: OwnedTensor(
                 self.ownership.owner[name], torch.Size((rows.stop - rows.start, p.shape[1])), p.device, mine.get(piece)
             )
             for name, p in self.ownership.parameters.items()
@@ -65,7 +66,7 @@ class ShardedOptimizer(Optimizer):
         super().load_state_dict(state)
 
     def to_global(self, name: str, value: Tensor) -> Any:
-        return sharded.like(self.parameters[name], value) if value.dim() else value
+        return sharded.from_local(self.parameters[name], value) if value.dim() else value
 
     def to_local(self, name: str, value: Tensor) -> Tensor:
-        return value[sharded.rows_of(self.parameters[name])] if value.dim() else value
+        return value[sharded.local_rows(self.parameters[name])] if value.dim() else value
