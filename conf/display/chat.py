@@ -16,7 +16,7 @@ from .. import cli
 from ..cli.config import check_config
 from ..cli.fields import nearest
 
-CONTINUES = "Each line is added to the text so far: on a new line, or on the same one if it is empty or begins with a space."
+CONTINUES = "A line is added to the text so far, on a new line unless it is empty or begins with a space."
 ANSWERS = "Each line is answered independently."
 COMMANDS = """\
   /set KEY=VALUE   change a setting; without arguments, list the settings

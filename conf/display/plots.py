@@ -201,10 +201,11 @@ def _explanation(result: Mapping[str, Any], bars: Sequence[Bar]) -> str:
     notes += ["␣ is a space"] if any(" " in text for text, *_ in bars) else []
     if not words:
         return "; ".join(notes)
-    outside = [f"{result['unexplored']:.1%} unexplored", f"{result['continues']:.1%} continues the prompt's last word"]
+    lines = ["; ".join(notes)]
+    lines.append(f"{result['unexplored']:.1%} unexplored; {result['continues']:.1%} continues the prompt's last word")
     if result.get("stopped", "certified") != "certified" and "unseen" in result:
-        outside.append(f"stopped early: a word that is not shown may have up to {result['unseen']:.1%}")
-    return "; ".join(notes) + "\n" + "; ".join(outside)
+        lines.append(f"stopped early: a word that is not shown may have up to {result['unseen']:.1%}")
+    return "\n".join(lines)
 
 
 def _read_metrics(path: str | Path) -> list[dict[str, Any]]:

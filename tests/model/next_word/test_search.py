@@ -172,7 +172,9 @@ def test_every_true_probability_lies_within_its_bounds_at_every_step(first):
         generator = random.Random(seed)
         disputed_first = seed % 2  # half of the models are searched like expand_until_certain
         while True:
-            assert search.closed_mass + search.open_mass + search.continued_mass + search.excluded_mass == pytest.approx(1)
+            assert (
+                search.closed_mass + search.open_mass + search.continued_mass + search.excluded_mass == pytest.approx(1)
+            )
             shown = outcomes(search, 10**6)
             seen = {name_of(outcome) for outcome in search.closed}
             for outcome, row in zip(ranking(search), shown, strict=True):
@@ -196,7 +198,9 @@ def test_every_true_probability_lies_within_its_bounds_at_every_step(first):
         found = {name_of(outcome): closed for outcome, closed in search.closed.items()}
         assert {outcome: closed.mass for outcome, closed in found.items()} == pytest.approx(new, abs=1e-12)
         assert search.continued_mass == pytest.approx(true.get("continues", 0.0), abs=1e-12)
-        assert {outcome: closed.tokenizations for outcome, closed in found.items()} == {o: len(cuts[o]) for o in new}, seed
+        assert {outcome: closed.tokenizations for outcome, closed in found.items()} == {o: len(cuts[o]) for o in new}, (
+            seed
+        )
     assert certified > 50
 
 
@@ -226,7 +230,9 @@ class Fixed(Toy):
 
     def logits(self, path: tuple[int, ...]) -> Tensor:
         row = self.probabilities[path]
-        return torch.tensor([row.get(token, 0.0) for token in range(len(self.vocabulary.tokens))]).double().log()
+        return torch.tensor(
+            [row.get(token, 0.0) for token in range(len(self.vocabulary.tokens))], dtype=torch.float64
+        ).log()
 
 
 def test_the_worked_example_of_the_docstring_and_the_readme():
@@ -248,7 +254,11 @@ def test_the_worked_example_of_the_docstring_and_the_readme():
             break
         assert disputes(search, top=2), "the order is certain only at the end"
         search.expand(children)
-    assert not disputes(search, top=2) and [name_of(outcome) for outcome in ranking(search)] == ["Norfolk", "York", "Nor"]
+    assert not disputes(search, top=2) and [name_of(outcome) for outcome in ranking(search)] == [
+        "Norfolk",
+        "York",
+        "Nor",
+    ]
     assert search.closed["word", b"Norfolk"].tokenizations == 2
     for text in (module.__doc__, (Path(module.__file__).parent / "README.md").read_text(encoding="utf-8")):
         shown = [line.strip() for line in (text or "").splitlines()]
