@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
     "train": ("train", "TrainConfig"),
     "finetune": ("finetune", "FinetuneConfig"),
-    "sample": ("sample", "SampleConfig"),
+    "sample": ("sample", "MODES"),
     "prepare": ("scripts.prepare", "PrepareConfig"),
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
     "ablations": ("scripts.ablations", "AblationsConfig"),

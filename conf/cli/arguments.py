@@ -32,7 +32,9 @@ def read_arguments(
     `options` are the config groups with their choices; `mode` is the one of `modes` that chose the schema.
     Raises InputError with everything that is wrong, one argument a line.
     """
-    keys, settings, free, problems = keys_of(schema), Settings(schema, options, multirun), {}, []
+    keys, settings = keys_of(schema), Settings(schema, options, multirun)
+    free: dict[str, Any] = {}
+    problems: list[str] = []
     for key, value, text in key_values(arguments, keys, problems):
         if key not in keys and (new := current(key, value))[0] != key:
             print(f"note: {key}= is now called {new[0]}=", file=sys.stderr)

@@ -62,16 +62,17 @@ def keys_of(schema: type, prefix: str = "", group: str = "") -> dict[str, Key]:
     hints = typing.get_type_hints(schema)
     keys: dict[str, Key] = {}
     for field in dataclasses.fields(schema):
-        owner = next(base for base in reversed(schema.__mro__) if field.name in inspect.get_annotations(base))
-        default = group or ("data" if owner.__module__.startswith("data.") else "run")
-        about = {"kind": "", "list": False, "group": default} | field.metadata
-        hint = hints[field.name]
+        owners = [base for base in schema.__mro__ if field.name in inspect.get_annotations(base)]
+        default = group or ("data" if all(base.__module__.startswith("data.") for base in owners) else "run")
+        about, hint = field.metadata, hints[field.name]
         if dataclasses.is_dataclass(hint):
-            keys[prefix + field.name] = Key(hint, "", False, field.metadata.get("group", field.name))
-            nested = typing.cast(type, hint)
-            keys |= keys_of(nested, f"{prefix}{field.name}.", keys[prefix + field.name].group)
+            own_group = about.get("group", field.name)
+            keys[prefix + field.name] = Key(hint, "", False, own_group)
+            keys |= keys_of(typing.cast(type, hint), f"{prefix}{field.name}.", own_group)
         else:
-            keys[prefix + field.name] = Key(hint, about["kind"], about["list"], about["group"])
+            keys[prefix + field.name] = Key(
+                hint, about.get("kind", ""), about.get("list", False), about.get("group", default)
+            )
     return keys
 
 

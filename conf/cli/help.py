@@ -33,24 +33,22 @@ def help_text(schema: type, config: Any, options: dict[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def help_of_modes(modes: Modes, configs: dict[str, Any]) -> str:
-    """Usage, the keys of every mode, then each mode with its own keys; keys explained above are only named."""
-    schemas = modes.schemas
-    shared = set.intersection(*(set(keys_of(schema)) for schema in schemas.values()))
-    lines, explained = [*usage({}), "", "every mode:"], {}
-    for mode, schema in [("", next(iter(schemas.values()))), *schemas.items()]:
-        values = dict(leaves(dataclasses.asdict(configs[mode] if mode else next(iter(configs.values())))))
-        comments = comments_of(schema)
-        if mode:
-            lines += ["", f"{mode}:"]
-        for key, value in values.items():
-            if (key in shared) != bool(mode) and key not in explained:
-                explained[key] = mode
-                lines.append(line(key, value, comments))
-        again = [key for key in values if key not in shared and explained[key] != mode]
-        lines += (
-            textwrap.wrap(f"and {', '.join(again)}", 110, initial_indent="  ", subsequent_indent="  ") if again else []
-        )
+def help_of_modes(modes: Modes, configs: dict[str, Any], options: dict[str, list[str]]) -> str:
+    """Usage, the keys of every mode, then the keys of each mode in `configs`. Each key is explained once."""
+    shared = set.intersection(*(set(keys_of(schema)) for schema in modes.schemas.values()))
+    comments = {mode: comments_of(modes.schemas[mode]) for mode in configs}
+    values = {mode: dict(leaves(dataclasses.asdict(config))) for mode, config in configs.items()}
+    first = next(iter(configs))
+    lines = [*usage(options), "", "every mode:"]
+    lines += [line(key, value, comments[first]) for key, value in values[first].items() if key in shared]
+    explained: set[str] = set()
+    for mode in configs:
+        own = {key: value for key, value in values[mode].items() if key not in shared}
+        lines += ["", f"{mode}:", *(line(key, own[key], comments[mode]) for key in own if key not in explained)]
+        if again := [key for key in own if key in explained]:
+            text = f"and, explained above: {', '.join(again)}"
+            lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ")
+        explained |= own.keys()
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ def run(
     """Calls main(config, overrides) with conf/<name>.yaml composed over the dataclass `schema`, then exits.
 
     --help lists the keys, --cfg job prints the composed settings, --multirun sweeps over several values.
-    Exit status: what main returns (None: 0); 2 for a user's mistake, explained in one line; 1 and a traceback for a bug.
+    Exit status: what main returns (None: 0); 2 for a user's mistake, printed in one line; 1 and a traceback for a bug.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "debug=true" in (argument.lower() for argument in arguments)
@@ -76,12 +76,13 @@ def _config_flag(arguments: list[str]) -> tuple[bool, list[str]]:
 
 
 def _help(schema: Any, name: str, arguments: list[str]) -> str:
+    """The help of the schema; of one mode if the arguments name it, else of all."""
+
     def defaults(one: type) -> Any:
         return compose(one, name=name, arguments=[], check=False)[0]
 
+    options = group_options(name)
     if not isinstance(schema, Modes):
-        return help_text(schema, defaults(schema), group_options(name))
-    if any("=" in argument for argument in arguments):  # mode=score --help
-        chosen = schema.schemas[schema.chosen(arguments)]
-        return help_text(chosen, defaults(chosen), group_options(name))
-    return help_of_modes(schema, {mode: defaults(one) for mode, one in schema.schemas.items()})
+        return help_text(schema, defaults(schema), options)
+    shown = [schema.chosen(arguments)] if any("=" in argument for argument in arguments) else list(schema.schemas)
+    return help_of_modes(schema, {mode: defaults(schema.schemas[mode]) for mode in shown}, options)

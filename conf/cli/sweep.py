@@ -33,10 +33,12 @@ def sweep(main: Callable[[Any, Any], int | None], schema: type, *, name: str, ar
     statuses: list[int] = []
 
     def job(composed: Any) -> None:
-        settings = list(HydraConfig.get().overrides.task)
-        print(f"job {len(statuses)}: {' '.join(settings)}", file=sys.stderr)
-
         def call() -> int | None:
+            try:
+                settings = list(HydraConfig.get().overrides.task)  # with ${...} replaced
+            except Exception as error:
+                raise as_input_error(error) from error
+            print(f"job {len(statuses)}: {' '.join(settings)}", file=sys.stderr)
             values = leaves(dataclasses.asdict(to_dataclass(composed, {})))
             paths = {k: os.path.expanduser(v) for k, v in values if keys[k].expands_home and isinstance(v, str)}
             config = to_dataclass(composed, paths)

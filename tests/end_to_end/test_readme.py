@@ -13,7 +13,7 @@ import pytest
 from conf import cli
 from data.preparation.prepare import PrepareConfig
 from finetune import FinetuneConfig
-from sample import LanguageModel, SampleConfig
+from sample import MODES, LanguageModel
 from scripts.ablations import AblationsConfig
 from scripts.cloze import ClozeConfig
 from scripts.compress import CompressConfig
@@ -27,7 +27,7 @@ from train import TrainConfig
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = {
     "train.py": ("train", TrainConfig),
-    "sample.py": ("sample", SampleConfig),
+    "sample.py": ("sample", MODES),
     "finetune.py": ("finetune", FinetuneConfig),
     "scripts.prepare": ("prepare", PrepareConfig),
     "scripts.evaluate": ("evaluate", EvaluateConfig),

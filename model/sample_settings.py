@@ -1,0 +1,252 @@
+"""What sample.py can be asked: one dataclass of settings for each mode, composed of what several modes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from . import InputError
+from .device import DTYPES
+from .inference.sampling import SamplingConfig
+from .inference.score import METHODS
+from .next_word.words import RULES
+
+TEXT = {"kind": "text"}
+TEXTS = {"kind": "text", "list": True}
+PATH = {"kind": "path"}
+OUTPUT = {"kind": "output"}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("auto", *DTYPES, "int8"),
+    "on_overflow": ("slide", "error"),
+    "word_rule": tuple(RULES),
+    "method": METHODS,
+}
+COUNTS = ("num_samples", "max_new_tokens", "top", "batch_size", "max_expansions", "branches", "depth")
+
+
+@dataclass
+class SampleConfig:
+    """The settings of every mode."""
+
+    # a run directory, RUN/best or one step directory
+    checkpoint: str | None = field(default=None, metadata=PATH)
+    mode: str = "text"  # text | next_word | next_token | continue | score | chat
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    dtype: str = "float32"  # float32 is exact; bfloat16 and int8 (8-bit weights) are faster
+    compile: Any = "auto"  # auto (for long texts) | true | false
+    debug: bool = False  # show the traceback of a user's mistake
+
+    def validate(self) -> list[str]:
+        """Returns every problem, one line each."""
+        found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name, known[0])) not in known:
+                found.append(f"{name}={value!r} is not one of {', '.join(known)}")
+        for name in COUNTS:
+            if (number := getattr(self, name, 1)) < 1:
+                found.append(f"{name}={number} must be at least 1")
+        return found
+
+
+@dataclass
+class PromptConfig(SampleConfig):
+    """The modes that answer a prompt and stop."""
+
+    prompt: str | None = field(default=None, metadata=TEXT)
+    prompt_file: str | None = field(default=None, metadata=PATH)  # default: standard input (in score: no prompt)
+    json: str | None = field(default=None, metadata=OUTPUT)  # write the result to this file
+
+    def validate(self) -> list[str]:
+        found = super().validate()
+        if self.prompt is not None and self.prompt_file is not None:
+            found.append("prompt and prompt_file are both given; choose one")
+        return found
+
+
+@dataclass
+class PromptsConfig(PromptConfig):
+    """The modes that show several prompts side by side."""
+
+    compare_prompts: Any = field(default=None, metadata=TEXTS)  # [other, prompts] to show next to the first
+
+
+@dataclass
+class FilterConfig(SampleConfig):
+    """The filters of a distribution, in the order in which they apply; see SamplingConfig."""
+
+    temperature: float = 1.0  # 0: greedy, always the most probable token
+    top_k: int | None = None  # keep the k most probable tokens
+    top_p: float | None = None  # keep the fewest tokens whose probabilities sum to p
+    min_p: float | None = None  # keep tokens at least this fraction as probable as the best
+    typical_p: float | None = None  # top_p over tokens sorted by |surprisal - entropy|
+
+    def sampling(self) -> SamplingConfig:
+        values = {f.name: getattr(self, f.name) for f in fields(SamplingConfig) if hasattr(self, f.name)}
+        texts = {name: tuple(as_list(values.get(name))) for name in ("stop", "bad_words", "force_words")}
+        return SamplingConfig(**values | texts)
+
+    def validate(self) -> list[str]:
+        return super().validate() + self.sampling().validate()
+
+
+@dataclass
+class GenerationConfig(FilterConfig):
+    """The modes that write new text."""
+
+    max_new_tokens: int = 200
+    min_new_tokens: int = 0  # until then neither the end token nor a stop string ends the text
+    seed: int = 1
+    repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the new text become less probable
+    presence_penalty: float = 0.0  # subtracted from the logit of each token in the new text
+    frequency_penalty: float = 0.0  # subtracted as well, times the token's count in the new text
+    stop: Any = field(default=None, metadata=TEXTS)  # text or [several]: the new text ends before it
+    bad_words: Any = field(default=None, metadata=TEXTS)  # text or [several] that never appear in the new text
+    force_words: Any = field(default=None, metadata=TEXTS)  # text or [several] that must appear in the new text
+
+    def validate(self) -> list[str]:
+        found = super().validate()
+        if self.max_new_tokens < self.min_new_tokens:
+            found.append(f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}")
+        return found
+
+
+@dataclass
+class WordConfig(FilterConfig):
+    """The modes that give the distribution of the next word."""
+
+    top: int = 20  # rows of the table; the search proves their order
+    tolerance: float = 0.001  # stop when less probability than this is unexplored
+    max_expansions: int = 1024  # stop after expanding this many tokens
+    token_healing: bool = True  # the prompt's last token may continue; false: condition on its exact bytes
+    word_rule: str = "unicode"  # unicode | space | character: where words end
+
+    def validate(self) -> list[str]:
+        found = super().validate()
+        return found if 0 <= self.tolerance < 1 else [*found, f"tolerance={self.tolerance} must be in [0, 1)"]
+
+
+@dataclass
+class TextConfig(GenerationConfig, PromptConfig):
+    mode: str = "text"
+    num_samples: int = 1
+    on_overflow: str = "slide"  # when the context is full: slide (forget the oldest half) | error
+    speculative: bool = False  # guess tokens where the text repeats itself: faster, the same text
+    explain: bool = False  # show how each token was chosen
+    top_logprobs: int = 0  # number of alternatives to report at each position (json, explain)
+
+    def validate(self) -> list[str]:
+        found = super().validate()
+        return found if self.top_logprobs >= 0 else [*found, f"top_logprobs={self.top_logprobs} must be 0 or above"]
+
+
+@dataclass
+class NextWordConfig(WordConfig, PromptsConfig):
+    mode: str = "next_word"
+    group: bool = False  # merge variants of case and of a leading space
+    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this PNG file
+
+
+@dataclass
+class NextTokenConfig(FilterConfig, PromptsConfig):
+    mode: str = "next_token"
+    top: int = 20  # rows of the table
+    group: bool = False  # merge variants of case and of a leading space
+    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this PNG file
+
+
+@dataclass
+class ContinueConfig(PromptsConfig):
+    mode: str = "continue"
+    branches: int = 3  # words at each position
+    depth: int = 3  # words in a row
+    word_rule: str = "unicode"  # unicode | space | character: where words end
+
+
+@dataclass
+class ScoreConfig(PromptsConfig):
+    mode: str = "score"
+    text: str | None = field(default=None, metadata=TEXT)  # score this text, after the prompt if there is one
+    options: Any = field(default=None, metadata=TEXTS)  # or [several, texts] to choose from after the prompt
+    examples: str | None = field(default=None, metadata=PATH)  # or a file of {"prompt", "options", "completion"}
+    method: str = "raw"  # how to choose: raw | normalised (per byte) | pmi (relative to `neutral`)
+    neutral: str = field(default="", metadata=TEXT)  # the prompt that pmi compares with
+    seed: int = 1  # of the confidence intervals
+
+    def validate(self) -> list[str]:
+        found, options = super().validate(), as_list(self.options)
+        if self.options is not None and len(set(options)) < max(2, len(options)):
+            found.append(f'options={self.options} must be at least two different texts: \'options=[" a", " b"]\'')
+        if (self.text, self.options, self.examples).count(None) != 2:
+            found.append('mode=score takes one of text=TEXT, options=\'["a", "b"]\' and examples=FILE')
+        return found
+
+
+@dataclass
+class ChatConfig(GenerationConfig, WordConfig):
+    mode: str = "chat"
+    group: bool = False  # /words, /tokens: merge variants of case and of a leading space
+    history: bool = True  # a line continues the text so far; false: each line is a prompt of its own
+
+
+@dataclass
+class BulkConfig(SampleConfig):
+    """The modes that answer every prompt of a file."""
+
+    prompts: str | None = field(default=None, metadata=PATH)  # a file with {"prompt": ...} on each line
+    outputs: str | None = field(default=None, metadata=OUTPUT)  # the file to write, a result a line
+    batch_size: int = 64  # prompts answered together
+
+    def validate(self) -> list[str]:
+        found = super().validate()
+        if self.prompts is None or self.outputs is None:
+            found.append("prompts=FILE and outputs=FILE must be given together")
+        return found
+
+
+@dataclass
+class BulkTextConfig(GenerationConfig, BulkConfig):
+    num_samples: int = 1
+    on_overflow: str = "slide"  # when the context is full: slide (forget the oldest half) | error
+
+
+@dataclass
+class BulkWordConfig(WordConfig, BulkConfig):
+    mode: str = "next_word"
+
+
+@dataclass
+class BulkTokenConfig(FilterConfig, BulkConfig):
+    mode: str = "next_token"
+    top: int = 20  # rows of the table
+
+
+MODES: dict[str, type[SampleConfig]] = {  # by what chooses each on the command line
+    "mode=text": TextConfig,
+    "mode=next_word": NextWordConfig,
+    "mode=next_token": NextTokenConfig,
+    "mode=continue": ContinueConfig,
+    "mode=score": ScoreConfig,
+    "mode=chat": ChatConfig,
+    "mode=text prompts=FILE": BulkTextConfig,
+    "mode=next_word prompts=FILE": BulkWordConfig,
+    "mode=next_token prompts=FILE": BulkTokenConfig,
+}
+
+
+def choose_mode(given: Mapping[str, str]) -> str:
+    """The key of MODES for the settings on a command line. Raises InputError for an unknown mode."""
+    mode = given.get("mode", "text")
+    bulk = bool({"prompts", "outputs"} & given.keys())
+    if (key := f"mode={mode} prompts=FILE" if bulk else f"mode={mode}") in MODES:
+        return key
+    known = [key.removeprefix("mode=").partition(" ")[0] for key in MODES if key.endswith(" prompts=FILE") == bulk]
+    if f"mode={mode}" in MODES:
+        raise InputError(f"mode={mode} does not take prompts=FILE; only {', '.join(known)} do")
+    raise InputError(f"mode={mode!r} is not one of {', '.join(known)}")
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """One text or several as a list; None is empty."""
+    return [] if value is None else [value] if isinstance(value, str) else value
