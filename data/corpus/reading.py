@@ -74,8 +74,8 @@ class Skipped:
         self.n_found += later.n_found
         self.bad_lines += later.bad_lines
         if len(self.bad_lines) > max_bad_lines:
-            before = f" (after {max_bad_lines} bad lines, which max_bad_lines= allows)" if max_bad_lines else ""
-            raise InputError(self.bad_lines[max_bad_lines] + before)
+            limit = f" ({max_bad_lines} before it skipped, as max_bad_lines={max_bad_lines} allows)"
+            raise InputError(self.bad_lines[max_bad_lines] + (limit if max_bad_lines else ""))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Returns documents, bytes and some names for each reason."""

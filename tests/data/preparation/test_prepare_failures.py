@@ -109,7 +109,7 @@ def test_a_document_that_changes_meanwhile_is_noticed(notes, tmp_path, monkeypat
 
 @pytest.mark.parametrize("change", ["more", "fewer", "shorter"])
 def test_files_that_come_or_go_meanwhile_are_noticed(tmp_path, monkeypatch, change):
-    monkeypatch.setattr(corpora, "MOST_PIECES", 10)
+    monkeypatch.setattr(corpora, "MAX_CHUNKS", 10)
     notes = tmp_path / "notes"
     notes.mkdir()
     for n in range(30):
