@@ -22,7 +22,7 @@ from data.labelled.examples import (
 from data.tokenizers.build import load as load_tokenizer
 from model.checkpoints import reader
 from model.device import Compute, keep_freed_memory
-from model.distributed import parallel
+from model.distributed import parallel, strategies
 from train import LoopConfig, fit
 
 PATH = {"kind": "path"}
@@ -91,7 +91,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
                 f"truncated to the context, {len(train_data.dropped)} examples dropped"
             )
         torch.manual_seed(cfg.seed)
-        model = parallel.build(shape, cfg.parallel)
+        model = strategies.build(shape, cfg.parallel)
         start.check_weights(model)  # before anything is written
         fingerprints = {
             "data_fingerprint": fingerprint(train_examples + val_examples),

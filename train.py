@@ -30,7 +30,8 @@ from model.checkpoints.background import Saver
 from model.checkpoints.writer import Peers
 from model.config import ModelConfig
 from model.device import Compute, deterministic, keep_freed_memory
-from model.distributed import parallel
+from model.distributed import parallel, strategies
+from model.distributed.stop_signal import StopSignal
 from model.gpt import GPT
 from model.optimization.schedule import warmup_steps
 from model.planning import plan
@@ -90,11 +91,11 @@ def fit(
     # checkpoint before wrap(), which then skips random init. Load after wrap(), which allocates the parameters. Create
     # the optimizer after that, when the parameters have their final form, and restore last.
     if compute.compile:
-        parallel.compile_in_place(model, cfg.parallel)
+        strategies.compile_in_place(model, cfg.parallel)
     checkpoint = newest_on_all_ranks(run_dir, world, say=say) if cfg.resume else None
     if cfg.resume is True and checkpoint is None:
         say(f"note: {run_dir} holds no checkpoint, so the run starts from step 0")
-    wrapped = parallel.wrap(model, cfg.parallel, compute, draw=checkpoint is None and start is None)
+    wrapped = strategies.wrap(model, cfg.parallel, compute, random_init=checkpoint is None and start is None)
     if checkpoint is None and start is not None:
         start.load_into(model)
     micro_batch_size = cfg.micro_batch or cfg.batch_size // world.size
@@ -138,7 +139,7 @@ def fit(
 
     last_result = None
     with (
-        parallel.StopSignal() as stop,
+        StopSignal() as stop,
         deterministic(compute.compile or device.type == "cuda"),
         Journal(
             run_dir, steps=budget.steps, start=state.step, elapsed_seconds=state.elapsed_seconds + watch.total,
@@ -297,9 +298,9 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
         if start is None:
-            model = parallel.build(shape, cfg.parallel)
+            model = strategies.build(shape, cfg.parallel)
         else:
-            model = parallel.build(replace(start.config, dropout=shape.dropout), cfg.parallel)
+            model = strategies.build(replace(start.config, dropout=shape.dropout), cfg.parallel)
             start.check_weights(model)
         fingerprints = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
         compute = resolve_compile(cfg, model, compute, world)

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is orthogonalised (Jordan 2024), so that it changes all directions of a matrix alike."""
+"""Muon: momentum with orthogonalised updates, which change a matrix equally in all directions (Jordan 2024)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .schedule import OptimizerConfig
 class Muon:
     """Updates hidden matrices in place. Matrices of one shape are stacked, so that each product is batched.
 
-    `row_counts` gives, for parameters that hold several matrices one above the other (queries, keys and values), the
-    rows of each: every one is orthogonalised by itself.
+    `row_counts` lists the rows of each matrix in a parameter that stacks several (queries, keys and values); each is
+    orthogonalised on its own.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, multiplier: float, *, divisor: Tensor, skip: Tensor) -> None:
-        """One update at `multiplier` times the peak learning rate, of gradients / divisor (); none where skip ()."""
+        """Updates with gradients / divisor () at `multiplier` times the peak learning rate; does nothing if skip ()."""
         config, lr, keep = self.config, multiplier * self.config.learning_rate, 1 - skip.float()
         for group, momentum in self.stacks:
             gradient = torch.stack([gradient_of(p)[rows] for _, p, rows in group])  # (N, rows, columns)
@@ -56,14 +56,14 @@ class Muon:
                 weight.add_(change)
 
     def momenta(self) -> Iterator[tuple[str, Tensor]]:
-        """Each matrix's name and momentum, a view."""
+        """Yields the name and the momentum (a view) of each matrix."""
         for group, momentum in self.stacks:
             for (name, *_), piece in zip(group, momentum, strict=True):
                 yield name, piece
 
 
 def newton_schulz(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """Approximates the (semi-)orthogonal matrices nearest to g (N, rows, columns) by five quintic iterations in `dtype`.
+    """Approximates the nearest (semi-)orthogonal matrices to g (N, rows, columns), by five quintic iterations in `dtype`.
 
     The coefficients (Jordan 2024) trade accuracy for speed: singular values end up between about 0.7 and 1.2.
     """
@@ -78,9 +78,9 @@ def newton_schulz(g: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def cautious_decay(weight: Tensor, descent: Tensor, amount: Tensor) -> None:
-    """weight *= 1 - amount (), in place, where subtracting `descent` also moves the weight towards zero.
+    """Decays weights in place by the fraction `amount` (), but only if subtracting `descent` moves them towards zero.
 
-    Decay then never works against the loss (Chen et al. 2025, "Cautious Weight Decay", arXiv 2510.12402).
+    So the decay never works against the loss (Chen et al. 2025, "Cautious Weight Decay", arXiv 2510.12402).
     """
     weight.mul_(1 - amount * (weight * descent > 0))
 
@@ -90,7 +90,7 @@ def gradient_of(p: Tensor) -> Tensor:
 
 
 def iter_matrices(name: str, p: Tensor, row_counts: dict[str, list[int]]) -> Iterator[tuple[str, slice]]:
-    """Name and rows of each matrix that a parameter holds; a single matrix keeps the parameter's name."""
+    """Yields the name and rows of each matrix in a parameter; a single matrix keeps the parameter's name."""
     start = 0
     for count in row_counts.get(name, [len(p)]):
         yield name if count == len(p) else f"{name}.{start}-{start + count}", slice(start, start + count)

@@ -16,7 +16,7 @@ FUSED_ON = ("cpu", "cuda")  # elsewhere (MPS) torch's fused AdamW ignores grad_s
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Hidden matrices, for which Muon is made, and all others: embeddings, head, norms, biases."""
+    """Returns the hidden matrices, which Muon updates, and all other parameters: embeddings, head, norms, biases."""
     matrices = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
     others = {name: p for name, p in model.named_parameters() if name not in matrices}
     return matrices, others
@@ -25,8 +25,8 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 class Optimizer:
     """Muon for hidden matrices and AdamW for everything else; with name=adamw, AdamW for everything.
 
-    Never waits for the device: whether to skip an update stays a tensor. That, and the names under which a checkpoint
-    holds the state, is why this is not a torch.optim.Optimizer.
+    Not a torch.optim.Optimizer, because it never waits for the device (the flag to skip an update stays a tensor), and
+    its state is saved by parameter name.
     """
 
     def __init__(
@@ -72,9 +72,10 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, multiplier: float, *, divisor: Tensor, skip: Tensor) -> None:
-        """One update at `multiplier` times the peak learning rates, of gradients / divisor (); none where skip ().
+        """Updates with gradients / divisor at `multiplier` times the peak learning rates; does nothing if skip.
 
-        torch's fused AdamW divides by `grad_scale` and skips where `found_inf` is 1: the hooks that GradScaler uses.
+        divisor and skip are tensors (). torch's fused AdamW divides by `grad_scale` and skips if `found_inf` is 1, the
+        hooks of torch.amp.GradScaler.
         """
         adamw: Any = self.adamw
         if adamw.defaults["fused"]:
@@ -105,7 +106,7 @@ class Optimizer:
         return dict(self.muon.momenta()) if self.muon is not None else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, by parameter name."""
+        """Everything the next update depends on, by parameter name."""
         adamw = {
             f"adamw.{key}.{name}": self.to_global(name, value)
             for name, p in self.adamw_parameters.items()
@@ -114,9 +115,9 @@ class Optimizer:
         return adamw | {f"muon.momentum.{name}": momentum for name, momentum in self.momenta().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what state_dict() returned, each tensor whole. Raises InputError where it does not fit the model."""
+        """Restores what state_dict() returned, from full tensors. Raises InputError if they do not fit the model."""
         if {name for name in state if name.startswith("muon.")} != {f"muon.momentum.{name}" for name in self.momenta()}:
-            raise InputError("the saved optimizer state is not this optimizer's; resume with the run's own optimizer")
+            raise InputError("the saved state is another optimizer's; resume with the run's own optimizer")
         for full in (name for name in state if name.startswith("adamw.")):
             _, key, name = full.split(".", 2)
             value = state[full]
@@ -129,9 +130,9 @@ class Optimizer:
             momentum.copy_(state[f"muon.momentum.{name}"])
 
     def to_global(self, name: str, value: Tensor) -> Any:
-        """A tensor of optimizer state as the checkpoint is to see it."""
+        """Returns a tensor of AdamW's state as it is saved."""
         return value
 
     def to_local(self, name: str, value: Tensor) -> Tensor:
-        """This rank's part of a saved tensor."""
+        """Returns this rank's part of a saved tensor."""
         return value

@@ -1,4 +1,4 @@
-"""depth=N: one dial that sets the shape, the batch and the learning rates of the modern preset."""
+"""depth=N: sets the shape, the batch size and the learning rate of the modern preset from one number."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import math
 from ..optimization.schedule import OptimizerConfig
 
 WIDTH_PER_LAYER, HEAD_WIDTH = 64, 64
-TUNED_WIDTH = 256  # of the default model, whose learning rates were tuned
-TUNED_TOKENS = 4096  # a step, for the default model
-TUNED_BLOCKS = 12 * 6 * 256**2  # its parameters without the embeddings
+# The default model, whose hyperparameters were tuned: its width, tokens per step, and parameters of the blocks.
+TUNED_WIDTH, TUNED_TOKENS, TUNED_BLOCKS = 256, 4096, 12 * 6 * 256**2
 
 
 def settings_for(depth: int, optimizer: OptimizerConfig) -> dict[str, int | float]:
-    """Dotted settings for a model of `depth` layers, from what a small model was tuned to.
+    """Returns dotted settings for a model of `depth` layers, scaled from the tuned default model.
 
-    - width 64 a layer, heads 64 wide: a constant aspect, as in nanochat, within the broad optimum of Kaplan et al.
-      2020 (figure 5);
-    - context 256 up to 8 layers, 512 below 12, then 1,024;
-    - tokens a step grow as (parameters of the blocks)^0.65: the batch of DeepSeek LLM (Bi et al. 2024, section 3),
-      compute^0.327, where tokens grow with parameters; from 4,096 at the default size, to a power of two;
-    - Muon's rate stays: its updates have singular values near 1 whatever the width (Jordan 2024);
-    - the rate of embeddings and head falls as width^-0.5, as in nanochat.
+    - Width 64 per layer, heads 64 wide: a constant aspect ratio as in nanochat, within the broad optimum of Kaplan et
+      al. 2020 (figure 5).
+    - Context 256 up to 8 layers, 512 below 12 layers, then 1,024.
+    - Tokens per step grow as (parameters of the blocks)^0.65. This is the batch size of DeepSeek LLM, compute^0.327 (Bi
+      et al. 2024, section 3), if tokens grow with parameters. 4,096 at the default size; a power of two sequences.
+    - Muon's learning rate stays: its updates have singular values near 1 at any width (Jordan 2024).
+    - The learning rate of embeddings and head falls as width^-0.5, as in nanochat.
     """
     width = WIDTH_PER_LAYER * depth
     context = 256 if depth <= 8 else 512 if depth < 12 else 1024

@@ -1,4 +1,4 @@
-"""What a model costs, by arithmetic: parameters by part, FLOPs a token, memory, how many GPUs of a kind it needs."""
+"""Costs of a model by arithmetic: parameters by part, FLOPs per token, memory, number of GPUs needed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class GPU:
-    memory: float  # GiB that a program gets
-    flops: float  # dense 16-bit matrix products a second with float32 sums, by the maker's data sheet
+    memory: float  # GiB that a program can use
+    flops: float  # dense 16-bit FLOP/s with float32 accumulation, from the data sheet
 
 
 GPUS = {
@@ -44,33 +44,35 @@ GPUS = {
     "B200": GPU(178.0, 2250e12),
     "MI300X": GPU(191.5, 1307e12),
 }
-ASSUMED_MFU = 0.4  # what well-tuned sharded training of large models reaches; only sizing() assumes anything
+ASSUMED_MFU = 0.4  # of well-tuned sharded training of large models; only on_paper() assumes it
 
 
 def find_gpu(name: str) -> GPU | None:
-    """The GPU that a name means: H100, or what the driver calls it, such as `NVIDIA H100 80GB HBM3`."""
+    """Finds a GPU by a name such as H100, or by the driver's name such as `NVIDIA H100 80GB HBM3`; None if unknown."""
     words = [word.removesuffix("GB") for word in re.findall(r"\w+", name.upper())]
-    words_and_pairs = {*words, *(a + b for a, b in itertools.pairwise(words))}  # whole words: an RTX A1000 is no A100
+    # Whole words only: an RTX A1000 is not an A100.
+    words_and_pairs = {*words, *(a + b for a, b in itertools.pairwise(words))}
     known = [key for key in GPUS if words_and_pairs.issuperset(key.split("-"))]
     return GPUS[max(known, key=len)] if known else None
 
 
 def parameters_by_part(model: GPT) -> dict[str, int]:
-    """embedding, positions, attention, mlp, norms, head; the padding of the vocabulary counts, a tied head does not."""
+    """Returns the number of parameters by part. Vocabulary padding counts; a tied head does not."""
     parts = dict.fromkeys(("embedding", "positions", "attention", "mlp", "norms", "head"), 0)
     prefixes = {"embed": "embedding", "position_embed": "positions", "lm_head": "head", "norm": "norms"}
     for name, p in model.named_parameters():
-        place = name.split(".")
-        inner = place[2] if place[0] == "blocks" else place[0]
+        path = name.split(".")
+        inner = path[2] if path[0] == "blocks" else path[0]
         parts[prefixes.get(inner, "norms" if inner.endswith("norm") else inner)] += p.numel()
     return {part: count for part, count in parts.items() if count}
 
 
 def flops_per_token(model: GPT) -> int:
-    """FLOPs of training on one token, forward and backward: what MFU counts (Chowdhery et al. 2022, appendix B).
+    """Returns the FLOPs of training on one token, forward and backward, as MFU counts them.
 
-    Six for each weight in a matrix product, the head too and the embedding not (it is looked up, not multiplied), and
-    12 * layers * heads * head width * context for the products of attention, as if nothing were masked.
+    Six per weight of each matrix, including the head but not the embedding (a lookup), plus
+    12 * layers * heads * head width * context for attention, without the causal mask (Chowdhery et al. 2022,
+    appendix B).
     """
     config = model.config
     blocks = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
@@ -79,10 +81,7 @@ def flops_per_token(model: GPT) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Matrix products a second that the device could do in `dtype`: a GPU's from its data sheet, a CPU's measured now.
-
-    None where unknown.
-    """
+    """Returns the device's peak FLOP/s in `dtype`: a GPU's from its data sheet, a CPU's measured; None if unknown."""
     if device.type == "cuda" and dtype != torch.float32:
         gpu = find_gpu(torch.cuda.get_device_name(device))
         return gpu.flops if gpu else None
@@ -98,34 +97,34 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def state_bytes(model: GPT, *, muon: bool) -> int:
-    """Weights, gradients and the optimizer's state, float32: AdamW keeps two moments, Muon one of hidden matrices."""
+    """Returns the size of weights, gradients and optimizer state in float32: AdamW has two moments, Muon one."""
     return 16 * sum(p.numel() for p in model.parameters()) - (4 * hidden_weights(model) if muon else 0)
 
 
 def hidden_weights(model: GPT) -> int:
-    """How many there are in the blocks' matrices, which Muon updates."""
+    """Returns the number of weights in hidden matrices, which Muon updates."""
     return sum(p.numel() for p in split_parameters(model)[0].values())
 
 
 def checkpoint_bytes(model: GPT, *, muon: bool, averaged: bool) -> int:
-    """One saved step: weights and the optimizer's state, and the raw weights beside an average."""
+    """Returns the size of a checkpoint: weights, optimizer state and, with averaging, also the live weights."""
     weights = 4 * sum(p.numel() for p in model.parameters())
     return state_bytes(model, muon=muon) - (0 if averaged else weights)
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """The memory of each of `gpus` GPUs, in bytes, for one sequence at a time."""
+    """The memory in bytes that each of `gpus` GPUs needs for one sequence at a time."""
 
     gpus: int
-    state: int  # its shard of weights, gradients and optimizer state; with Muon also the matrices that it owns
-    working: int  # two layers gathered in bfloat16, embeddings and head in float32, with their gradients on their way
+    state: int  # shard of weights, gradients and optimizer state; with Muon also the matrices that it owns
+    working: int  # two gathered layers in bfloat16, embeddings and head in float32, and gradients being reduced
     activations: int
-    exchanged: int  # Muon: gradients that owners get and give, once the two above are free again
+    exchanged: int  # Muon: gradients sent to and from their owners, after the two above were freed
 
     @property
     def parts(self) -> dict[str, int]:
-        """What is there at once when most is."""
+        """Returns what is in memory at the peak."""
         passing = {"working": self.working, "activations of one sequence": self.activations}
         if sum(passing.values()) < self.exchanged:
             passing = {"gradients exchanged": self.exchanged}
@@ -136,12 +135,12 @@ class Sizing:
         return sum(self.parts.values())
 
 
-def sizing(model: GPT, gpu: str, *, muon: bool, spare: float = 0.9) -> Sizing:
-    """How many GPUs of a kind train the model under parallel=fsdp with activation_checkpointing=true.
+def sizing(model: GPT, gpu: str, *, muon: bool, usable: float = 0.9) -> Sizing:
+    """Estimates how many GPUs of a kind can train the model with parallel=fsdp activation_checkpointing=true.
 
-    An estimate, by counting tensors: `spare` of the memory is planned with. Of a layer its input is kept (float32), of
-    one layer everything (bfloat16: norms, queries, keys, values, what the MLP widens to), and the logits and their
-    gradient (float32 and bfloat16) of one sequence. Raises InputError for an unknown kind.
+    Counts tensors, and plans with `usable` of the memory: the input of each layer (float32), all activations of one
+    layer (bfloat16: norms, queries, keys, values, the MLP's width), and the logits of one sequence with their gradient
+    (float32 and bfloat16). Raises InputError for an unknown kind.
     """
     kind = find_gpu(gpu)
     if kind is None:
@@ -149,8 +148,8 @@ def sizing(model: GPT, gpu: str, *, muon: bool, spare: float = 0.9) -> Sizing:
     config = model.config
     layer = sum(p.numel() for p in model.blocks[0].parameters())
     outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("blocks."))
-    # Weights in bfloat16 (of two layers), their gradient, and that in float32 as it travels. Outside all is float32,
-    # and the gradient travels when the activations are gone.
+    # Two layers' weights in bfloat16, one gradient in bfloat16 and, being reduced, in float32. Outside the blocks
+    # everything is float32, and gradients are reduced after the activations were freed.
     working = (2 * 2 + 2 + 4) * layer + (4 + 4) * outside
     widened = config.ff_width * (4 if config.activation == "swiglu" else 3)
     heads = config.head_dim * (2 * config.n_head + 2 * config.kv_heads)
@@ -160,28 +159,28 @@ def sizing(model: GPT, gpu: str, *, muon: bool, spare: float = 0.9) -> Sizing:
     activations = kept + max(2 * one_layer, logits)
     hidden = hidden_weights(model) if muon else 0
     state, exchanged = state_bytes(model, muon=muon) + 4 * hidden, (4 + 4 + 4) * hidden
-    planned = int(spare * kind.memory * GIB)
+    planned = int(usable * kind.memory * GIB)
     room = planned - working - activations
     if room <= 0:
         raise InputError(
-            f"one sequence of {config.context} tokens and one layer take {(working + activations) / GIB:.0f} GiB, more "
-            f"than one {gpu} has; choose a larger kind, or a smaller model.context"
+            f"one sequence of {config.context} tokens and one layer need {(working + activations) / GIB:.0f} GiB, more "
+            f"than one {gpu} has; choose a larger GPU or a smaller model.context"
         )
-    least = max(-(-state // room), -(-(state + exchanged) // planned))
-    gpus = least if least <= 8 else -(-least // 8) * 8  # whole machines of eight
+    fewest = max(-(-state // room), -(-(state + exchanged) // planned))
+    gpus = fewest if fewest <= 8 else -(-fewest // 8) * 8  # whole machines of eight
     return Sizing(gpus, state // gpus, working, activations, exchanged // gpus)
 
 
 def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict[str, Any]:
-    """What training `shape` takes on GPUs of a kind, in numbers: the arguments of conf/forecast.py's describe_sizing().
+    """Estimates the training of `shape` on GPUs of a kind. Allocates nothing, whatever the size.
 
-    cfg: the LoopConfig. Nothing is allocated, whatever the size.
+    cfg: the LoopConfig. Returns the arguments of describe_sizing() in conf/display/forecast.py.
     """
     with torch.device("meta"):
         model = GPT(replace(shape, vocab_size=vocab_size))
     kind, flops = find_gpu(gpu), flops_per_token(model)
     found = sizing(model, gpu, muon=cfg.optimizer.name == "muon")
-    assert kind is not None  # sizing() has asked
+    assert kind is not None  # else sizing() has raised
     tokens = cfg.steps * cfg.batch_size * shape.context
     return {
         "parts": parameters_by_part(model),

@@ -58,7 +58,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        sharded.forget_gathered(self.model)
+        sharded.reshard(self.model)
         for p, mean in zip(self.parameters.values(), self.mean, strict=False):
             live = sharded.to_local(p)
             before = live.clone()
@@ -70,7 +70,7 @@ class WeightAverage:
         if not self.mean:
             return {}
         pairs = zip(self.parameters.items(), self.mean, strict=True)
-        raw = {RAW + name: sharded.like(p, mean) for (name, p), mean in pairs}
+        raw = {RAW + name: sharded.from_local(p, mean) for (name, p), mean in pairs}
         return raw | {"average.count": torch.tensor(self.count)}
 
     @torch.no_grad()
@@ -87,4 +87,4 @@ class WeightAverage:
             self.mean = [sharded.to_local(p).clone() for p in self.parameters.values()]
             self.count = int(state["average.count"])
         for name, p in self.parameters.items():
-            sharded.to_local(p).copy_(state[RAW + name][sharded.rows_of(p)])
+            sharded.to_local(p).copy_(state[RAW + name][sharded.local_rows(p)])

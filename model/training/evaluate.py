@@ -81,7 +81,7 @@ def evaluate(
         with compute.autocast():
             losses[index] = model(inputs, targets=targets)
         tokens += int((batch[1] != IGNORE).sum())
-    sharded.forget_gathered(model)  # else the model would keep parameters that the optimizer does not update
+    sharded.reshard(model)  # else the model would keep parameters that the optimizer does not update
     model.train(was_training)
     nats = losses.cpu().double().sum()
     totals = torch.stack([nats, torch.tensor(float(tokens), dtype=torch.float64)])

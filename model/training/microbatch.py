@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import InputError, memory
 from ..device import Compute
-from ..distributed import parallel
+from ..distributed import parallel, strategies
 from ..gpt import GPT
 from ..seeds import seed_generator
 
@@ -50,7 +50,7 @@ class MicroBatches:
         loss_sum = torch.zeros((), device=inputs.device)
         for start in range(0, len(inputs), self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
-            with parallel.no_sync(self.model, skip=rows.stop < len(inputs)):
+            with strategies.no_sync(self.model, skip=rows.stop < len(inputs)):
                 with self.compute.autocast():
                     loss = self.model(
                         inputs[rows],

@@ -29,7 +29,7 @@ def sample_text(
     try:
         lm = LanguageModel(model, tokenizer, replace(compute, compile=False), Path())
         sampling = SamplingConfig(temperature=0.8)
-        with sharded.gathered(model), eager:
+        with sharded.unsharded(model), eager:
             return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
     finally:
         model.train(was_training)

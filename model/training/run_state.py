@@ -16,8 +16,8 @@ from .. import InputError
 from ..checkpoints import writer
 from ..checkpoints.background import Saver
 from ..checkpoints.reader import Checkpoint, newest, verify
+from ..distributed.matrix_ownership import OwnedTensor
 from ..distributed.parallel import World, exit_after_rank0
-from ..distributed.sharded import OwnedTensor
 from ..gpt import GPT
 from .evaluate import EvalResult
 

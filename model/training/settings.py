@@ -11,7 +11,7 @@ import torch
 from .. import InputError
 from ..attention import choose_kernel
 from ..device import Compute, has_bfloat16, missing_for_compile
-from ..distributed import parallel
+from ..distributed import parallel, strategies
 from ..gpt import GPT
 from ..optimization.schedule import OptimizerConfig, warmup_steps
 from ..planning.budget import seconds_of
@@ -96,8 +96,8 @@ class LoopConfig:
             found.append(f"micro_batch={micro_batch} must be at least 1")
         if self.resume not in (False, True, "auto"):
             found.append(f"resume={self.resume!r} is not one of false, true, auto")
-        if self.parallel not in parallel.STRATEGIES:
-            found.append(f"parallel={self.parallel!r} is not one of {', '.join(parallel.STRATEGIES)}")
+        if self.parallel not in strategies.STRATEGIES:
+            found.append(f"parallel={self.parallel!r} is not one of {', '.join(strategies.STRATEGIES)}")
         elif world.size > 1 and self.parallel == "none":
             found.append(f"parallel=none with {world.size} processes; set parallel=ddp or parallel=fsdp")
         if world.size > 1 and ":" in self.device:
@@ -160,9 +160,7 @@ def resolve_auto(
     micro_batch_size = cfg.micro_batch
     if micro_batch_size == "auto":
         model.to(compute.device)
-        best = best_micro_batch_size(
-            model, cfg.batch_size // world.size, compute=compute, document_mask=document_mask
-        )
+        best = best_micro_batch_size(model, cfg.batch_size // world.size, compute=compute, document_mask=document_mask)
         micro_batch_size = parallel.all_reduce_min(best, compute.device)
     dtype = str(compute.dtype).removeprefix("torch.")
     return replace(cfg, dtype=dtype, optimizer=optimizer, micro_batch=micro_batch_size)

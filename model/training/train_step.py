@@ -31,9 +31,7 @@ class TrainStep:
         self.loss_scale = LossScale(compute.dtype, compute.device)
         self.guard = UpdateGuard(compute.device, spike_deviations=cfg.spike_deviations)
 
-    def __call__(
-        self, step: int, batch: Batch, *, targets_in_step: int, lr_multiplier: float
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int, batch: Batch, *, targets_in_step: int, lr_multiplier: float) -> tuple[Tensor, Tensor]:
         """Updates the weights from this rank's rows of the batch of `step` (from 0).
 
         targets_in_step: targets that carry loss, over all ranks. Returns the summed loss of this rank's rows and the
