@@ -360,6 +360,7 @@ def _write(work: Preparation, target: Path, show: Callable[[Summary, Path], None
         say(f"{target}: {split} {counted(figures['documents'])}, {figures['tokens']:,} tokens")
     if kind == POSITION:
         say(f"too few documents to hold some out: the last {config.val_fraction:g} of each is the validation split")
-    if things := len(findings(summary)):
+    if number := len(findings(summary)):
         also = f", {picture}" if picture else ""
-        say(f"{things} thing{'s' if things > 1 else ''} to decide: {target / 'report.md'}{also}")
+        need = "findings need" if number > 1 else "finding needs"
+        say(f"{number} {need} a decision: {target / 'report.md'}{also}")

@@ -148,16 +148,15 @@ def disputes(search: Search, top: int) -> list[tuple[bytes, float]]:
     slack = TIE * search.total
     ranked = ranking(search)
     lower = [search.closed[outcome].mass for outcome in ranked]
-    texts = [_open_text(outcome) for outcome in ranked]
     last = lower[top - 1] if len(lower) >= top else 0.0
     unseen, text = search.max_unseen()
     found = [(text, last)] if unseen > last + slack else []
-    for index, mass in enumerate(lower):
+    for index, (outcome, mass) in enumerate(zip(ranked, lower, strict=True)):
         limit = lower[min(index, top) - 1] if index else float("inf")
         if index >= top and mass + unseen <= last + slack:
             break
-        if mass + search.open_mass_of(texts[index]) > limit + slack:
-            found.append((texts[index], limit - mass))
+        if mass + search.open_mass_of(_open_text(outcome)) > limit + slack:
+            found.append((_open_text(outcome), limit - mass))
     return found
 
 

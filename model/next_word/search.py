@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ..inference.sampling import SamplingConfig, probabilities
 from .tree import Predictor
-from .word_table import Table, Tables
+from .word_table import Table, Tables, prefix_parents
 from .words import State
 
 OutcomeId = tuple[str, bytes | str]  # the kind, and the bytes or a special token's name
@@ -185,13 +185,8 @@ class Search:
         """
         texts = sorted(self.groups)
         extensions: defaultdict[bytes, list[bytes]] = defaultdict(list)  # the children of a text in the prefix tree
-        ancestors: list[bytes] = []
-        for text in texts:
-            while ancestors and not text.startswith(ancestors[-1]):
-                ancestors.pop()
-            if ancestors:
-                extensions[ancestors[-1]].append(text)
-            ancestors.append(text)
+        for text, parent in zip(texts[1:], prefix_parents(texts)[1:], strict=True):  # the first text is b""
+            extensions[texts[parent]].append(text)
         best: dict[bytes, tuple[float, bytes]] = {}  # over the chains that begin with a text
         for text in reversed(texts):
             groups = self.groups[text].values()

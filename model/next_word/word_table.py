@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,19 +93,29 @@ class Table:
         return sums.T.contiguous()
 
     def _parents_by_depth(self) -> list[tuple[Tensor, Tensor]]:
-        """For each depth of the prefix tree from 1 on: the texts there and their parents."""
+        """Returns for each depth of the prefix tree from 1 on: the texts there and their parents."""
         levels: list[tuple[list[int], list[int]]] = []
-        ancestors: list[int] = []
-        for index, text in enumerate(self.texts):
-            while ancestors and not text.startswith(self.texts[ancestors[-1]]):
-                ancestors.pop()
-            if ancestors:
-                if len(levels) < len(ancestors):
-                    levels.append(([], []))
-                levels[len(ancestors) - 1][0].append(index)
-                levels[len(ancestors) - 1][1].append(ancestors[-1])
-            ancestors.append(index)
+        depths: list[int] = []
+        for index, parent in enumerate(prefix_parents(self.texts)):
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+            if depths[index] > len(levels):
+                levels.append(([], []))
+            if parent >= 0:
+                levels[depths[index] - 1][0].append(index)
+                levels[depths[index] - 1][1].append(parent)
         return [(torch.tensor(texts), torch.tensor(parents)) for texts, parents in levels]
+
+
+def prefix_parents(texts: Sequence[bytes]) -> list[int]:
+    """Returns for each of the sorted, distinct texts the index of its longest proper prefix among them, or -1."""
+    parents: list[int] = []
+    ancestors: list[int] = []  # the prefixes of the last text, and the text itself
+    for index, text in enumerate(texts):
+        while ancestors and not text.startswith(texts[ancestors[-1]]):
+            ancestors.pop()
+        parents.append(ancestors[-1] if ancestors else -1)
+        ancestors.append(index)
+    return parents
 
 
 def _steps(state: State, vocabulary: Vocabulary, rule: WordRule, start: State) -> list[tuple[int, Step]]:

@@ -1,4 +1,4 @@
-"""conf.chat: lines become text, commands do what they say, and nothing that is typed ends it but leaving."""
+"""Chat: lines become text, commands work, and no input ends the program except /quit, Ctrl-C or its end."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pytest
 from conf.display import chat as chats
 from conf.display.chat import chat
 from model import InputError
-from sample import SampleConfig
+from model.sample_settings import ChatConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-SETTINGS = SampleConfig(checkpoint="x")
+SETTINGS = ChatConfig(checkpoint="x")
 
 
 @pytest.fixture
 def talk(monkeypatch, capsys):
-    """Runs a chat over the lines; returns what it printed and the (text, settings) that the model was asked with."""
+    """Runs a chat over the lines; returns its output and the (text, settings) of each call of the model."""
 
     def run(*lines, answer=(" yes", "."), **options):
         asked = []
@@ -62,7 +62,7 @@ def test_each_line_continues_the_text_so_far(talk):
     assert out == "Is it? yes.\nAnd yes.\n yes.\n so yes.\n"
 
 
-def test_without_history_each_line_is_a_text_of_its_own(talk):
+def test_without_history_each_line_is_a_prompt(talk):
     out, asked = talk("one", "two", history=False, echo=False)
     assert texts(asked) == ["one", "two"] and out == " yes.\n yes.\n"
 
@@ -74,7 +74,7 @@ def test_reset_and_undo(talk):
     assert "...'one yes.'" in talk("one", "two", "/undo")[0]
 
 
-def test_views_show_the_text_so_far_or_another(talk):
+def test_views_show_the_text_so_far_or_a_given_text(talk):
     seen = []
     views = {"words": lambda text, settings: seen.append((text, settings.top_k))}
     talk("/words", "one", "/words", "/set top_k=3", "/words another text", views=views)
@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(talk, line, message):
     assert texts(asked) == ["one", "one yes.\ntwo"] and asked[1][1] == SETTINGS
 
 
-def test_what_the_model_refuses_is_told_and_the_text_stays(talk):
+def test_an_error_of_the_model_is_one_line_and_the_text_stays(talk):
     out, asked = talk("one", "two", answer=[InputError("the prompt is too long; shorten it")])
     assert out.splitlines().count("error: the prompt is too long; shorten it") == 2
     assert texts(asked) == ["one", "two"]
@@ -117,17 +117,17 @@ def test_what_the_model_refuses_is_told_and_the_text_stays(talk):
     session = chats.Session(lambda *_: iter([1 / 0]), SETTINGS, (), {}, True, True, len, 9)
     with pytest.raises(ZeroDivisionError):
         session.answer("one")
-    assert session.earlier == [] and session.text == ""  # there is nothing to undo
-    with pytest.raises(ZeroDivisionError):  # a bug is no mistake of the user's
+    assert session.earlier == [] and session.text == ""  # nothing to undo
+    with pytest.raises(ZeroDivisionError):  # a bug is not a user's mistake
         talk("one", answer=[ZeroDivisionError()])
 
 
-def test_an_interrupt_stops_the_answer_and_keeps_what_there_is(talk):
+def test_an_interrupt_stops_the_answer_and_keeps_its_beginning(talk):
     out, asked = talk("one", "two", answer=[" ye", KeyboardInterrupt(), "s"])
     assert texts(asked) == ["one", "one ye\ntwo"] and out == "one ye\ntwo ye\n"
 
 
-def test_a_text_longer_than_the_context_is_said_once_and_goes_on(talk):
+def test_a_note_says_once_that_the_text_exceeds_the_context(talk):
     out, asked = talk("one", "two", "three", context=6)
     assert out.count("context of 6 tokens") == 1 and len(asked) == 3
     assert out.index("context of 6") > out.index("one yes.")
@@ -158,7 +158,7 @@ sys.exit(chat(stream, settings=Settings()))
 
 
 class Terminal:
-    """A chat on a terminal of its own."""
+    """A chat on a pseudo-terminal."""
 
     def __init__(self, **environment: str) -> None:
         self.master, slave = pty.openpty()
@@ -176,9 +176,9 @@ class Terminal:
         self.unread = ""
 
     def until(self, text: str) -> None:
-        """Reads on until the text has been printed."""
+        """Reads until the text has been printed."""
         while text not in self.unread:
-            ready, _, _ = select.select([self.master], [], [], 60)  # rather fail than hang
+            ready, _, _ = select.select([self.master], [], [], 60)  # fail rather than hang
             try:
                 piece = os.read(self.master, 1000).decode() if ready else ""
             except OSError:  # the other side is closed
@@ -191,8 +191,8 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def end(self, last: str) -> int:
-        """Types the last key until the program has ended: a signal just before readline waits is noticed with the
-        next key only."""
+        """Types the last key until the program ends: readline notices a signal just before it waits only at the next
+        key."""
         try:
             for _ in range(60):
                 with contextlib.suppress(subprocess.TimeoutExpired, OSError):
@@ -217,7 +217,7 @@ def test_on_a_terminal_control_c_stops_the_answer_then_the_program(tmp_path):
     assert terminal.end("\x03") == 0
     assert "wait for it" in (tmp_path / "nextword" / "history").read_text()
 
-    terminal = Terminal(XDG_STATE_HOME=str(tmp_path))  # the lines of the last session are there again
+    terminal = Terminal(XDG_STATE_HOME=str(tmp_path))  # with the lines of the last session
     terminal.until("> ")
     terminal.type("\x1b[A\x1b[A\n")
     terminal.until("wait for it")
@@ -227,7 +227,7 @@ def test_on_a_terminal_control_c_stops_the_answer_then_the_program(tmp_path):
     assert terminal.end("\x04") == 0
 
 
-def test_a_history_that_cannot_be_written_hinders_nothing(tmp_path):
+def test_the_chat_works_if_its_history_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     terminal = Terminal(XDG_STATE_HOME=str(tmp_path / "file"))
     terminal.until("> ")
@@ -237,7 +237,7 @@ def test_a_history_that_cannot_be_written_hinders_nothing(tmp_path):
     assert terminal.end("/quit\n") == 0
 
 
-def test_where_the_history_is_kept(monkeypatch):
+def test_the_history_is_in_the_state_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     assert chats.history_path() == Path("/state/nextword/history")

@@ -1,4 +1,4 @@
-"""conf.data_report: the picture is whole whatever the corpus, the table fits a terminal and says what was removed."""
+"""Data report: the plot is complete for any corpus; the table fits a terminal and lists the effect of curation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_picture_is_whole_and_warns_of_nothing(tmp_path: Path, name: str) -> None:
+def test_the_plot_is_complete_without_warnings(tmp_path: Path, name: str) -> None:
     summary, _ = survey(CASES[name][0], BYTE, config=CASES[name][1], in_val=lambda document: document.name[-1] == "9")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""conf.plots: pictures are whole, warn of nothing, and show what can be shown."""
+"""Plots: files are complete, nothing warns, and all text is printable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def metrics(path: Path, lines: list[dict[str, Any]], tail: str = "") -> Path:
     return path
 
 
-def test_the_loss_is_drawn_from_what_there_is(tmp_path: Path) -> None:
+def test_the_loss_is_plotted_from_incomplete_metrics(tmp_path: Path) -> None:
     full = [
         {"step": step, "train_loss": 8 / (step + 1), "val_loss": 8.0, "val_bits_per_byte": 2.0, "learning_rate": 0.02}
         for step in range(100)
@@ -33,17 +33,17 @@ def test_the_loss_is_drawn_from_what_there_is(tmp_path: Path) -> None:
             plots.plot_loss(path, tmp_path / f"{number}.png", title="$5 [x]")
             assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
         plots.plot_loss(metrics(tmp_path / "metrics.jsonl", []), tmp_path / "empty.png")
-    assert len(list(tmp_path.iterdir())) == len(cases) + 1  # no temporary file, and no picture of nothing
+    assert len(list(tmp_path.iterdir())) == len(cases) + 1  # no temporary file, and no plot without a loss
 
 
-def test_smoothing_keeps_the_level_and_lags_nowhere() -> None:
+def test_smoothing_keeps_the_level_without_lag() -> None:
     line = [2.0 * step for step in range(600)]
     assert plots.smoothed(line) == pytest.approx(line)
     zigzag = plots.smoothed([1.0, -1.0] * 300)
     assert max(abs(value) for value in zigzag[50:-50]) < 0.1
 
 
-def test_what_comes_next_is_drawn_without_a_missing_glyph(tmp_path: Path) -> None:
+def test_next_words_and_tokens_are_plotted_without_missing_glyphs(tmp_path: Path) -> None:
     tokens = [{"id": 37, "text": text, "probability": 0.3 / rank} for rank, text in enumerate(ODD, start=1)]
     cases: list[list[dict[str, Any]]] = [
         [{"prompt": "costs $5 and $6\n你好 " * 20, "tokens": tokens}],
@@ -63,7 +63,7 @@ def test_what_comes_next_is_drawn_without_a_missing_glyph(tmp_path: Path) -> Non
     assert plots.printable("abcdef", 4) == "abc…" and plots.printable("abcdef", 4, tail=True) == "…def"
 
 
-def test_a_picture_shows_every_word_and_both_of_its_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_shows_every_word_and_both_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "save_png", lambda figure, path: figures.append(figure))
     plots.plot_next([words("left"), words("right")], tmp_path / "no.png")

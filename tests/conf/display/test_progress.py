@@ -1,4 +1,4 @@
-"""conf.display: what a run shows is a bar on a terminal and plain lines elsewhere."""
+"""Progress: a bar on a terminal and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_progress_is_plain_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch)
     assert "no" not in file.getvalue()
 
 
-def test_progress_lines_may_be_few_and_count_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_lines_can_be_limited_and_count_any_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 12.0, 15.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     file = io.StringIO()
@@ -79,7 +79,7 @@ def test_importing_is_cheap() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_passes_tell_speed_and_time_left_now_and_then(monkeypatch):
+def test_passes_print_speed_and_time_left_at_intervals(monkeypatch):
     out, now = io.StringIO(), [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     passes = progress.Passes(file=out, every=10)
@@ -89,7 +89,7 @@ def test_passes_tell_speed_and_time_left_now_and_then(monkeypatch):
         passes.advance(4_000_000)
     passes.end()
     passes.begin("encoding", 1000)
-    passes.advance(1000)  # over in a moment
+    passes.advance(1000)  # too short to show
     passes.end()
     assert out.getvalue().splitlines() == [
         "reading  40/400 MB  4.0 MB/s  1m30s left",

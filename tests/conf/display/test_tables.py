@@ -1,4 +1,4 @@
-"""conf.tables: what people read is complete and plain off a terminal, and survives any encoding."""
+"""Tables: complete and plain off a terminal, in any encoding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def words(prompt: str, rows: list[dict[str, Any]] = WORDS) -> dict[str, Any]:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Pretends that standard output is a wide terminal with colours."""
+    """Makes standard output look like a wide terminal with colours."""
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "200"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -38,13 +38,8 @@ def test_a_table_of_tokens_is_plain_and_complete_off_a_terminal(capsys: pytest.C
     rows += [{"id": 9, "text": "long " * 40, "probability": 0.0}]
     tables.token_tables([{"prompt": "[x]", "tokens": rows}])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Next token after '[x]'" and lines[1].split() == [
-        "rank",
-        "probability",
-        "cumulative",
-        "id",
-        "text",
-    ]
+    assert lines[0] == "Next token after '[x]'"
+    assert lines[1].split() == ["rank", "probability", "cumulative", "id", "text"]
     assert len(lines) == 2 + len(rows) and not any("\x1b" in line or line != line.rstrip() for line in lines)
     for line, row in zip(lines[2:], rows, strict=True):
         assert repr(row["text"]) in line and f"{row['probability']:.4%}" in line
@@ -58,11 +53,12 @@ def test_a_table_of_tokens_is_plain_and_complete_off_a_terminal(capsys: pytest.C
     assert "30.0000%" in out and out.splitlines()[-1].endswith("' you', 'You'")
 
 
-def test_a_table_of_words_shows_bounds_and_what_lies_outside(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_words_shows_bounds_and_the_mass_outside(capsys: pytest.CaptureFixture[str]) -> None:
     tables.word_tables([words("Listen to your"), words("", [])])
     first, second = capsys.readouterr().out.split("\n\n")
     lines = first.splitlines()
     assert lines[0] == "Next word after 'Listen to your'"
+    assert lines[1].split() == ["rank", "lower", "bound", "upper", "bound", "tokenizations", "kind", "word"]
     assert lines[2].split() == ["1", "40.000%", "50.000%", "3", "heart", "█" * 16 + "░" * 4]
     assert lines[4].split()[4:] == ["space", r"'\n'", "██"]
     summary = "25.00% probability that the prompt's last word continues (the rows are conditional on a new word); "
@@ -71,7 +67,7 @@ def test_a_table_of_words_shows_bounds_and_what_lies_outside(capsys: pytest.Capt
     assert second.splitlines()[0] == "Next word after ''"
 
 
-def test_tables_stand_side_by_side_only_where_they_fit(
+def test_tables_are_side_by_side_only_if_they_fit(
     terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for columns, together in (("200", True), ("100", False)):
@@ -82,7 +78,7 @@ def test_tables_stand_side_by_side_only_where_they_fit(
         assert sum("heart" in line for line in lines) == (1 if together else 2)
 
 
-def test_grouping_is_a_view_that_adds_variants_up() -> None:
+def test_grouping_adds_up_variants_without_changing_the_rows() -> None:
     rows = [
         {"word": "you", "kind": "word", "lower": 0.3, "upper": 0.6, "tokenisations": 1},
         {"word": "a", "kind": "word", "lower": 0.25, "upper": 0.3, "tokenisations": 1},
@@ -100,7 +96,7 @@ def test_grouping_is_a_view_that_adds_variants_up() -> None:
     assert token["text"] == "heart" and token["probability"] == pytest.approx(0.3)
 
 
-def test_a_tree_shows_given_and_whole_probabilities(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tree_shows_probabilities_given_the_parent_and_of_the_path(capsys: pytest.CaptureFixture[str]) -> None:
     leaf = {"text": "[b] and", "probability": 0.2}
     nodes = [{"text": " heart", "probability": 0.5, "children": [leaf]}, {"text": "\n", "probability": 0.1}]
     tables.continuation_tree(nodes, prompt="Listen to your")
@@ -126,7 +122,7 @@ SCORE: dict[str, Any] = {
 }
 
 
-def test_surprisal_is_told_in_bits_where_there_is_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
+def test_surprisal_is_in_brackets_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
     tables.surprisal(SCORE)
     out = capsys.readouterr().out
     assert out.startswith("A: to[1.0] [0.0]你\n[3.0]\n")  # the two tokens of one character together
@@ -157,7 +153,7 @@ def test_options_have_a_star_at_the_best_of_each_method(capsys: pytest.CaptureFi
     assert "method=raw" in caption
 
 
-def test_accuracies_stand_beside_what_guessing_gets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracies_are_shown_with_intervals_and_the_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"method": "raw", "accuracy": 0.5, "low": 0.4, "high": 0.6, "group_low": 0.3, "group_high": 0.7}
     tables.accuracy_table([row, {"method": "guessing", "accuracy": 0.25}], title="9 questions")
     title, _, raw, guessing = capsys.readouterr().out.splitlines()
@@ -165,7 +161,7 @@ def test_accuracies_stand_beside_what_guessing_gets(capsys: pytest.CaptureFixtur
     assert "50.0%  40.0% to 60.0%" in raw and "30.0% to 70.0%  " + "█" * 20 in raw
 
 
-def test_each_choice_of_a_token_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_table_shows_every_filter(capsys: pytest.CaptureFixture[str]) -> None:
     filters = [
         {"name": "penalties", "before": 0.1, "after": 0.1, "removed": 0.0},
         {"name": "temperature", "before": 0.1, "after": 0.2, "removed": 0.0},

@@ -202,11 +202,13 @@ def test_what_is_to_decide_and_patterns_that_match_nothing_are_said(tmp_path, wo
     folder = prepared(corpus, said=said, curate=rules, workers=workers)
     wanted = "drop_lines: 'Patient' matched no line; patterns match whole lines: '*Patient*' would match"
     assert sum(line.startswith(wanted) for line in said) == 1
-    things = (folder / "report.md").read_text().split("## To decide")[1].split("##")[0].count("\n- ")
-    assert said[-1] == f"{things} thing{'s' * (things > 1)} to decide: {folder / 'report.md'}"
+    number = (folder / "report.md").read_text().split("## To decide")[1].split("##")[0].count("\n- ")
+    assert (
+        said[-1] == f"{number} {'findings need' if number > 1 else 'finding needs'} a decision: {folder / 'report.md'}"
+    )
     clean = write(tmp_path / "clean", [f"text {i * 7919}" for i in range(50)])
     prepared(clean, said=said, tokenizer=TokenizerConfig("byte"), val_fraction=0.0, curate=CurateConfig())
-    assert ("to decide" in said[-1]) == (
+    assert ("a decision" in said[-1]) == (
         "To decide" in (next((tmp_path / "datasets").glob("clean-*")) / "report.md").read_text()
     )
 

@@ -1,4 +1,4 @@
-"""The distribution of the next word: prompts, filters, limits, and agreement with the model's own probabilities."""
+"""The distribution of the next word: prompts, filters, limits, agreement with the model's own probabilities."""
 
 from __future__ import annotations
 
