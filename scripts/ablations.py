@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from conf import cli
-from conf.run.runs import train, words
+from conf.run.runs import split_settings, train_once
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
 T95 = (
@@ -117,8 +117,8 @@ def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
     for seed in range(1, cfg.seeds + 1):
         ends = {}
         for side, settings in (("a", a), ("b", b)):  # in turn, so that a machine's moods strike both
-            given = [*words("common", cfg.common), *words(side, settings), f"seed={seed}"]
-            ends[side] = train(Path(cfg.out) / "runs" / as_name(settings, given), given)
+            given = [*split_settings("common", cfg.common), *split_settings(side, settings), f"seed={seed}"]
+            ends[side] = train_once(Path(cfg.out) / "runs" / as_name(settings, given), given)
             print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
         if ends["a"]["tokens"] != ends["b"]["tokens"]:
             raise cli.InputError(

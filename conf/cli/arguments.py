@@ -37,7 +37,8 @@ def read_arguments(
     problems: list[str] = []
     for key, value, text in key_values(arguments, keys, problems):
         if key not in keys and (new := current(key, value))[0] != key:
-            print(f"note: {key}= is now called {new[0]}=", file=sys.stderr)
+            if new[0] in keys:
+                print(f"note: {key}= is now called {new[0]}=", file=sys.stderr)
             (key, value), text = new, "=".join(new)
         try:
             if multirun and key.partition(".")[0].partition("/")[0] == "hydra":

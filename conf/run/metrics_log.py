@@ -1,4 +1,4 @@
-"""What a run tells about itself: metrics.jsonl, the progress line, wandb where it is asked for, loss.png at the end."""
+"""The log of a run: metrics.jsonl, the progress line, wandb on request, and loss.png at the end."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..display.forecast import size
 from ..display.progress import count, duration
 from .stopwatch import Pace, Stopwatch
 
-REFERENCES = "references.json"  # in a run_dir: losses to compare with
-TIMING = "timing.json"  # in a run_dir: where the time of its last process went
+REFERENCES = "references.json"  # in a run_dir: baseline losses
+TIMING = "timing.json"  # in a run_dir: where the time of the last process went
 
 
-class Journal:
-    """Writes and shows a run's figures on the main rank; on the others it does nothing."""
+class MetricsLog:
+    """Writes and shows a run's metrics on the main rank; does nothing on the others."""
 
     def __init__(
         self,
@@ -36,13 +36,16 @@ class Journal:
         watch: Stopwatch | None = None,
         references: dict[str, float] | None = None,
     ) -> None:
-        """`references` are losses to compare with, drawn as lines; `watch` learns what showing and writing take."""
+        """`start` is the number of steps done, `elapsed_seconds` their time. `references` are drawn as baseline losses.
+
+        `watch` counts the time of logging and plotting.
+        """
         self.run_dir, self.enabled, self.wandb = run_dir, enabled, None
         self.watch = watch or Stopwatch()
         self.progress = progress.Progress(steps, start=start, enabled=enabled)
-        self.began = time.perf_counter() - elapsed_seconds  # as if a resumed run had never paused
-        self.since, self.tokens, self.step = time.perf_counter(), 0, start  # of the line before
-        self.start, self.first_seconds = start, 0.0  # the first step holds the compilation
+        self.started = time.perf_counter() - elapsed_seconds  # as if a resumed run had never paused
+        self.since, self.tokens, self.step = time.perf_counter(), 0, start  # at the previous log line
+        self.start, self.first_seconds = start, 0.0  # the first step includes compilation
         self.timed_tokens, self.timed_seconds = 0, 0.0
         self.pace = Pace()
         if not enabled:
@@ -52,7 +55,7 @@ class Journal:
         cut.replace(path)
         if references:
             (run_dir / REFERENCES).write_text(json.dumps(references) + "\n", encoding="utf-8")
-        self.file, self.unwritten = path.open("ab", buffering=0), b""
+        self.file, self.pending = path.open("ab", buffering=0), b""
         if settings["wandb"]["mode"] != "disabled":
             import wandb
 
@@ -63,7 +66,7 @@ class Journal:
                     f"wandb.mode={settings['wandb']['mode']}: {error}, or set wandb.mode=disabled"
                 ) from None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> MetricsLog:
         self.progress.__enter__()
         return self
 
@@ -71,13 +74,13 @@ class Journal:
         failed = error[0] is not None
         self.progress.__exit__(*error)
         try:
-            # Of two errors the first is the one to be told.
+            # If training failed, that error is the one to report.
             with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
                 if self.enabled:
                     self._write_out()
                     self.file.close()
                     with self.watch("plotting"):
-                        draw(self.run_dir)
+                        draw_loss(self.run_dir)
                     if self.wandb is not None:
                         self._log_samples()
         finally:
@@ -86,18 +89,18 @@ class Journal:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Since the run's first start, pauses between its processes left out."""
-        return time.perf_counter() - self.began
+        """Seconds of training since the run's first start, without pauses between its processes."""
+        return time.perf_counter() - self.started
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """For evaluating and saving: their time does not count against the training speed."""
+    def paused(self) -> Iterator[None]:
+        """Keeps the time of evaluating and saving out of the training speed."""
         before = time.perf_counter()
         yield
         self.since += time.perf_counter() - before
 
-    def trained(self, step: int, tokens: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
-        """One line of training; `tokens` is the run's total so far."""
+    def log_training(self, step: int, tokens: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """Logs one line of training; `tokens` is the run's total so far."""
         now, speed = time.perf_counter(), None
         if not self.tokens:
             self.first_seconds = now - self.since
@@ -115,28 +118,28 @@ class Journal:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Of late, in this process, evaluating and saving left out; None before the second line."""
+        """Recent, in this process, without evaluating and saving; None before the second line."""
         return self.pace.seconds_per_step
 
     @property
     def tokens_per_second(self) -> float | None:
         return self.timed_tokens / self.timed_seconds if self.timed_tokens else None
 
-    def evaluated(self, step: int, tokens: int, *, loss: float, bits_per_byte: float, best: bool) -> None:
+    def log_evaluation(self, step: int, tokens: int, *, loss: float, bits_per_byte: float, best: bool) -> None:
         self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte)
         mark = "  (best so far)" if best else ""
         self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits_per_byte:.4f} bits/byte{mark}")
 
-    def sampled(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
-        """A text that the model made at this step."""
+    def log_sample(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
+        """Logs a text that the model wrote at this step."""
         self._write(step, tokens, prompt=prompt, sample=text)
         self.progress.say(f"step {step}: {prompt}{text}")
 
-    def planned(self, steps: int) -> None:
-        """The run will have so many steps after all."""
+    def set_total_steps(self, steps: int) -> None:
+        """Updates the progress line after a time budget changed the number of steps."""
         self.progress.total = steps
 
-    def report(
+    def summary(
         self,
         *,
         flops_per_token: float,
@@ -144,45 +147,45 @@ class Journal:
         peak_memory: float | None,
         best_val_loss: float | None,
     ) -> list[str]:
-        """What the run took and came to, in lines. peak_flops: what all devices together could do in a second."""
-        speed, facts = self.tokens_per_second, []
+        """The time, speed, memory and result of a finished run, in lines. peak_flops: per second, all devices together."""
+        speed, figures = self.tokens_per_second, []
         if speed is not None:
-            facts.append(f"{count(speed)} tok/s")
+            figures.append(f"{count(speed)} tok/s")
             if peak_flops:
-                facts.append(f"{speed * flops_per_token / peak_flops:.1%} of the device's matrix products (MFU)")
+                figures.append(f"{speed * flops_per_token / peak_flops:.1%} of the device's peak FLOP/s (MFU)")
         if peak_memory is not None:
-            facts.append(f"peak memory {size(peak_memory)}")
+            figures.append(f"peak memory {size(peak_memory)}")
         self._write_timing(peak_memory)
         taken = f"finished in {duration(self.elapsed_seconds)}: {count(self.tokens)} tokens"
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.watch.shares().items())
         best = "" if best_val_loss is None else f"; {self.run_dir / 'best'}: validation loss {best_val_loss:.4f}"
         return [
-            ", ".join([taken, *facts]),
+            ", ".join([taken, *figures]),
             f"share of the time: training {1 - sum(self.watch.shares().values()):.1%}, {shares}",
             f"saved in {self.run_dir}{best}; the curves: {self.run_dir / 'loss.png'}",
-            f'what it says:  python sample.py checkpoint={shlex.quote(str(self.run_dir))} prompt="..."',
+            f'sample from it:  python sample.py checkpoint={shlex.quote(str(self.run_dir))} prompt="..."',
         ]
 
     def say(self, line: str) -> None:
         self.progress.say(line)
 
-    def _write(self, step: int, tokens: int, **figures: float | str | None) -> None:
-        known = {name: figure for name, figure in figures.items() if isinstance(figure, str) or is_finite(figure)}
+    def _write(self, step: int, tokens: int, **metrics: float | str | None) -> None:
+        known = {name: value for name, value in metrics.items() if isinstance(value, str) or is_finite(value)}
         if self.enabled:
             line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
-            self.unwritten += json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            self.pending += json.dumps(line, ensure_ascii=False).encode() + b"\n"
             self._write_out()
-        if self.wandb is not None and "sample" not in known:  # these become a table at the end
+        if self.wandb is not None and "sample" not in known:  # samples become a table at the end
             self.wandb.log({"tokens": tokens, **known}, step=step)
 
     def _write_out(self) -> None:
-        """Writes the lines that wait. On a full disk they wait for room; the checkpoints tell of it."""
+        """Writes the pending lines. On a full disk they stay pending; saving a checkpoint reports the full disk."""
         with contextlib.suppress(OSError):
-            while self.unwritten:
-                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+            while self.pending:
+                self.pending = self.pending[self.file.write(self.pending) :]
 
     def _write_timing(self, peak_memory: float | None) -> None:
-        """For programs: the steps alone (`training_seconds`, of it the first step's), and what was done beside them."""
+        """Writes timing.json for programs: seconds of the steps, of the first one, and of each other activity."""
         timing = {
             "steps": self.step - self.start,
             "first_step_seconds": self.first_seconds,
@@ -194,7 +197,7 @@ class Journal:
             (self.run_dir / TIMING).write_text(json.dumps(timing) + "\n", encoding="utf-8")
 
     def _log_samples(self) -> None:
-        """The texts made so far, by earlier processes of the run too, as a table for wandb."""
+        """Sends all sampled texts of the run, also of its earlier processes, to wandb as a table."""
         import wandb
 
         lines = map(json.loads, lines_up_to(self.run_dir / "metrics.jsonl", self.step))
@@ -203,19 +206,19 @@ class Journal:
             self.wandb.log({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)})
 
 
-def is_finite(figure: float | None) -> bool:
-    return figure is not None and math.isfinite(figure)
+def is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
-def draw(run_dir: Path) -> None:
-    """Draws the run's metrics.jsonl as its loss.png."""
+def draw_loss(run_dir: Path) -> None:
+    """Plots the run's metrics.jsonl to its loss.png."""
     plots.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
 
 
 def lines_up_to(path: Path, step: int) -> list[str]:
-    """The whole lines of a metrics file whose step is not beyond `step`; a kill may have cut the last one short."""
+    """The lines of a metrics file up to `step`, without damaged ones: a kill may have cut the last one short."""
     kept = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""  # a disk may have harmed it
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.split("\n"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:

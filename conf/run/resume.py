@@ -1,4 +1,4 @@
-"""Which settings a run goes on with: those it was started with, or those of the checkpoint it starts from."""
+"""Which settings a run uses: those on the command line, those it was started with, or those of its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,99 +13,100 @@ from ..cli.config import check_config, read_config
 
 Config = TypeVar("Config")
 
-CHANGEABLE = {  # on resume; everything else would make it another run
+CHANGEABLE = {  # on resume; any other change would make it a different run
     *("steps", "eval_every", "save_every", "log_every", "keep_last", "device", "compile", "parallel", "micro_batch"),
     *("time_budget", "sample_every", "sample_prompt", "activation_checkpointing", "save_in_background", "save_sharded"),
     *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
-    *("datasets", "workers", "verify"),  # where and how the corpus is prepared; what it is stays
+    *("datasets", "workers", "verify"),  # where and how the corpus is prepared, not what it contains
 }
-LEFT_OPEN = {"optimizer.warmup_steps": None}  # how this key says that it is to be found out; the others: "auto"
-ITS_OWN = ("model.", "tokenizer.")  # what comes from a checkpoint that training starts from
+FROM_CHECKPOINT = ("model.", "tokenizer.")  # fixed by the checkpoint that training starts from
+JOB_FILE = ".job"  # in a run_dir: the id of the torchrun job that trains there
 
 
 def resume_config(cfg: Config, overrides: Overrides) -> Config:
-    """The settings to train with. The rule, for run_dir with or without a run in it:
+    """Returns the settings to train with.
 
-    | resume | no run               | a run                                                     |
-    | ------ | -------------------- | --------------------------------------------------------- |
-    | false  | starts               | refused                                                   |
-    | true   | refused              | goes on with its config.yaml; other explicit settings     |
-    | auto   | starts               | than CHANGEABLE must be equal to it                       |
+    | resume | run_dir without a run | run_dir with a run                                          |
+    | ------ | --------------------- | ----------------------------------------------------------- |
+    | false  | starts                | refuses                                                     |
+    | true   | refuses               | resumes with its config.yaml; `overrides` may differ from   |
+    | auto   | starts                | it in CHANGEABLE only                                       |
 
-    A restart by torchrun implies auto. Raises InputError, naming both values of each difference.
+    A restart by torchrun implies auto. Raises InputError with both values of each difference.
     """
     values: Any = cfg
-    if values.dry_run:  # which looks at no run and leaves none
-        check_config(cfg)
+    if values.dry_run or not values.run_dir or values.resume not in (False, True, "auto"):
+        check_config(cfg)  # raises for everything but a dry run, which needs no run_dir
         return cfg
-    if not values.run_dir or values.resume not in (False, True, "auto"):
-        check_config(cfg)  # which says so
-    run_dir, resume = Path(values.run_dir), values.resume
-    if not resume and restarted(run_dir):
-        resume = "auto"
+    run_dir = Path(values.run_dir)
+    resume = values.resume or ("auto" if is_restart(run_dir) else False)
     metrics = run_dir / "metrics.jsonl"
     has_run = any(run_dir.glob("step_*")) or (metrics.is_file() and metrics.stat().st_size > 0)
+    if not resume and has_run:
+        raise InputError(f"run_dir={run_dir} already holds a run: continue it with resume=true, or choose another")
     if not resume:
-        if has_run:
-            raise InputError(f"run_dir={run_dir} already holds a run: continue it with resume=true, or choose another")
         return cfg
-    saved_path = run_dir / "config.yaml"
     if resume == "auto" and not has_run:
         check_config(cfg)
         return replace(values, resume="auto")
-    if not saved_path.is_file():
-        raise InputError(f"run_dir={run_dir} holds no run to resume: {saved_path} is missing")
-    saved = read_config(saved_path, type(cfg))
-    from_checkpoint = getattr(saved, "checkpoint", None) is not None  # follow_checkpoint compares what is its own
-    differences = [
-        f"{key}={value!r}, but the run in {run_dir} has {get(saved, key)!r}"
-        for key, value in overrides.items()
-        if key not in CHANGEABLE
-        and value not in (get(saved, key), LEFT_OPEN.get(key, "auto"))  # the saved config has what was found
-        and not (from_checkpoint and key.startswith(ITS_OWN) and key != "model.dropout")
-    ]
-    if differences:
-        raise InputError(*(f"{difference}; a resumed run keeps it: leave it out" for difference in differences))
+    if not (path := run_dir / "config.yaml").is_file():
+        raise InputError(f"run_dir={run_dir} holds no run to resume: {path} is missing")
+    saved = read_config(path, type(cfg))
+    refuse_changes(saved, overrides, run_dir)
     for key in CHANGEABLE & overrides.keys():
-        saved = put(saved, key, overrides[key])
-    if "steps" in overrides and "time_budget" not in overrides:  # a number of steps instead of a time
-        saved = put(saved, "time_budget", None)
-    saved = replace(saved, resume=resume)  # type: ignore[type-var]
+        saved = with_key(saved, key, overrides[key])
+    if "steps" in overrides and "time_budget" not in overrides:  # steps replace the time budget
+        saved = with_key(saved, "time_budget", None)
+    saved = with_key(saved, "resume", resume)
     check_config(saved)
     return saved
 
 
-JOB = ".job"  # in a run_dir: the name of the torchrun job that trains there
+def refuse_changes(saved: Any, overrides: Overrides, run_dir: Path) -> None:
+    """Raises InputError if the command line changes what a resumed run must keep."""
+    from_checkpoint = getattr(saved, "checkpoint", None) is not None  # then follow_checkpoint compares its settings
+    changes = []
+    for key, value in overrides.items():
+        unresolved = None if key == "optimizer.warmup_steps" else "auto"  # asks for the value that was found at start
+        if key in CHANGEABLE or value in (get_key(saved, key), unresolved):
+            continue
+        if not (from_checkpoint and key.startswith(FROM_CHECKPOINT) and key != "model.dropout"):
+            kept = get_key(saved, key)
+            changes.append(
+                f"{key}={value!r}, but the run in {run_dir} has {kept!r}; a resumed run keeps it: leave it out"
+            )
+    if changes:
+        raise InputError(*changes)
 
 
-def job() -> str:
+def torchrun_job() -> str:
+    """The id of the torchrun job of this process; empty outside torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
-def restarted(run_dir: Path) -> bool:
-    """Whether torchrun has started this process again after it began this run, and not another's in the same place."""
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    mark = run_dir / JOB
-    return again and mark.is_file() and mark.read_text(encoding="utf-8") == job()
+def is_restart(run_dir: Path) -> bool:
+    """True if torchrun restarted this process after the same job had started the run in run_dir."""
+    mark = run_dir / JOB_FILE
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return restarts > 0 and mark.is_file() and mark.read_text(encoding="utf-8") == torchrun_job()
 
 
 def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: Path) -> Config:
-    """`cfg` with the model and the tokenizer of the checkpoint it starts from; dropout alone may differ.
+    """Returns cfg with the model's shape and the tokenizer of the checkpoint to start from. Only dropout may differ.
 
-    Raises InputError where the command line asks for another model or tokenizer.
+    Raises InputError if the command line asks for another model or tokenizer.
     """
     values: Any = cfg
     about = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
     own = {f"model.{f.name}": getattr(shape, f.name) for f in fields(shape)}
     own |= {f"tokenizer.{name}": about.get(name) for name in ("kind", "vocab_size")}
-    # tokenizer.json tells no more than these two; a default is what a chosen group brings along, not a wish.
-    defaults = {
-        f"tokenizer.{name}": value for name, value in asdict(type(values.tokenizer)()).items() if name != "kind"
-    }
+    # tokenizer.json holds only these two. A default value of another setting comes with a group and asks for nothing.
+    defaults = {f"tokenizer.{name}": value for name, value in asdict(type(values.tokenizer)()).items()}
+    del defaults["tokenizer.kind"]
     differences = [
         f"{key}={value!r}, but the checkpoint has {own.get(key, 'its own')!r}; leave it out, or drop checkpoint="
         for key, value in overrides.items()
-        if key.startswith(ITS_OWN)
+        if key.startswith(FROM_CHECKPOINT)
         and key not in ("model.dropout", "model.vocab_size")
         and (key not in own or value != own[key])
         and not (key in defaults and value == defaults[key])
@@ -113,32 +114,33 @@ def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: 
     if differences:
         raise InputError(*differences)
     dropout = values.model.dropout if "model.dropout" in overrides else shape.dropout
-    model = replace(shape, dropout=dropout, vocab_size=0)  # set again from its tokenizer
+    model = replace(shape, dropout=dropout, vocab_size=0)  # main() sets vocab_size from the tokenizer
     return replace(values, model=model, tokenizer=type(values.tokenizer)(path=str(tokenizer)))
 
 
-def fill_in(cfg: Config, values: dict[str, Any], overrides: Overrides) -> Config:
-    """`cfg` with what depth= comes to, where the command line does not say otherwise.
+def apply_depth(cfg: Config, values: dict[str, Any], overrides: Overrides) -> Config:
+    """Returns cfg with the settings that depth= implies, except those that the command line sets.
 
-    Raises InputError where the command line sets the shape as well.
+    Raises InputError if the command line also sets the shape.
     """
     if both := [key for key in ("model.n_layer", "model.d_model") if key in overrides]:
         raise InputError(
             f"depth= sets {both[0]}, and so does the command line (or its model= or experiment=): drop one"
         )
     for key in values.keys() - overrides.keys():
-        cfg = put(cfg, key, values[key])
+        cfg = with_key(cfg, key, values[key])
     return cfg
 
 
-def get(config: Any, key: str) -> Any:
+def get_key(config: Any, key: str) -> Any:
+    """The value of a dotted key."""
     for name in key.split("."):
         config = getattr(config, name)
     return config
 
 
-def put(config: Any, key: str, value: Any) -> Any:
+def with_key(config: Any, key: str, value: Any) -> Any:
     """A copy of the config with one dotted key changed."""
     name, _, rest = key.partition(".")
-    assert is_dataclass(config)
-    return replace(config, **{name: put(getattr(config, name), rest, value) if rest else value})  # type: ignore[type-var]
+    assert is_dataclass(config) and not isinstance(config, type)
+    return replace(config, **{name: with_key(getattr(config, name), rest, value) if rest else value})

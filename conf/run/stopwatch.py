@@ -1,4 +1,4 @@
-"""Where a run's time goes: seconds by activity, their shares of the whole, seconds a step of late."""
+"""Where a run's time goes: seconds for each activity, and recent seconds per step."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """with watch("saving"): ... adds to the seconds of `saving`; nothing is counted twice, an inner watch counts."""
+    """`with watch("saving"): ...` adds to the seconds of `saving`. Nested activities count only for the inner one."""
 
     def __init__(self) -> None:
-        self.began = time.perf_counter()
+        self.started = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.times: dict[str, int] = {}
-        self._inner = 0.0  # of the activities inside the present one
+        self._inner = 0.0  # seconds of activities inside the present one
 
     @contextlib.contextmanager
     def __call__(self, activity: str) -> Iterator[None]:
-        began, outer, self._inner = time.perf_counter(), self._inner, 0.0
+        started, outer, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield
         finally:
-            spent = time.perf_counter() - began
+            spent = time.perf_counter() - started
             self.seconds[activity] = self.seconds.get(activity, 0.0) + spent - self._inner
             self.times[activity] = self.times.get(activity, 0) + 1
             self._inner = outer + spent
 
     @property
     def total(self) -> float:
-        """Seconds since the start of the watch."""
-        return time.perf_counter() - self.began
+        """Seconds since the watch was made."""
+        return time.perf_counter() - self.started
 
     def mean(self, activity: str) -> float | None:
-        """Seconds that it takes once; None before the first time."""
+        """Mean seconds of an activity; None before its first time."""
         return self.seconds[activity] / self.times[activity] if activity in self.times else None
 
     def shares(self) -> dict[str, float]:
-        """Each activity's part of the whole time, largest first."""
+        """Each activity's fraction of the total time, largest first."""
         total = self.total
         return {name: spent / total for name, spent in sorted(self.seconds.items(), key=lambda item: -item[1])}
 
 
 class Pace:
-    """Seconds a step of late: the last seventh of the time counts most, and seven lines of figures at least."""
+    """Recent seconds per step: an average that decays over the last seventh of the time, but at least seven lines."""
 
     def __init__(self) -> None:
         self.steps, self.seconds, self.total = 0.0, 0.0, 0.0

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from conf import cli
-from conf.run.runs import train
+from conf.run.runs import train_once
 from data.corpus.plays import HELD_OUT
 
 from .measure import print_json
@@ -64,7 +64,7 @@ def loss_of(cfg: Config, side: str, settings: str, *, rate: float, steps: int, s
     words = [f"steps={steps}", f"eval_every={steps}", f"optimizer.learning_rate={rate}", f"seed={seed}"]
     words += [f"val_include=[{','.join(HELD_OUT)}]", *cfg.size.split()]
     run_dir = Path(cfg.out) / f"{side}-{steps}-{rate:g}-{seed}"
-    loss = train(run_dir, [*settings.split(), *words])["val_loss"]
+    loss = train_once(run_dir, [*settings.split(), *words])["val_loss"]
     print(f"{side:<8} {steps:>5} steps, learning rate {rate:<7g} seed {seed}: {loss:.4f}", flush=True)
     return loss
 

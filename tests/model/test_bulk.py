@@ -1,4 +1,4 @@
-"""Bulk sampling: whatever is killed, and however often, each line comes once and the file is the same to the byte."""
+"""Bulk sampling: a run that is killed and resumed writes each line once, and the same file byte for byte."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def results(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def killed_at(process, partial, size, how=signal.SIGKILL):
-    """Kills a process as soon as the file of its results is so large; its exit status."""
+def stop_at(process, partial, size, how):
+    """Sends a signal as soon as the file of results reaches a size; returns exit status, stdout and stderr."""
     while process.poll() is None and (not partial.exists() or partial.stat().st_size < size):
         time.sleep(0.001)
     process.send_signal(how)
@@ -54,47 +54,42 @@ def killed_at(process, partial, size, how=signal.SIGKILL):
     return process.returncode, out, err
 
 
-def undisturbed_and_killed(trained, folder, *, count, kills, seed=0, **more):
-    """The results of a run and of one that was killed again and again."""
+def uninterrupted_and_stopped(trained, folder, *, count, stops, **more):
+    """The results of an uninterrupted run, and of one stopped by a signal at each (fraction of its results, signal)."""
     write_prompts(folder / "prompts.jsonl", count)
-    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "calm.jsonl", **more))
-    size = (folder / "calm.jsonl").stat().st_size
-    partial, rng = folder / "killed.jsonl.partial", random.Random(seed)
-    command = ["sample.py", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl", **more)]
-    statuses = [
-        killed_at(start(*command), partial, size * part)[0] for part in sorted(rng.random() for _ in range(kills))
-    ]
-    assert statuses.count(-signal.SIGKILL) > kills / 2  # else they came too late to prove anything
-    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "killed.jsonl", **more))
-    return (folder / "calm.jsonl").read_bytes(), (folder / "killed.jsonl").read_bytes()
+    ok("sample", *arguments(trained, folder / "prompts.jsonl", folder / "whole.jsonl", **more))
+    size = (folder / "whole.jsonl").stat().st_size
+    options = arguments(trained, folder / "prompts.jsonl", folder / "stopped.jsonl", **more)
+    for fraction, how in stops:
+        partial = folder / "stopped.jsonl.partial"
+        status, out, err = stop_at(start("sample.py", *options), partial, size * fraction, how)
+        assert not (folder / "stopped.jsonl").exists() and partial.stat().st_size > 0
+        if how == signal.SIGKILL:
+            assert status == -signal.SIGKILL
+        else:
+            assert status == 0 and "Traceback" not in err and "run the same command to resume" in out
+    ok("sample", *options)
+    return (folder / "whole.jsonl").read_bytes(), (folder / "stopped.jsonl").read_bytes()
 
 
-def test_killed_again_and_again_it_writes_the_same_bytes(trained, tmp_path):
-    calm, killed = undisturbed_and_killed(trained, tmp_path, count=300, kills=4)
-    assert killed == calm
+def test_stopped_and_resumed_it_writes_the_same_bytes(trained, tmp_path):
+    stops = [(0.15, signal.SIGKILL), (0.35, signal.SIGTERM), (0.5, signal.SIGKILL), (0.65, signal.SIGINT)]
+    whole, stopped = uninterrupted_and_stopped(trained, tmp_path, count=300, stops=stops)
+    assert stopped == whole
     records = results(tmp_path / "prompts.jsonl")
     expected = [(record["id"], k) for record in records for k in range(record.get("num_samples", 1))]
-    assert [(line["id"], line.get("sample", 0)) for line in results(tmp_path / "killed.jsonl")] == expected
+    assert [(line["id"], line.get("sample", 0)) for line in results(tmp_path / "stopped.jsonl")] == expected
 
 
 @pytest.mark.slow
 def test_ten_thousand_prompts_killed_again_and_again(trained, tmp_path):
-    calm, killed = undisturbed_and_killed(trained, tmp_path, count=10_000, kills=8, batch_size=64)
-    assert killed == calm
+    rng = random.Random(0)
+    stops = [(fraction, signal.SIGKILL) for fraction in sorted(rng.uniform(0, 0.95) for _ in range(8))]
+    whole, stopped = uninterrupted_and_stopped(trained, tmp_path, count=10_000, stops=stops, batch_size=64)
+    assert stopped == whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_a_word_and_the_same_command_goes_on(trained, tmp_path, number):
-    write_prompts(tmp_path / "prompts.jsonl", 400)
-    options = arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", max_new_tokens=200)
-    process = start("sample.py", *options)
-    status, out, err = killed_at(process, tmp_path / "out.jsonl.partial", 1, number)
-    assert status == 0 and "Traceback" not in err and "the same command goes on" in out
-    assert not (tmp_path / "out.jsonl").exists()
-    assert (tmp_path / "out.jsonl.partial").stat().st_size > 0
-
-
-def test_a_result_has_what_its_line_had_and_what_was_made_of_it(trained, tmp_path):
+def test_a_result_has_the_fields_of_its_prompt_and_the_completion(trained, tmp_path):
     records = write_prompts(tmp_path / "prompts.jsonl", 40)
     out = ok("sample", *arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"))
     lines = results(tmp_path / "out.jsonl")
@@ -103,7 +98,7 @@ def test_a_result_has_what_its_line_had_and_what_was_made_of_it(trained, tmp_pat
     for line in lines:
         assert line.items() >= records[line["index"]].items()
         if UNKNOWN not in line["text"]:
-            written = lm.tokenizer.decode(line["tokens"])  # the token that completed a stop string is among them
+            written = lm.tokenizer.decode(line["tokens"])  # includes the token that completed a stop string
             assert line["text"] == (written.partition(line["stop"])[0] if line["ended"] == "stop" else written)
         assert len(line["tokens"]) == len(line["log_probabilities"]) <= line.get("max_new_tokens", 12)
         assert ("sample" in line) == ("num_samples" in line)
@@ -117,7 +112,7 @@ def test_a_result_has_what_its_line_had_and_what_was_made_of_it(trained, tmp_pat
     assert [line["tokens"] for line in results(tmp_path / "one.jsonl")] == [line["tokens"] for line in lines]
 
 
-def test_neither_neighbours_nor_padding_change_a_row(trained):
+def test_neighbours_and_padding_do_not_change_a_row(trained):
     lm = load(trained, device="cpu")
     prompts = [lm.encode("Listen to your "[:length]) for length in (3, 9, 12, 14, 14)]
     requests = [Request(max_new_tokens=length, seed=length) for length in (5, 9, 7, 20, 3)]
@@ -128,7 +123,7 @@ def test_neither_neighbours_nor_padding_change_a_row(trained):
         assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-5)
 
 
-def test_wrong_lines_are_told_before_anything_runs(trained, tmp_path, monkeypatch):
+def test_wrong_lines_are_reported_before_anything_runs(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [
         '{"prompt": "a", "max_tokens": 3}',
@@ -143,13 +138,12 @@ def test_wrong_lines_are_told_before_anything_runs(trained, tmp_path, monkeypatc
         "error: prompts.jsonl:1: unknown field 'max_tokens'; did you mean 'max_new_tokens'?",
         "error: prompts.jsonl:3: temperature='hot' does not fit: it takes a number",
         "error: prompts.jsonl:3: top_k=0 must be at least 1 (null: no limit)",
-        "error: prompts.jsonl:5: force_words=['Listen to your heart'] needs 20 tokens; "
-        "max_new_tokens=12 leaves no room for it",
+        "error: prompts.jsonl:5: force_words=['Listen to your heart'] needs 20 tokens; raise max_new_tokens=12",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
 
 
-def test_a_restart_with_other_settings_or_prompts_is_refused(trained, tmp_path):
+def test_resuming_with_other_settings_or_prompts_is_refused(trained, tmp_path):
     write_prompts(tmp_path / "prompts.jsonl", 20)
     ok("sample", *arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"))
     options = arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", top_p=0.5)
@@ -177,7 +171,7 @@ def test_wrong_fields_are_named(fields, parts):
     assert all(part in " ".join(caught.value.args) for part in parts)
 
 
-def test_fields_replace_the_defaults_and_others_are_no_concern_of_ours():
+def test_fields_replace_the_defaults_and_unknown_ones_are_ignored():
     default = Request(SamplingConfig(temperature=0.5, top_k=9), max_new_tokens=7, seed=3)
     assert default.changed({"id": 4, "completion": "x"}) is default
     fields = {"temperature": 1, "top_k": None, "num_samples": 2, "seed": 5}

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from conf.cli import InputError
-from conf.run.runs import defaults
+from conf.run.runs import defaults_hash
 from scripts.ablations import T95, AblationsConfig, Result, markdown, read_pairs
 from tests.programs import NANO, ok, run
 
@@ -51,7 +51,7 @@ def test_a_pair_is_trained_compared_and_not_done_again(poem, tmp_path, monkeypat
     assert len(figures["a_losses"]) == 2 and figures["tokens"] == 4 * 4 * 32 and figures["difference"] > 0
     assert (tmp_path / "out" / "ablations.md").read_text() in first
     runs = sorted((tmp_path / "out" / "runs").iterdir())
-    assert all(run.name.endswith(defaults()) for run in runs)  # with other defaults they would be made anew
+    assert all(run.name.endswith(defaults_hash()) for run in runs)  # with other defaults they would be made anew
     assert ok("ablations", *options, "seeds=2") == first and len(runs) == 4
     # Other settings of every run make other runs, and none goes on from one of these.
     before = [(run / "metrics.jsonl").read_text() for run in runs]

@@ -150,11 +150,13 @@ class Disk:
 
 def test_figures_wait_for_room_on_a_full_disk(tmp_path):
     settings = {"wandb": {"mode": "disabled"}}
-    with metrics_log.Journal(tmp_path, steps=9, start=0, elapsed_seconds=0.0, settings=settings, enabled=True) as told:
+    with metrics_log.MetricsLog(
+        tmp_path, steps=9, start=0, elapsed_seconds=0.0, settings=settings, enabled=True
+    ) as told:
         disk = told.file = Disk(told.file, 100)
         for step in range(1, 9):
             disk.room += 10_000 * (step == 6)
-            told.evaluated(step, 10 * step, loss=3.0, bits_per_byte=2.0, best=False)
+            told.log_evaluation(step, 10 * step, loss=3.0, bits_per_byte=2.0, best=False)
             if step == 5:
                 assert (tmp_path / "metrics.jsonl").stat().st_size == 100
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
