@@ -16,8 +16,8 @@ import torch
 
 from conf import cli
 from conf.display import data_report, forecast, progress
-from conf.run.metrics_log import Journal, draw
-from conf.run.resume import JOB, fill_in, follow_checkpoint, job, resume_config
+from conf.run.metrics_log import MetricsLog, draw_loss
+from conf.run.resume import JOB_FILE, apply_depth, follow_checkpoint, resume_config, torchrun_job
 from conf.run.stopwatch import Stopwatch
 from data.batching.batches import BatchConfig, WindowBatches, WindowEvaluation
 from data.preparation.prepare import PrepareConfig, open_split, prepare
@@ -27,6 +27,7 @@ from data.tokenizers.build import load as load_tokenizer
 from model import InputError, memory
 from model.checkpoints import reader
 from model.checkpoints.background import Saver
+from model.checkpoints.lock import lock_run
 from model.checkpoints.writer import Peers
 from model.config import ModelConfig
 from model.device import Compute, deterministic, keep_freed_memory
@@ -135,16 +136,16 @@ def fit(
     say(describe_run(cfg, model, train_data, budget.steps))
     if world.is_main:
         cli.write_config(cfg, run_dir / "config.yaml")
-        (run_dir / JOB).write_text(job(), encoding="utf-8")
+        (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")
 
     last_result = None
     with (
         StopSignal() as stop,
         deterministic(compute.compile or device.type == "cuda"),
-        Journal(
+        MetricsLog(
             run_dir, steps=budget.steps, start=state.step, elapsed_seconds=state.elapsed_seconds + watch.total,
             settings=asdict(cfg), enabled=world.is_main, watch=watch, references=references,
-        ) as journal,
+        ) as log,
         Saver(
             run_dir, keep_last=cfg.keep_last, best_val_loss=state.best_val_loss, background=cfg.save_in_background,
             peers=Peers(world.rank, writers=world.size if use_sharded_checkpoint(cfg, model) else 1),
@@ -163,22 +164,22 @@ def fit(
             stopping = stop.agreed() and not last  # a collective: all ranks call it after every step
             if micro_batches.micro_batch_size != micro_batch_size:
                 micro_batch_size = micro_batches.micro_batch_size
-                journal.say(f"out of memory: micro_batch={micro_batch_size} from step {done}; same gradient")
+                log.say(f"out of memory: micro_batch={micro_batch_size} from step {done}; same gradient")
                 cli.write_config(replace(cfg, micro_batch=micro_batch_size), run_dir / "config.yaml")
 
             # Log. Of all steps, only those that log, evaluate or save wait for the device.
             if done % cfg.log_every == 0 or done == 1 or last:
                 loss, grad_norm = torch.stack([mean_over_ranks(loss_sum, targets), norm]).tolist()
                 learning_rate = lr_multiplier * cfg.optimizer.learning_rate
-                journal.trained(done, tokens, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
+                log.log_training(done, tokens, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
                 warnings = train_step.guard.report(limit=cfg.nonfinite_limit, describe=train_data.describe)
-                for warning in (*warnings, *saver.news()):
-                    journal.say(warning)
+                for warning in (*warnings, *saver.warnings()):
+                    log.say(warning)
                 budget.observe(
-                    done, elapsed=journal.elapsed_seconds, step=journal.seconds_per_step,
+                    done, elapsed=log.elapsed_seconds, step=log.seconds_per_step,
                     evaluation=watch.mean("evaluating"), saving=watch.mean("saving"), writing=saver.write_seconds,
                 )  # fmt: skip
-                journal.planned(budget.steps)
+                log.set_total_steps(budget.steps)
 
             # Evaluate, save and sample, all with the averaged weights. A better evaluation always saves.
             evaluating = val_data is not None and (done % budget.eval_every == 0 or last)
@@ -186,7 +187,7 @@ def fit(
             sampling = cfg.sample_every is not None and (done % cfg.sample_every == 0 or last)
             if evaluating or saving or sampling:
                 norm.item()  # waits for the device, so that its work counts as training
-                with journal.aside(), average.applied():
+                with log.paused(), average.applied():
                     if evaluating and val_data is not None:
                         with watch("evaluating"):
                             last_result = result = evaluate(
@@ -194,9 +195,9 @@ def fit(
                             )
                         best = state.update_best(result.loss, best_on_disk=saver.best_on_disk())
                         bits = result.bits_per_byte
-                        journal.evaluated(done, tokens, loss=result.loss, bits_per_byte=bits, best=best)
+                        log.log_evaluation(done, tokens, loss=result.loss, bits_per_byte=bits, best=best)
                     if best or saving:
-                        state.elapsed_seconds = journal.elapsed_seconds
+                        state.elapsed_seconds = log.elapsed_seconds
                         state.steps, state.decay_restart = budget.steps, budget.decay_restart
                         with watch("saving"):
                             save(
@@ -206,14 +207,14 @@ def fit(
                     if sampling:
                         with watch("sampling"):
                             text = sample_text(model, tokenizer, cfg.sample_prompt, compute=compute)
-                        journal.sampled(done, tokens, prompt=cfg.sample_prompt, text=text)
+                        log.log_sample(done, tokens, prompt=cfg.sample_prompt, text=text)
             if stopping:
                 break
     if state.step < budget.steps:
         say(f"stopped after step {state.step} of {budget.steps}, saved; resume with:  {resume_command(cfg, world)}")
         return last_result
     peak = plan.peak_flops(device, compute.dtype)
-    report = journal.report(
+    report = log.summary(
         flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
         peak_memory=memory.peak(device), best_val_loss=state.best_val_loss,
     )  # fmt: skip
@@ -240,7 +241,7 @@ def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: 
         )
     if world.is_main:
         if not (run_dir / "loss.png").exists():  # a kill came before it was drawn
-            draw(run_dir)
+            draw_loss(run_dir)
         print(f"{run_dir} is finished: {state.step} of {budget.steps} steps")
 
 
@@ -262,7 +263,7 @@ def resume_command(cfg: LoopConfig, world: parallel.World) -> str:
 
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     if cfg.depth:
-        cfg = fill_in(cfg, settings_for(cfg.depth, cfg.optimizer), overrides)
+        cfg = apply_depth(cfg, settings_for(cfg.depth, cfg.optimizer), overrides)
     cfg = resume_config(cfg, overrides)
     if cfg.gpu:
         numbers = plan.on_paper(cfg, cfg.model, gpu=cfg.gpu, vocab_size=cfg.tokenizer.vocab_size)
@@ -280,7 +281,7 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     show = partial(data_report.show, least=1e6)  # for smaller corpora, drawing would take longer than preparing
     with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
-            stack.enter_context(reader.lock(run_dir))
+            stack.enter_context(lock_run(run_dir))
         prepare_corpus = partial(prepare, cfg, progress=progress.Passes(), show=show)
         group = parallel.process_group(world, compute.device, lambda: str(prepare_corpus()))
         prepared = Path(stack.enter_context(group))
