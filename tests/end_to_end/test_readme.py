@@ -11,6 +11,8 @@ import subprocess
 import pytest
 
 from conf import cli
+from conf.cli.arguments import read_arguments
+from conf.cli.config import group_options
 from data.preparation.prepare import PrepareConfig
 from finetune import FinetuneConfig
 from sample import MODES, LanguageModel
@@ -62,7 +64,12 @@ def compose(words: list[str]) -> None:
         cli.compose(benchmark.Config, name=f"bench_{name}", arguments=arguments)
     elif "--help" not in arguments:
         name, schema = PROGRAMS[program]
-        cli.compose(schema, name=name, arguments=arguments)
+        if "-m" in arguments:  # a sweep: each value is checked when its job runs
+            arguments.remove("-m")
+            read_arguments(schema, arguments, options=group_options(name), multirun=True)
+        else:
+            shown = arguments[-2:] == ["--cfg", "job"]
+            cli.compose(schema, name=name, arguments=arguments[: -2 if shown else None], check=not shown)
 
 
 @pytest.mark.parametrize("line", command_lines())
