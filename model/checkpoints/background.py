@@ -1,4 +1,4 @@
-"""Checkpoints written in a thread of their own, one at a time, while training goes on."""
+"""Checkpoints written in a background thread, one at a time, while training continues."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .writer import Peers, Snapshot, write
 
 
 class Saver:
-    """Writes snapshots of a run; where one cannot be written the run goes on, says so, and tries again at the next.
+    """Writes snapshots of a run. If a save fails, the run logs a warning and continues; the next save tries again.
 
-    So a disk that fills up costs no work as long as somebody makes room: the earlier steps stay as they are. Only when
-    the last save of a run fails does the run end with an error. `best_val_loss` is that of the best step on disk.
+    So a full disk costs no work if somebody makes room in time: earlier steps stay untouched. The run ends with an
+    error only if its last save fails. `best_val_loss` is the loss of the best step on disk.
     """
 
     def __init__(
@@ -24,33 +24,33 @@ class Saver:
         self.best_val_loss = best_val_loss
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
-        self.well = self.told = True
-        self.write_seconds: float | None = None  # of the newest save, where training did not wait for it
+        self.succeeded = self.reported = True
+        self.write_seconds: float | None = None  # duration of the last save, if it ran in the background
 
     def __enter__(self) -> Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for the save under way. Raises InputError if it fails, unless another error ends the run anyway."""
+        """Waits for the current save. Raises InputError if it fails, unless another error ends the run already."""
         if kind is not None:
             if self.thread is not None:
                 self.thread.join()
         elif not self.wait():
-            raise InputError(f"{self.problem()}; make room, then go on with resume=true")
+            raise InputError(f"{self.failure()}; make room, then set resume=true")
 
     def save(self, new: Snapshot, *, best: float | None) -> None:
-        """Starts to write a snapshot, once the one before is written. `best`: its loss, if it is the best so far."""
+        """Starts writing a snapshot after the previous one is written. `best`: its loss, if it is the best so far."""
         self.wait()
-        self.step, self.best, self.error, self.told = new.step, best, None, False
+        self.step, self.best, self.error, self.reported = new.step, best, None, False
 
         def work() -> None:
-            began = time.perf_counter()
+            start = time.perf_counter()
             try:
                 write(self.run_dir, new, best=best is not None, keep_last=self.keep_last, peers=self.peers)
             except BaseException as error:
                 self.error = error
             if self.background:
-                self.write_seconds = time.perf_counter() - began
+                self.write_seconds = time.perf_counter() - start
 
         self.thread = threading.Thread(target=work, name="saver")
         self.thread.start()
@@ -58,31 +58,31 @@ class Saver:
             self.thread.join()
 
     def wait(self) -> bool:
-        """Ends the save under way; whether it went well, the same on all ranks, which must all ask.
+        """Waits for the current save and returns True if it succeeded on all ranks, which must all call this.
 
-        Raises what is no trouble of the disk: that is a bug.
+        Re-raises any error that is not an OSError: it is a bug.
         """
         if self.thread is not None:
             self.thread.join()
             self.thread = None
             if self.error is not None and not isinstance(self.error, OSError):
                 raise self.error
-            self.well = self.peers.agree(self.error is None)
-            if self.well and self.best is not None:
+            self.succeeded = self.peers.all_succeeded(self.error is None)
+            if self.succeeded and self.best is not None:
                 self.best_val_loss = self.best
-        return self.well
+        return self.succeeded
 
     def best_on_disk(self) -> float | None:
-        """The validation loss of the best step that was published, once the save under way has ended on all ranks."""
+        """Waits for the current save, then returns the validation loss of the best published step."""
         self.wait()
         return self.best_val_loss
 
-    def news(self) -> list[str]:
-        """A warning about a save that failed, once."""
-        if self.error is None or self.told:
+    def warnings(self) -> list[str]:
+        """Returns a warning about a save that failed, once."""
+        if self.error is None or self.reported:
             return []
-        self.told = True
-        return [f"warning: {self.problem()}; the run goes on, the steps saved before are as they were"]
+        self.reported = True
+        return [f"warning: {self.failure()}; the run continues, earlier checkpoints are untouched"]
 
-    def problem(self) -> str:
+    def failure(self) -> str:
         return f"step {self.step} could not be saved in {self.run_dir}: {self.error or 'another rank could not'}"

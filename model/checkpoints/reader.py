@@ -1,9 +1,8 @@
-"""The run directory as it is read: every file verified before it is used, nothing ever unpickled."""
+"""Reads run directories: every file is verified before it is used, and nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -22,13 +21,13 @@ from ..distributed import sharded
 from ..gpt import GPT
 
 FORMAT = 1
-RENAMED_TENSOR = ("unembed.weight", "lm_head.weight")  # as older checkpoints name it, as the model does
-AGAIN = "copy the checkpoint again, or choose another"
+RENAMED_TENSOR = ("unembed.weight", "lm_head.weight")  # the name in older checkpoints, and the name now
+COPY_AGAIN = "copy the checkpoint again, or choose another"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One verified step directory. Nothing in it is ever unpickled."""
+    """A verified step directory."""
 
     directory: Path
     manifest: dict[str, Any]
@@ -42,54 +41,57 @@ class Checkpoint:
         return self.tensors("model")
 
     def tensors(self, stem: str) -> TensorFiles:
-        """Those of STEM.safetensors, or of the STEM-00001-of-0000N.safetensors that N ranks wrote."""
+        """The tensors of STEM.safetensors, or of STEM-00001-of-0000N.safetensors if N ranks wrote them."""
         return TensorFiles([self.directory / name for name in tensor_files(stem, self.manifest["files"])])
 
     def check_weights(self, model: GPT) -> None:
-        """Raises InputError naming what does not fit the model, which may be on the meta device."""
+        """Raises InputError with the first tensor that does not fit the model, which may be on the meta device."""
         weights, own = self.weights(), model.state_dict()
         for name in own.keys() | weights.keys():
             if name not in weights or name not in own or own[name].shape != weights.shape(name):
                 raise InputError(f"{self.directory / 'model.safetensors'}: tensor {name!r} does not fit model.json")
 
     def load_into(self, model: GPT) -> None:
-        """Copies the weights into a model of the same shape. Raises InputError naming what does not fit."""
+        """Copies the weights into a model of the same shape, sharded or not. Raises InputError if they do not fit."""
         self.check_weights(model)
         weights = self.weights()
         for name, value in model.state_dict().items():
             sharded.to_local(value).copy_(weights[name][sharded.local_rows(value)])
 
     def model(self, device: torch.device) -> GPT:
-        """The network with these weights, in evaluation mode."""
-        with torch.device("meta"):  # names and shapes without memory
+        """Returns the network with these weights, in evaluation mode."""
+        with torch.device("meta"):  # names and shapes, no storage
             model = GPT(self.config)
         model.to_empty(device=device)
         self.load_into(model)
         return model.eval()
 
     def check_tokenizer(self, *, vocab_size: int, fingerprint: str) -> None:
-        """Raises InputError unless these are the size and the fingerprint of the tokenizer it was trained with."""
+        """Raises InputError unless the model was trained with a tokenizer of this size and fingerprint."""
         own = self.config.vocab_size, self.manifest.get("tokenizer_fingerprint", fingerprint)
         if (vocab_size, fingerprint) != own:
             raise InputError(
                 f"{self.directory / 'tokenizer'} ({vocab_size} ids, {fingerprint:.12}) is not the tokenizer that the "
-                f"model was trained with ({own[0]} ids, {own[1]!s:.12}); {AGAIN}"
+                f"model was trained with ({own[0]} ids, {own[1]!s:.12}); {COPY_AGAIN}"
             )
 
     def train_state(self) -> tuple[TensorFiles, dict[str, Any]]:
-        """The tensors and the plain values that training goes on from."""
+        """Returns the tensors and the plain values from which training resumes."""
         if "train_state.json" not in self.manifest["files"]:
-            raise InputError(f"{self.directory} holds no training state; start from it with checkpoint=, not resume=")
+            raise InputError(f"{self.directory} holds no training state; use checkpoint= instead of resume=")
         return self.tensors("train_state"), read_json(self.directory / "train_state.json")
 
 
 def steps(run_dir: Path) -> list[Path]:
-    """The published step directories, newest first."""
+    """Returns the published step directories, newest first."""
     return sorted((p for p in run_dir.glob("step_*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
 
 
 def newest(run_dir: Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest step that verifies, saying which newer ones were passed over; None where no step was published."""
+    """Returns the newest intact step and warns about damaged newer ones; None if no step was published.
+
+    Raises InputError if all published steps are damaged.
+    """
     published = steps(run_dir)
     reasons = []
     for directory in published:
@@ -107,9 +109,9 @@ def newest(run_dir: Path, *, say: Callable[[str], None] = print) -> Checkpoint |
 
 
 def find(path: Path) -> Checkpoint:
-    """Opens what a user names: a run directory (its newest intact step), RUN/best, RUN/latest or one step directory."""
+    """Opens a run directory (its newest intact step), RUN/best, RUN/latest or a step directory."""
     if path.name in ("best", "latest") and path.is_file():
-        name = pointer(path.parent, path.name)
+        name = read_pointer(path.parent, path.name)
         if name is None:
             raise InputError(f"{path} does not name a step of {path.parent}")
         return verify(path.parent / name)
@@ -126,40 +128,42 @@ def find(path: Path) -> Checkpoint:
 
 
 def source(run_dir: str | None, start: str | None, *, resume: bool) -> Checkpoint:
-    """Where model and tokenizer come from: a resumed run's own newest step if it has one, else from `start`."""
+    """Returns the checkpoint to start from: the run's own newest step if it is resumed and has one, else `start`."""
     own = newest(Path(run_dir or ""), say=lambda line: None) if resume else None
     return own or find(Path(start or ""))
 
 
 def verify(directory: Path, *, contents: bool = True) -> Checkpoint:
-    """Checks every file's size and sha256 against the manifest before anything is read. InputError names the file.
+    """Checks every file's size and sha256 against the manifest. Raises InputError with the file that differs.
 
-    Without `contents`, where another process has just done so, it looks at the sizes alone.
+    With contents=False it checks sizes only, because another process has just verified the contents.
     """
     manifest = read_json(directory / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise InputError(
-            f"{directory / 'manifest.json'}: format {manifest.get('format')!r} is not {FORMAT}, which this reads"
+            f"{directory / 'manifest.json'}: this version reads format {FORMAT}, not {manifest.get('format')!r}"
         )
     files, step = manifest.get("files"), manifest.get("step")
-    if not (isinstance(files, dict) and all(isinstance(f, dict) for f in files.values()) and isinstance(step, int)):
-        raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing; {AGAIN}")
+    if not (
+        isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values()) and isinstance(step, int)
+    ):
+        raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing or invalid; {COPY_AGAIN}")
     for name in ("model.json", *tensor_files("model", files), "tokenizer/tokenizer.json"):
         if name not in files:
-            raise InputError(f"{directory / 'manifest.json'} does not list {name}; {AGAIN}")
-    for name, facts in files.items():
+            raise InputError(f"{directory / 'manifest.json'} does not list {name}; {COPY_AGAIN}")
+    for name, entry in files.items():
         path = directory / name
         if not path.is_file():
-            raise InputError(f"{path} is missing; {AGAIN}")
-        if path.stat().st_size != facts.get("bytes"):
-            raise InputError(f"{path} is damaged: {path.stat().st_size} bytes instead of {facts.get('bytes')}; {AGAIN}")
-        if contents and sha256(path) != facts.get("sha256"):
-            raise InputError(f"{path} is damaged: its sha256 is not the manifest's; {AGAIN}")
+            raise InputError(f"{path} is missing; {COPY_AGAIN}")
+        if (size := path.stat().st_size) != entry.get("bytes"):
+            raise InputError(f"{path} is damaged: {size} bytes instead of {entry.get('bytes')}; {COPY_AGAIN}")
+        if contents and sha256(path) != entry.get("sha256"):
+            raise InputError(f"{path} is damaged: its sha256 is not the manifest's; {COPY_AGAIN}")
     return Checkpoint(directory, manifest, read_config(directory / "model.json"))
 
 
 def tensor_files(stem: str, listed: Iterable[str]) -> list[str]:
-    """STEM.safetensors, or all N of STEM-00001-of-0000N.safetensors where the first is among those listed."""
+    """Returns STEM.safetensors, or all N names STEM-00001-of-0000N.safetensors if the first is listed."""
     for name in listed:
         if parts := re.fullmatch(stem + r"-00001-of-(\d{5})\.safetensors", name):
             return [f"{stem}-{number:05d}-of-{parts[1]}.safetensors" for number in range(1, int(parts[1]) + 1)]
@@ -169,8 +173,9 @@ def tensor_files(stem: str, listed: Iterable[str]) -> list[str]:
 def read_config(path: Path) -> ModelConfig:
     values = read_json(path)
     for name, off in REMOVED.items():
-        if values.pop(name, off) != off and off is not None:
-            raise InputError(f"{path}: {name} is set, which this version no longer has; open it with an older one")
+        value = values.pop(name, off)
+        if value != off and off is not None:
+            raise InputError(f"{path}: {name}={value!r} is not supported any more; use an older version")
     values = {RENAMED.get(name, name): value for name, value in values.items()}
     known = {f.name for f in fields(ModelConfig)}
     if unknown := sorted(values.keys() - known):
@@ -179,7 +184,7 @@ def read_config(path: Path) -> ModelConfig:
         allowed: Any = int | None if f.default is None else int | float if f.type == "float" else type(f.default)
         value = values.get(f.name, f.default)
         if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
-            raise InputError(f"{path}: {f.name} is {value!r}, which is no {f.type}; {AGAIN}")
+            raise InputError(f"{path}: {f.name} is {value!r}, not {f.type}; {COPY_AGAIN}")
     config = ModelConfig(**values)
     if problems := config.validate():
         raise InputError(f"{path}: {problems[0]}")
@@ -187,12 +192,12 @@ def read_config(path: Path) -> ModelConfig:
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of some safetensors files by name, each read when it is asked for (the files are memory-mapped)."""
+    """The tensors of safetensors files, by name. The files are memory-mapped; a tensor is read when it is accessed."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.files: dict[str, Any] = {}
         self.paths: dict[str, Path] = {}
-        self.saved: dict[str, str] = {}  # what the file calls each tensor
+        self.saved: dict[str, str] = {}  # the name of each tensor in its file
         for path in paths:
             with self.readable(path):
                 file = safe_open(path, framework="pt")
@@ -205,7 +210,7 @@ class TensorFiles(Mapping[str, Tensor]):
             return self.files[name].get_tensor(self.saved[name])
 
     def shape(self, name: str) -> torch.Size:
-        """That of a tensor, which is not read for it."""
+        """Returns the shape of a tensor without reading it."""
         with self.readable(self.paths[name]):
             return torch.Size(self.files[name].get_slice(self.saved[name]).get_shape())
 
@@ -221,7 +226,7 @@ class TensorFiles(Mapping[str, Tensor]):
         try:
             yield
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path} is not a readable safetensors file: {error}; {AGAIN}") from None
+            raise InputError(f"{path} is not a readable safetensors file: {error}; {COPY_AGAIN}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -230,14 +235,14 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}; {AGAIN}") from None
+        raise InputError(f"{path} is not JSON: {error}; {COPY_AGAIN}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object; {AGAIN}")
+        raise InputError(f"{path} is not a JSON object; {COPY_AGAIN}")
     return values
 
 
-def pointer(run_dir: Path, name: str) -> str | None:
-    """The step directory that the text file `latest` or `best` names, if it is there."""
+def read_pointer(run_dir: Path, name: str) -> str | None:
+    """Returns the step directory that the text file `latest` or `best` names, if it exists."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         target = (run_dir / name).read_text(encoding="utf-8").strip()
         if target.startswith("step_") and (run_dir / target).is_dir():
@@ -248,32 +253,3 @@ def pointer(run_dir: Path, name: str) -> str | None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """One process group per run_dir: a lock that the kernel drops with the process, however it ends.
-
-    A body that fails before it wrote anything leaves nothing behind.
-    """
-    path, new = run_dir / ".lock", not run_dir.exists()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise InputError(
-            f"run_dir={run_dir} cannot be written in ({error.filename}: {error.strerror}); choose another directory"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"run_dir={run_dir} is in use by another process; choose another directory") from None
-        try:
-            yield
-        except BaseException:
-            if [entry.name for entry in run_dir.iterdir()] == [path.name]:
-                path.unlink()
-                if new:
-                    run_dir.rmdir()
-            raise

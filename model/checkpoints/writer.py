@@ -1,4 +1,4 @@
-"""The writer of the run directory: a step is published whole or not at all, whenever and wherever a save ends."""
+"""Writes checkpoints: a step is published complete or not at all, even if the process is killed while saving."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ from ..config import ModelConfig
 from ..distributed import sharded
 from ..distributed.matrix_ownership import OwnedTensor
 from ..gpt import GPT
-from .reader import FORMAT, pointer, read_json, sha256, steps
+from .reader import FORMAT, read_json, read_pointer, sha256, steps
 
 
 class Peers:
-    """The ranks that save together: of each thing that they do, all know whether it went well everywhere.
+    """The ranks that save together. After each action, all of them know whether it succeeded on every rank.
 
-    One writer writes alone; the others then have nothing to do but to learn how it ended.
+    With one writer, the other ranks write nothing and only learn the outcome.
     """
 
     def __init__(self, rank: int = 0, writers: int = 1) -> None:
         self.rank, self.writers = rank, writers
-        # A group of its own: what a thread sends must not come between what the loop sends.
+        # A separate group: the messages of a background save must not mix with those of the training loop.
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
-    def agree(self, well: bool) -> bool:
-        """Whether it went well on all ranks, which must all ask."""
-        failed = torch.tensor([int(not well)])
+    def all_succeeded(self, succeeded: bool) -> bool:
+        """True if all ranks succeeded; all of them must call this."""
+        failed = torch.tensor([int(not succeeded)])
         if self.group is not None:
             dist.all_reduce(failed, group=self.group)
         return not failed
 
     def do(self, action: Callable[[], None]) -> None:
-        """Runs `action` on each writer. Raises its error, or OSError where it failed on another."""
+        """Runs `action` on each writer. Raises its error, or OSError if it failed on another rank."""
         error: BaseException | None = None
         try:
             action()
         except BaseException as caught:
             error = caught
-        well = self.agree(error is None) if self.writers > 1 else error is None
+        succeeded = self.all_succeeded(error is None) if self.writers > 1 else error is None
         if error is not None:
             raise error
-        if not well:
+        if not succeeded:
             raise OSError("another rank could not write its part")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a save writes, copied: training may go on and change what it was copied from."""
+    """A copy of all that a save writes, so that training can continue and change the originals."""
 
     step: int
     config: ModelConfig
-    files: dict[str, dict[str, Tensor]]  # tensors by file, those alone that this rank writes
-    index: dict[str, str]  # the file of every weight, where there are several files
+    files: dict[str, dict[str, Tensor]]  # tensors by file name; only those that this rank writes
+    index: dict[str, str]  # the file name of every weight, if there are several files
     state: dict[str, Any]
-    facts: dict[str, Any]  # go into the manifest
+    manifest: dict[str, Any]  # further entries of the manifest
     save_tokenizer: Callable[[Path], None]
 
 
@@ -75,35 +75,35 @@ def snapshot(
     model: GPT,
     tensors: Mapping[str, Tensor | OwnedTensor],
     state: dict[str, Any],
-    facts: dict[str, Any],
+    manifest: dict[str, Any],
     save_tokenizer: Callable[[Path], None],
     peers: Peers,
 ) -> Snapshot:
-    """Copies weights and training state to the memory of the hosts; all ranks must ask.
+    """Copies weights and training state to CPU memory; all ranks must call this.
 
-    One writer: rank 0 copies all, whatever the sharding. More: each rank copies an equal part, one file of each kind.
+    With one writer, rank 0 copies everything, sharded or not. With several, each copies about an equal part.
     """
-    weights, index = copied(model.state_dict(), "model", peers.rank, peers.writers)
-    rest, _ = copied(tensors, "train_state", peers.rank, peers.writers)
-    return Snapshot(step, model.config, weights | rest, index, copy.deepcopy(state), facts, save_tokenizer)
+    weights, index = copy_part(model.state_dict(), "model", peers.rank, peers.writers)
+    train_state, _ = copy_part(tensors, "train_state", peers.rank, peers.writers)
+    return Snapshot(step, model.config, weights | train_state, index, copy.deepcopy(state), manifest, save_tokenizer)
 
 
-def copied(
+def copy_part(
     tensors: Mapping[str, Tensor | OwnedTensor], stem: str, rank: int, writers: int
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Copies of this rank's share of the tensors, under the name of its file; and the file of each tensor.
+    """Returns copies of the tensors that this rank writes, by file name, and the file name of every tensor.
 
-    Tensor by tensor, so that no rank holds more than one beside its share. Sorted, so that equal models give equal
-    files.
+    Copies one tensor after another, so that no rank holds more than one besides its own part. Sorts them by name, so
+    that equal models give equal files.
     """
     names = [f"{stem}-{number:05d}-of-{writers:05d}.safetensors" for number in range(1, writers + 1)]
     names = names if writers > 1 else [f"{stem}.safetensors"]
-    load = [0] * writers
+    sizes = [0] * writers
     mine: dict[str, Tensor] = {}
     index: dict[str, str] = {}
     for name in sorted(tensors):
-        value, writer = tensors[name], load.index(min(load))
-        load[writer] += value.shape.numel() * 4
+        value, writer = tensors[name], sizes.index(min(sizes))
+        sizes[writer] += value.shape.numel() * 4
         index[name] = names[writer]
         if isinstance(value, OwnedTensor):
             value = value.broadcast()
@@ -118,78 +118,78 @@ def copied(
 def write(run_dir: Path, new: Snapshot, *, best: bool, keep_last: int, peers: Peers) -> Path:
     """Publishes RUN/step_N: temporary directory, every file flushed, rename, then `latest` (and `best`), then prune.
 
-    A process killed anywhere in between leaves the earlier steps as they were. Several `peers` write to one file
-    system. Raises OSError where that fails; the earlier steps are as they were then too.
+    A process killed at any point leaves the earlier steps untouched, and so does an OSError. Several `peers` must see
+    the same file system.
     """
     final = run_dir / f"step_{new.step:08d}"
     temporary = run_dir / f".tmp-{final.name}"
     first = peers.rank == 0
     if peers.rank < peers.writers:
-        peers.do(lambda: begin(temporary) if first else None)
+        peers.do(lambda: create(temporary) if first else None)
         peers.do(lambda: write_tensors(temporary, new, part=peers.rank))
         peers.do(lambda: publish(run_dir, temporary, final, new, best=best, keep_last=keep_last) if first else None)
     return final
 
 
-def begin(temporary: Path) -> None:
+def create(temporary: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "tokenizer").mkdir(parents=True)
 
 
 def write_tensors(temporary: Path, new: Snapshot, *, part: int) -> None:
-    """Writes this rank's files, and what the manifest is to say about them."""
+    """Writes this rank's tensor files, and a file with their entries of the manifest."""
     described = temporary / f"part-{part:05d}.json"
     described.touch()
     for name, tensors in new.files.items():
         try:
-            # No metadata block: its key order would differ from process to process.
+            # No metadata block: its key order would differ between processes.
             save_file(tensors, temporary / name)
         except SafetensorError as error:  # a full disk
             raise OSError(f"{temporary / name}: {error}") from None
-        (temporary / name).chmod(described.stat().st_mode & 0o777)  # it makes files that nobody else may read
-    write_json(described, {name: describe(temporary / name) for name in new.files})
+        (temporary / name).chmod(described.stat().st_mode & 0o777)  # safetensors makes files private
+    write_json(described, {name: flush_and_describe(temporary / name) for name in new.files})
 
 
 def publish(run_dir: Path, temporary: Path, final: Path, new: Snapshot, *, best: bool, keep_last: int) -> None:
-    """The rest of a save, once all tensors are on disk: by one rank."""
+    """Completes a save on one rank, after all tensors are on disk."""
     files: dict[str, Any] = {}
     for path in sorted(temporary.glob("part-*.json")):
         files |= read_json(path)
         path.unlink()
     write_json(temporary / "model.json", asdict(new.config))
     write_json(temporary / "train_state.json", new.state)
-    if new.index:  # as other programs know it
+    if new.index:  # the name and format that transformers uses
         write_json(temporary / "model.safetensors.index.json", {"metadata": {}, "weight_map": new.index})
     new.save_tokenizer(temporary / "tokenizer")
     for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
         name = str(path.relative_to(temporary))
-        files[name] = files.get(name) or describe(path)
-    write_json(temporary / "manifest.json", {"format": FORMAT, "step": new.step, **new.facts, "files": files})
+        files[name] = files.get(name) or flush_and_describe(path)
+    write_json(temporary / "manifest.json", {"format": FORMAT, "step": new.step, **new.manifest, "files": files})
     for path in (temporary / "tokenizer", temporary):
         flush(path)
-    if final.exists():  # a damaged step of the same number, which a resumed run passes again
+    if final.exists():  # a damaged step of the same number, reached again by a resumed run
         discard(final)
     temporary.rename(final)
     flush(run_dir)
-    point(run_dir, "latest", final.name)
+    write_pointer(run_dir, "latest", final.name)
     if best:
-        point(run_dir, "best", final.name)
+        write_pointer(run_dir, "best", final.name)
     prune(run_dir, keep_last, newest=new.step)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Flushes a file; what the manifest says about it."""
+def flush_and_describe(path: Path) -> dict[str, Any]:
+    """Flushes a file and returns its entry of the manifest."""
     flush(path)
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def prune(run_dir: Path, keep_last: int, *, newest: int) -> None:
-    """Removes all steps but the last `keep_last` and the one that `best` names, and what killed writers left.
+    """Removes all steps except the last `keep_last` and the best one, and the leftovers of killed writers.
 
-    Steps beyond `newest` go too: they were damaged, or the run would not have gone on from before them.
+    Also removes steps beyond `newest`: they were damaged, otherwise the run would have resumed from them.
     """
     valid = [path for path in steps(run_dir) if int(path.name[5:]) <= newest]
-    keep = {path.name for path in valid[: max(1, keep_last)]} | {pointer(run_dir, "best")}
+    keep = {path.name for path in valid[: max(1, keep_last)]} | {read_pointer(run_dir, "best")}
     for path in steps(run_dir):
         if path not in valid or path.name not in keep:
             discard(path)
@@ -198,7 +198,7 @@ def prune(run_dir: Path, keep_last: int, *, newest: int) -> None:
 
 
 def discard(step: Path) -> None:
-    """Removes a step directory; renamed first, so that a kill halfway leaves no half step under a good name."""
+    """Removes a step directory. Renames it first, so that a kill in between leaves no partial step_* directory."""
     doomed = step.with_name(f".tmp-{step.name}-discarded")
     step.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -209,8 +209,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     flush(path)
 
 
-def point(run_dir: Path, name: str, target: str) -> None:
-    """Makes the text file `latest` or `best` name a step."""
+def write_pointer(run_dir: Path, name: str, target: str) -> None:
+    """Writes the name of a step into the text file `latest` or `best`."""
     temporary = run_dir / f".tmp-{name}"
     temporary.write_text(target + "\n", encoding="utf-8")
     flush(temporary)
@@ -219,7 +219,7 @@ def point(run_dir: Path, name: str, target: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """fsync of a file or a directory: after it, a power cut no longer takes it back."""
+    """fsyncs a file or a directory, so that it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged, hostile or somebody else's is refused by every program before any of it is used."""
+"""Every program refuses a damaged, malicious or mismatched checkpoint before using any of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAMS = ("sample", "finetune", "train")
 
 
 def cover_up(step: Path) -> None:
-    """Makes the manifest agree with the files as they are now."""
+    """Makes the manifest agree with the present files."""
     manifest = json.loads((step / "manifest.json").read_text())
     paths = [path for path in step.rglob("*") if path.is_file() and path.name != "manifest.json"]
     manifest["files"] = {
@@ -35,7 +35,7 @@ def edit(path: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_what_these_tests_harm_was_sound(program, copy, starts, tmp_path, monkeypatch):
+def test_the_undamaged_checkpoint_works(program, copy, starts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ok(program, *starts[program])
 
@@ -89,7 +89,7 @@ def odd_manifest(step: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm, parts",
+    "damage, parts",
     [
         (missing, ("checkpoint=source", "no such directory")),
         (truncated, ("model.safetensors", "bytes instead of", "again")),
@@ -104,15 +104,15 @@ def odd_manifest(step: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_checkpoint_that_is_missing_or_damaged(refused, copy, starts, program, harm, parts):
-    harm(copy)
+def test_a_missing_or_damaged_checkpoint_is_refused(refused, copy, starts, program, damage, parts):
+    damage(copy)
     refused(program, *starts[program], parts=parts)
 
 
 @pytest.mark.parametrize(
     "path", ["poem.txt", "empty", "source/metrics.jsonl", "source/step_00000001/model.safetensors"]
 )
-def test_a_path_that_is_no_checkpoint(refused, copy, starts, tmp_path, path):
+def test_a_path_that_is_not_a_checkpoint_is_refused(refused, copy, starts, tmp_path, path):
     (tmp_path / "empty").mkdir()
     for program in PROGRAMS:
         refused(program, *starts[program], f"checkpoint={path}", parts=(path, "no saved step"))
@@ -135,18 +135,18 @@ def test_a_malicious_pickle_is_refused_and_its_code_never_runs(
             cover_up(copy)
         refused(program, *starts[program], parts=("model.safetensors",))
     assert not (tmp_path / "exploded").exists()
-    pickle.loads(pickle.dumps(Bomb()))  # it is a real one
+    pickle.loads(pickle.dumps(Bomb()))  # it does run when unpickled
     assert (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("kind", ["byte", "char"])
 @pytest.mark.parametrize("covered_up", [False, True])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_tokenizer_that_is_not_the_checkpoints(refused, copy, starts, program, covered_up, kind):
+def test_a_tokenizer_of_another_checkpoint_is_refused(refused, copy, starts, program, covered_up, kind):
     own = json.loads((copy / "tokenizer" / "tokenizer.json").read_text())
     shutil.rmtree(copy / "tokenizer")
     shifted = "".join(chr(ord(character) + 1) for character in own["characters"])
-    other = build(TokenizerConfig(kind=kind), [shifted])  # of kind char: exactly as many tokens
+    other = build(TokenizerConfig(kind=kind), [shifted])  # kind char: the same number of tokens
     other.save(copy / "tokenizer")
     assert (other.vocab_size == own["vocab_size"]) == (kind == "char")
     if covered_up:
@@ -157,14 +157,14 @@ def test_a_tokenizer_that_is_not_the_checkpoints(refused, copy, starts, program,
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_tokenizer_that_is_garbage_under_a_manifest_that_agrees(refused, copy, starts, program):
+def test_a_corrupt_tokenizer_is_refused_even_if_the_manifest_agrees(refused, copy, starts, program):
     (copy / "tokenizer" / "tokenizer.json").write_text("{oops")
     cover_up(copy)
     refused(program, *starts[program], parts=("tokenizer.json", "damaged"))
 
 
-def fills_up(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
-    """A disk without room for the weights of these steps."""
+def fill_disk(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
+    """Simulates a disk without room for the weights of these steps."""
     whole = writer.save_file
 
     def full(tensors, path):
@@ -175,10 +175,10 @@ def fills_up(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]) -> None:
     monkeypatch.setattr(writer, "save_file", full)
 
 
-def test_a_run_that_cannot_save_its_end_says_so_and_can_go_on(base, tmp_path, monkeypatch):
+def test_a_run_that_cannot_save_its_last_step_reports_it_and_can_resume(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        fills_up(patch, (2,))
+        fill_disk(patch, (2,))
         line = one_line(run("train", *base, "eval_every=1"))
         assert "step 2 could not be saved in run" in line and "No space left" in line and "resume=true" in line
     assert reader.find(tmp_path / "run").step == 1
@@ -186,14 +186,14 @@ def test_a_run_that_cannot_save_its_end_says_so_and_can_go_on(base, tmp_path, mo
     assert reader.find(tmp_path / "run").step == 2
 
 
-def test_a_disk_that_is_full_for_a_while_costs_nothing_but_the_steps_not_saved(base, tmp_path, monkeypatch):
+def test_a_temporarily_full_disk_costs_only_the_steps_not_saved(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = [*base[:-2], "steps=6", "eval_every=1", "log_every=1", "keep_last=9"]
     ok("train", *settings, "run_dir=whole")
     with monkeypatch.context() as patch:
-        fills_up(patch, (2, 3))
+        fill_disk(patch, (2, 3))
         out = ok("train", *settings, "run_dir=run")
-    assert out.count("could not be saved") == 2 and out.count("the run goes on") == 2 and "No space left" in out
+    assert out.count("could not be saved") == 2 and out.count("the run continues") == 2 and "No space left" in out
     assert [path.name[-1] for path in reader.steps(tmp_path / "run")] == ["6", "5", "4", "1"]
     assert not list((tmp_path / "run").glob(".tmp-*"))
     ends = [reader.find(Path(name)).directory / "model.safetensors" for name in ("whole", "run")]

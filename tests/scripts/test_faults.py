@@ -51,7 +51,7 @@ def save(run_dir: Path, step: int, *, writers: int = 1, best: bool = False) -> l
     def work(one: writer.Peers) -> None:
         new = writer.snapshot(
             step, model=model, save_tokenizer=save_tokenizer, tensors={"adamw.step.x": torch.ones(3)},
-            state={"step": step}, facts={}, peers=one,
+            state={"step": step}, manifest={}, peers=one,
         )  # fmt: skip
         try:
             writer.write(run_dir, new, best=best, keep_last=1, peers=one)
@@ -161,7 +161,7 @@ def slow_write(patch: pytest.MonkeyPatch) -> threading.Event:
 
 def snapshot(model, step: int) -> writer.Snapshot:
     return writer.snapshot(
-        step, model=model, save_tokenizer=save_tokenizer, tensors={}, state={}, facts={}, peers=writer.Peers()
+        step, model=model, save_tokenizer=save_tokenizer, tensors={}, state={}, manifest={}, peers=writer.Peers()
     )
 
 
@@ -187,7 +187,13 @@ def test_an_error_of_the_program_in_the_thread_is_no_full_disk(tmp_path):
         raise KeyError("a bug")
 
     new = writer.snapshot(
-        1, model=make("modern", n_layer=1), save_tokenizer=broken, tensors={}, state={}, facts={}, peers=writer.Peers()
+        1,
+        model=make("modern", n_layer=1),
+        save_tokenizer=broken,
+        tensors={},
+        state={},
+        manifest={},
+        peers=writer.Peers(),
     )
     with pytest.raises(KeyError), Saver(tmp_path, keep_last=1, background=True, peers=writer.Peers()) as saver:
         saver.save(new, best=None)

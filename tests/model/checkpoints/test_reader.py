@@ -1,17 +1,22 @@
-"""The run directory: published whole or not at all, verified before use, never unpickled."""
+"""The run directory: published complete or not at all, verified before use, never unpickled."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model import InputError
 from model.checkpoints import reader, writer
+from model.checkpoints.lock import lock_run
+from model.config import ModelConfig
 from tests.families import make
 
 
@@ -26,7 +31,7 @@ def snapshot_of(step: int, seed: int = 0) -> writer.Snapshot:
         save_tokenizer=save_tokenizer,
         tensors={"adamw.exp_avg.embed.weight": torch.ones(3)},
         state={"step": step},
-        facts={"tokens": step * 10},
+        manifest={"tokens": step * 10},
         peers=writer.Peers(),
     )
 
@@ -35,7 +40,7 @@ def save_step(run_dir: Path, step: int, *, best: bool = False, keep_last: int = 
     return writer.write(run_dir, snapshot_of(step, seed), best=best, keep_last=keep_last, peers=writer.Peers())
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_a_saved_step_loads_unchanged(tmp_path):
     directory = save_step(tmp_path, 5)
     found = reader.find(tmp_path)
     assert found.directory == directory and found.step == 5 and found.manifest["tokens"] == 50
@@ -64,7 +69,7 @@ def test_pointers_and_pruning_keep_the_last_and_the_best(tmp_path):
     assert not list(tmp_path.glob(".tmp*"))
 
 
-def test_a_damaged_newer_step_takes_no_place_of_a_good_one(tmp_path):
+def test_a_damaged_newer_step_does_not_displace_an_intact_one(tmp_path):
     for step in (200, 300):
         save_step(tmp_path, step)
     (tmp_path / "step_00000300" / "model.safetensors").write_bytes(b"")
@@ -77,16 +82,16 @@ FILES = ["manifest.json", "model.json", "model.safetensors", "train_state.safete
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
-def test_damage_is_seen_and_the_older_step_is_used_loudly(tmp_path, file, harm):
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damage_is_detected_and_the_older_step_is_used_with_a_warning(tmp_path, file, damage):
     save_step(tmp_path, 1)
     path = save_step(tmp_path, 2, seed=1) / file
     content = bytearray(path.read_bytes())
-    if harm == "truncate":
+    if damage == "truncate":
         path.write_bytes(content[: len(content) // 2])
-    elif harm == "flip":
-        place = content.index(b'"sha256": "') + 20 if file == "manifest.json" else len(content) // 2
-        content[place] ^= 1  # elsewhere in the manifest it may be white space: then nothing is wrong
+    elif damage == "flip":
+        position = content.index(b'"sha256": "') + 20 if file == "manifest.json" else len(content) // 2
+        content[position] ^= 1  # elsewhere in the manifest it might hit white space, which is harmless
         path.write_bytes(content)
     else:
         path.unlink()
@@ -98,7 +103,7 @@ def test_damage_is_seen_and_the_older_step_is_used_loudly(tmp_path, file, harm):
         reader.find(tmp_path / "step_00000002")
 
 
-def test_no_intact_step_is_an_error_that_says_why(tmp_path):
+def test_no_intact_step_is_an_error_with_the_reason(tmp_path):
     (save_step(tmp_path, 1) / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"no intact step.*model\.safetensors"):
         reader.newest(tmp_path)
@@ -149,12 +154,64 @@ def test_a_path_without_a_checkpoint_is_a_clear_error(tmp_path, target, message)
         reader.find(tmp_path / target)
 
 
-def test_one_process_at_a_time_holds_a_run(tmp_path):
+def test_one_process_at_a_time_locks_a_run(tmp_path):
     with (
-        reader.lock(tmp_path),
+        lock_run(tmp_path),
         pytest.raises(InputError, match="in use by another process"),
-        reader.lock(tmp_path),
+        lock_run(tmp_path),
     ):
         pass
-    with reader.lock(tmp_path):
-        assert True  # the lock ends with its holder
+    with lock_run(tmp_path):
+        pass  # the lock was released
+
+
+def test_a_failed_body_leaves_no_new_run_directory(tmp_path):
+    with pytest.raises(KeyError), lock_run(tmp_path / "new"):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
+
+
+def replace_file(step: Path, name: str, write: Callable[[Path], object]) -> None:
+    """Rewrites one file of a step and makes the manifest agree."""
+    write(step / name)
+    manifest = json.loads((step / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": (step / name).stat().st_size, "sha256": reader.sha256(step / name)}
+    (step / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_with_the_former_name_of_the_head_opens(tmp_path):
+    step, model = save_step(tmp_path, 1), make("modern", n_layer=1)
+    weights = load_file(step / "model.safetensors")
+    weights["unembed.weight"] = weights.pop("lm_head.weight")
+    replace_file(step, "model.safetensors", lambda path: save_file(weights, path))
+    state = {"adamw.exp_avg.unembed.weight": torch.ones(2), "adamw.exp_avg.embed.weight": torch.zeros(2)}
+    replace_file(step, "train_state.safetensors", lambda path: save_file(state, path))
+    found = reader.find(tmp_path)
+    assert set(found.weights()) == set(model.state_dict())
+    assert found.weights().shape("lm_head.weight") == model.lm_head.weight.shape
+    assert torch.equal(found.model(torch.device("cpu")).lm_head.weight, model.lm_head.weight)
+    tensors, _ = found.train_state()
+    assert set(tensors) == {"adamw.exp_avg.lm_head.weight", "adamw.exp_avg.embed.weight"}
+    assert torch.equal(tensors["adamw.exp_avg.lm_head.weight"], torch.ones(2))
+
+
+def test_former_model_settings_open_and_a_removed_one_that_was_on_is_refused(tmp_path):
+    step = save_step(tmp_path, 1)
+    config = asdict(reader.find(step).config)
+    former = {
+        {"tie_embeddings": "tied", "norm_affine": "norm_weight", "norm_eps": "norm_epsilon", "logit_softcap": "softcap"}
+        .get(name, name): value
+        for name, value in config.items()
+    }  # fmt: skip
+    assert {"tied", "norm_weight", "norm_epsilon", "softcap"} <= former.keys()
+
+    def open_with(**more: object) -> ModelConfig:
+        replace_file(step, "model.json", lambda path: path.write_text(json.dumps(former | more)))
+        return reader.find(step).config
+
+    assert asdict(open_with()) == config
+    assert asdict(open_with(zero_init=True, ngram=0, ngram_contexts=0)) == config
+    with pytest.raises(InputError, match=r"model\.json: ngram=3 is not supported any more; use an older version"):
+        open_with(ngram=3)
+    with pytest.raises(InputError, match="unknown model setting 'depth'"):
+        open_with(depth=3)
