@@ -211,9 +211,7 @@ class Constraints:
                 needed[missing] = better
         for i, text in enumerate(forced):
             if needed[1 << i, 0] == IMPOSSIBLE:
-                raise InputError(
-                    f"force_words={text!r}: no tokens spell it without a bad word or stop string; change one"
-                )
+                raise InputError(f"force_words={text!r}: no tokens spell it that bad_words and stop allow; change one")
         if (fewest := int(needed[-1, 0])) == IMPOSSIBLE:
             raise InputError(f"force_words={list(forced)} cannot be written together; remove some")
         if fewest > max_new_tokens:

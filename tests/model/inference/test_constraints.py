@@ -1,4 +1,4 @@
-"""Stop, banned and forced strings hold for the text's bytes, whatever the tokens; text comes in whole characters."""
+"""Stop strings, bad words and forced words hold for the text's bytes, however it is tokenized."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from model import InputError
 from model.inference import generate as generate_module
-from model.inference.constraints import Matcher, Rules, Text
+from model.inference.constraints import Constraints, StringMatcher, TextStream
 from model.inference.sampling import SamplingConfig
 from model.inference.vocabulary import Vocabulary
 from tests.families import make
-from tests.model.inference.test_generate import byte_model, tokens
+from tests.model.inference.helpers import byte_model, new_tokens
 
 RANDOM = random.Random(0)
 
@@ -26,18 +26,18 @@ def vocabulary(*words: str | bytes) -> Vocabulary:
 
 
 def streamed(pieces: list[bytes], stops: list[str], *, least: int = 0) -> tuple[list[str], bool]:
-    """What each piece brings out, and whether a stop string ended it."""
-    text = Text(Matcher([(stop, 1) for stop in stops]))
+    """The text after each piece, and True if a stop string ended it."""
+    text = TextStream(StringMatcher([(stop, 1) for stop in stops]))
     out = []
     for number, piece in enumerate(pieces):
         out.append(text.add(piece, may_stop=number >= least))
         if text.stopped:
             return out, True
-    return [*out, text.end(whole=True)], False
+    return [*out, text.end(complete=True)], False
 
 
 def cut(text: str, stops: list[str]) -> str:
-    """The text before the stop string that is complete first, of several then the longest: the slow way."""
+    """The text before the first complete stop string, the longest if several are; the slow reference."""
     data = text.encode()
     for end in range(len(data) + 1):
         found = [stop.encode() for stop in stops if data[:end].endswith(stop.encode())]
@@ -81,7 +81,7 @@ def test_stop_strings_are_found_in_any_text_cut_anywhere():
         assert "\ufffd" not in "".join(out)
 
 
-def test_what_may_begin_a_stop_string_is_not_given_out_early_and_all_else_is():
+def test_text_is_held_back_only_while_it_may_start_a_stop_string():
     out, stopped = streamed([b"one s", b"to", b"ne st", b"op two"], ["stop"])
     assert (out, stopped) == (["one ", "", "stone ", ""], True)
     out, _ = streamed([b"s", b"t", b"o", b"r", b"y"], ["stop"])
@@ -94,20 +94,22 @@ def test_before_min_new_tokens_a_stop_string_is_text():
     assert "".join(streamed([b"a", b"bab"], ["ba"], least=1)[0]) == "a"  # it began before, and ends after
 
 
-def test_characters_come_whole_and_only_what_is_none_is_replaced():
+def test_characters_come_whole_and_only_invalid_bytes_are_replaced():
     pieces = [bytes([byte]) for byte in "a🦓é".encode()]
     assert streamed(pieces, [])[0] == ["a", "", "", "", "🦓", "", "é", ""]
     assert "".join(streamed([b"a\xff", b"b\xf0\x9f", b"c"], [])[0]) == "a\ufffdb\ufffdc"
-    text = Text(Matcher([]))
-    assert text.add("🦓".encode()[:3]) + text.end(whole=False) == ""  # cut in half by max_new_tokens
-    assert text.add(b"") + text.end(whole=True) == "\ufffd"  # the model ended there
+    text = TextStream(StringMatcher([]))
+    assert text.add("🦓".encode()[:3]) + text.end(complete=False) == ""  # cut in half by max_new_tokens
+    assert text.add(b"") + text.end(complete=True) == "\ufffd"  # the model ended there
 
 
-# Text from models
+# Text from a model
 
 
 class Script:
-    """Instead of a Decoder: makes every row write these tokens."""
+    """Replaces Decoder: makes every row write these tokens."""
+
+    compiled = drafted = False
 
     def __init__(self, ids, size):
         self.ids, self.size, self.made = ids, size, 0
@@ -116,7 +118,7 @@ class Script:
         self.rows = rows
         return self
 
-    def read(self, texts):
+    def prefill(self, prompts):
         return self.step(None)
 
     def step(self, ids):
@@ -127,10 +129,11 @@ class Script:
 
 
 def scripted(monkeypatch, data: list[bytes], *, length: int = 20, **settings):
-    """What a model that writes these pieces gives out, one after the other."""
+    """The text after each token of a model that writes these pieces, and why it ended."""
     words = vocabulary(*data)
     monkeypatch.setattr(generate_module, "Decoder", Script(range(len(data) + 1), len(data) + 1))
-    [row] = tokens(make("modern"), [[0]], max_new_tokens=length, vocabulary=words, sampling=SamplingConfig(**settings))
+    options = {"max_new_tokens": length, "vocabulary": words, "sampling": SamplingConfig(**settings)}
+    [row] = new_tokens(make("modern"), [[0]], **options)
     return [new.text for new in row], row[-1].ended
 
 
@@ -145,18 +148,18 @@ def test_generation_ends_with_its_stop_string(monkeypatch):
     assert ("".join(texts), ended) == ("a.b", "stop")
 
 
-def test_a_special_token_within_a_text_is_its_name(monkeypatch):
+def test_a_special_token_inside_a_text_becomes_its_name(monkeypatch):
     words = Vocabulary((b"a", b"", b""), {1: "<|note|>", 2: "<|end|>"}, end_id=2)
     for stop, expected in (((), "a<|note|>a"), (("<|note|>",), "a")):
         monkeypatch.setattr(generate_module, "Decoder", Script([0, 1, 0, 2], 3))
         sampling = SamplingConfig(stop=stop)
-        [row] = tokens(make("modern"), [[0]], max_new_tokens=9, vocabulary=words, sampling=sampling)
+        [row] = new_tokens(make("modern"), [[0]], max_new_tokens=9, vocabulary=words, sampling=sampling)
         assert "".join(new.text for new in row) == expected
 
 
 @pytest.mark.parametrize("family", ["modern", "gpt2"])
-def test_streamed_text_has_no_half_character_however_random(family):
-    lm = byte_model(family)
+def test_streamed_random_text_has_no_half_characters(family):
+    lm = byte_model(family, n_layer=1)
     for seed in range(5):
         sampling = SamplingConfig(force_words=("🦓", "é"), temperature=2.0)
         [whole] = lm.generate("a", max_new_tokens=40, sampling=sampling, seed=seed)
@@ -165,40 +168,38 @@ def test_streamed_text_has_no_half_character_however_random(family):
         assert all(pieces)
 
 
-def test_banned_strings_never_appear(monkeypatch):
+def test_bad_words_never_appear():
     words = vocabulary("a", "b", "ab", "ba", "bab", "c", "é".encode()[:1], "é".encode()[1:])
     model = make("modern", vocab_size=9)
     banned = ("abba", "cc", "bb", "é")
+    sampling = SamplingConfig(bad_words=banned, min_new_tokens=40)
     seen = ""
-    for seed in range(30):
-        sampling = SamplingConfig(bad_words=banned, min_new_tokens=40)
-        rows = tokens(model, [[0], [1]], max_new_tokens=40, vocabulary=words, sampling=sampling, seed=seed)
-        for row in rows:
-            text = b"".join(words.text(new.id) for new in row)
-            assert not any(string.encode() in text for string in banned)
-            seen += text.decode("utf-8", "replace")
+    for row in new_tokens(model, [[0], [1]] * 30, max_new_tokens=40, vocabulary=words, sampling=sampling):
+        text = b"".join(words.text(new.id) for new in row)
+        assert not any(string.encode() in text for string in banned)
+        seen += text.decode("utf-8", "replace")
     assert all(string in seen for string in ("a", "b", "c", "aba"))  # nothing else was lost
 
 
-def test_a_token_is_banned_exactly_when_it_would_complete_a_banned_string():
+def test_a_token_is_excluded_exactly_when_it_would_complete_a_bad_word():
     for _ in range(300):
         words = vocabulary(*{"".join(RANDOM.choices("abé", k=RANDOM.randrange(1, 5))) for _ in range(12)}, "", b"\xc3")
         banned = tuple({"".join(RANDOM.choices("abé", k=RANDOM.randrange(1, 5))) for _ in range(3)})
-        rules = Rules(words, SamplingConfig(bad_words=banned), room=9)
-        state, text = rules.start, b""
+        constraints = Constraints(words, SamplingConfig(bad_words=banned), max_new_tokens=9)
+        state, text = constraints.start, b""
         for made in range(8):
             try:
-                allowed = rules.allowed(state, made=made, left=9 - made).tolist()
+                allowed = constraints.allowed(state, n_generated=made, n_left=9 - made).tolist()
             except InputError:
                 break
             for token, whether in enumerate(allowed):
                 assert whether == (not any(b.encode() in text + words.text(token) for b in banned))
             token = RANDOM.choice([token for token, whether in enumerate(allowed) if whether])
-            state, text = rules.after(state, token), text + words.text(token)
+            state, text = constraints.advance(state, token), text + words.text(token)
 
 
-def test_forced_strings_appear_and_the_end_waits_for_them():
-    lm = byte_model("gpt2")
+def test_forced_words_appear_and_the_end_waits_for_them():
+    lm = byte_model("gpt2", n_layer=1)
     for seed, forced in enumerate([("heart",), ("heart", "art of"), ("🦓", "z")] * 4):
         sampling = SamplingConfig(temperature=1.5, force_words=forced, stop=("\n",), bad_words=("e ",))
         for made in lm.generate(["a", "", "b"], max_new_tokens=[60, 14, 20], sampling=sampling, seed=seed):
@@ -206,17 +207,17 @@ def test_forced_strings_appear_and_the_end_waits_for_them():
             assert "e " not in made.text and "\n" not in made.text
 
 
-def test_the_fewest_tokens_needed_are_counted_over_all_ways_to_write():
+def test_tokens_needed_is_the_minimum_over_all_tokenizations():
     words = vocabulary("h", "e", "a", "r", "t", "he", "art", "hear", "ear")
-    rules = Rules(words, SamplingConfig(force_words=("heart",)), room=5)
-    assert rules.needed[1, 0] == 2  # he-art, hear-t
-    node, missing = rules.after(rules.start, 7)  # after hear
-    assert rules.needed[missing, node] == 1 and rules.after((node, missing), 4)[1] == 0
-    two = Rules(words, SamplingConfig(force_words=("heart", "the")), room=9)
+    constraints = Constraints(words, SamplingConfig(force_words=("heart",)), max_new_tokens=5)
+    assert constraints.needed[1, 0] == 2  # he-art, hear-t
+    node, missing = constraints.advance(constraints.start, 7)  # after hear
+    assert constraints.needed[missing, node] == 1 and constraints.advance((node, missing), 4)[1] == 0
+    two = Constraints(words, SamplingConfig(force_words=("heart", "the")), max_new_tokens=9)
     assert two.needed[3, 0] == 3  # he-art-he: they share the t
 
 
-def test_tokens_needed_equal_a_search_through_all_texts():
+def test_tokens_needed_equals_a_search_through_all_texts():
     for _ in range(60):
         words = vocabulary(*{"".join(RANDOM.choices("ab", k=RANDOM.randrange(1, 4))) for _ in range(4)})
         forced, banned, stop = (
@@ -229,32 +230,34 @@ def test_tokens_needed_equal_a_search_through_all_texts():
             texts = {text for text in longer if not any(string in text for string in (*banned, *stop))}
             length += 1
         try:
-            rules = Rules(words, SamplingConfig(force_words=forced, bad_words=banned, stop=stop), room=99)
+            sampling = SamplingConfig(force_words=forced, bad_words=banned, stop=stop)
+            constraints = Constraints(words, sampling, max_new_tokens=99)
         except InputError as error:
             assert "overlaps" in str(error) or length == 6 or not texts
         else:
-            assert rules.needed[-1, 0] == length or length == 6
+            assert constraints.needed[-1, 0] == length or length == 6
 
 
 @pytest.mark.parametrize("left", range(2, 7))
-def test_forced_strings_come_at_the_last_moment_if_not_before(left):
+def test_forced_words_come_at_the_last_moment_if_not_before(left):
     words = vocabulary("h", "e", "a", "r", "t", "he", "art", "x")
-    rules = Rules(words, SamplingConfig(force_words=("heart",)), room=left)
-    allowed = rules.allowed(rules.start, made=0, left=left)
+    constraints = Constraints(words, SamplingConfig(force_words=("heart",)), max_new_tokens=left)
+    allowed = constraints.allowed(constraints.start, n_generated=0, n_left=left)
     assert not allowed[words.end_id]
     assert allowed[5]  # he-art
     assert allowed[0] == (left >= 3)  # h-e-art
     assert allowed[7] == (left >= 3)  # x-he-art
-    later, art = rules.after(rules.start, 5), 6
-    assert rules.allowed(later, made=1, left=1).nonzero().flatten().tolist() == [art]
-    assert rules.allowed(rules.after(later, art), made=2, left=1)[words.end_id]
+    later, art = constraints.advance(constraints.start, 5), 6
+    assert constraints.allowed(later, n_generated=1, n_left=1).nonzero().flatten().tolist() == [art]
+    assert constraints.allowed(constraints.advance(later, art), n_generated=2, n_left=1)[words.end_id]
 
 
-def test_a_token_without_text_changes_nothing_but_the_room():
+def test_a_token_without_text_only_uses_up_a_token():
     words = Vocabulary((b"a", b"b", b"", b""), {3: "<|end|>"}, end_id=3)
-    rules = Rules(words, SamplingConfig(force_words=("ab",)), room=3)
-    assert rules.allowed(rules.after(rules.start, 0), made=1, left=2).tolist() == [True, True, True, False]
-    assert rules.allowed(rules.after(rules.start, 0), made=1, left=1).tolist() == [False, True, False, False]
+    constraints = Constraints(words, SamplingConfig(force_words=("ab",)), max_new_tokens=3)
+    state = constraints.advance(constraints.start, 0)
+    assert constraints.allowed(state, n_generated=1, n_left=2).tolist() == [True, True, True, False]
+    assert constraints.allowed(state, n_generated=1, n_left=1).tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -265,25 +268,25 @@ def test_a_token_without_text_changes_nothing_but_the_room():
         {"force_words": ("end",)},
     ],
 )
-def test_what_only_an_excluded_token_spells_cannot_be_forced(settings):
+def test_a_word_that_only_excluded_tokens_spell_cannot_be_forced(settings):
     with pytest.raises(InputError, match="no tokens spell it"):
-        Rules(vocabulary("xab", "a", "c"), SamplingConfig(**settings), room=9)
+        Constraints(vocabulary("xab", "a", "c"), SamplingConfig(**settings), max_new_tokens=9)
 
 
-def test_long_strings_are_no_trouble():
-    rules = Rules(vocabulary("a", "b"), SamplingConfig(bad_words=("a" * 3000,)), room=9)
+def test_long_strings_are_handled():
+    constraints = Constraints(vocabulary("a", "b"), SamplingConfig(bad_words=("a" * 3000,)), max_new_tokens=9)
     state = (2999, 0)
-    assert rules.allowed(state, made=0, left=9).tolist() == [False, True, True]
+    assert constraints.allowed(state, n_generated=0, n_left=9).tolist() == [False, True, True]
 
 
-def test_forced_text_may_need_something_in_between():
+def test_forced_words_may_need_a_token_between_them():
     words = vocabulary("a", "b", "x")
-    rules = Rules(words, SamplingConfig(force_words=("aa", "bb"), bad_words=("ab", "ba")), room=5)
-    assert rules.needed[3, 0] == 5  # aaxbb
+    constraints = Constraints(words, SamplingConfig(force_words=("aa", "bb"), bad_words=("ab", "ba")), max_new_tokens=5)
+    assert constraints.needed[3, 0] == 5  # aaxbb
     seen = set()
     for seed in range(20):
-        options = {"max_new_tokens": 5, "sampling": rules.sampling, "vocabulary": words, "seed": seed}
-        [row] = tokens(make("modern", vocab_size=4), [[0]], **options)
+        options = {"max_new_tokens": 5, "sampling": constraints.sampling, "vocabulary": words, "seed": seed}
+        [row] = new_tokens(make("modern", vocab_size=4), [[0]], **options)
         seen.add(b"".join(words.text(new.id) for new in row))
     assert seen == {b"aaxbb", b"bbxaa"}
 
@@ -303,11 +306,11 @@ def test_forced_text_may_need_something_in_between():
         ({"force_words": tuple("abcabcabc")}, ("9 strings", "8")),
     ],
 )
-def test_what_cannot_be_fulfilled_is_refused(settings, parts):
+def test_impossible_constraints_are_refused(settings, parts):
     def run():
         sampling = SamplingConfig(**settings)
         model = make("modern", vocab_size=4)
-        return tokens(model, [[0]], max_new_tokens=4, sampling=sampling, vocabulary=vocabulary("a", "b", "c"))
+        return new_tokens(model, [[0]], max_new_tokens=4, sampling=sampling, vocabulary=vocabulary("a", "b", "c"))
 
     if parts is None:
         assert len(run()[0]) == 4
@@ -320,7 +323,7 @@ def test_what_cannot_be_fulfilled_is_refused(settings, parts):
 def test_the_matcher_finds_every_string_wherever_it_ends():
     for _ in range(500):
         strings = ["".join(RANDOM.choices("ab", k=RANDOM.randrange(1, 5))) for _ in range(RANDOM.randrange(1, 5))]
-        matcher = Matcher([(string, 1 << i) for i, string in enumerate(strings)])
+        matcher = StringMatcher([(string, 1 << i) for i, string in enumerate(strings)])
         text, node = "", 0
         for _ in range(30):
             text += RANDOM.choice("ab")

@@ -1,4 +1,4 @@
-"""Narrow weights: close to float32 in every family, small, and the loss that is reported is the loss that there is."""
+"""Quantized weights are close to float32 in every family, and the reported loss is correct."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from model import InputError
 from model.device import Compute
 from model.inference.kernels import DecodingLinear
-from model.inference.quantize import FEW_ROWS, Int8Linear, compare, prepare_for_decoding, quality_loss
+from model.inference.quantize import FEW_ROWS, Int8Linear, compare_logits, prepare_for_decoding, quality_loss
 from tests.families import FAMILIES, make
 
 IDS = torch.randint(0, 90, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -20,14 +20,14 @@ IDS = torch.randint(0, 90, (2, 40), generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype, bound", [("bfloat16", 1e-2), ("int8", 3e-2)])
 @torch.no_grad()
-def test_a_narrow_model_is_close_to_the_exact_one(family, dtype, bound):
+def test_a_quantized_model_is_close_to_the_exact_one(family, dtype, bound):
     exact = make(family, vocab_size=90)  # 38 rows of padding
     compute = Compute.for_decoding("cpu", dtype=dtype)
-    narrowed = prepare_for_decoding(copy.deepcopy(exact), compute)
-    assert not any(isinstance(module, nn.Linear) for module in narrowed.modules())
-    assert torch.equal(narrowed.embed.weight, exact.embed.weight)
-    assert narrowed(IDS).shape == (2, 40, 90)
-    loss = quality_loss(exact, narrowed, IDS, compute=compute)
+    quantized = prepare_for_decoding(copy.deepcopy(exact), compute)
+    assert not any(isinstance(module, nn.Linear) for module in quantized.modules())
+    assert torch.equal(quantized.embed.weight, exact.embed.weight)
+    assert quantized(IDS).shape == (2, 40, 90)
+    loss = quality_loss(exact, quantized, IDS, compute=compute)
     assert 0 < loss.divergence < bound and loss.positions == 80
 
 
@@ -42,7 +42,7 @@ def test_float32_keeps_its_weights_and_predictions():
 
 
 @torch.no_grad()
-def test_int8_weights_are_off_by_half_a_step_at_most_whatever_the_row():
+def test_int8_weights_are_off_by_at_most_half_a_step():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 96, generator=generator) * torch.logspace(-6, 3, 64)[:, None]
     weight[5] = 0
@@ -56,7 +56,7 @@ def test_int8_weights_are_off_by_half_a_step_at_most_whatever_the_row():
 
 @pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1])
 @torch.no_grad()
-def test_both_ways_to_multiply_int8_agree(rows):
+def test_both_int8_products_agree(rows):
     generator = torch.Generator().manual_seed(0)
     layer = Int8Linear(torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator))
     x = torch.randn(rows, 32, generator=generator)
@@ -64,10 +64,10 @@ def test_both_ways_to_multiply_int8_agree(rows):
     torch.testing.assert_close(layer(x), wanted, atol=0.1, rtol=0.02)
 
 
-def test_the_loss_is_what_it_says():
+def test_the_quality_loss_matches_its_definition():
     exact = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     other = torch.tensor([[3.0, 2.0], [0.5, -0.5]])  # the first is shifted only, which changes no probability
-    loss = compare(exact, other)
+    loss = compare_logits(exact, other)
     p = torch.tensor([0.5, 0.5]).double()
     q = torch.softmax(other[1].double(), 0)
     assert loss.positions == 2

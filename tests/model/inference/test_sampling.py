@@ -1,4 +1,4 @@
-"""Sampling: probabilities are probabilities, filters keep what they say, noise is even and depends on its key alone."""
+"""Sampling: probabilities sum to 1, filters keep the right tokens, noise is uniform and depends only on its key."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def test_top_p_keeps_the_fewest_that_reach_p():
     assert len(kept(SamplingConfig(top_p=0.4005), flat)) == 401  # more than are looked at first
 
 
-def test_min_p_keeps_what_reaches_that_fraction_of_the_best():
+def test_min_p_keeps_tokens_that_reach_that_fraction_of_the_best():
     expected = {0.0: [0, 1, 2, 3], 0.2: [0, 1, 2], 0.5: [0, 1], 1.0: [0]}
     assert {p: kept(SamplingConfig(min_p=p)) for p in expected} == expected
 
 
-def test_typical_keeps_the_tokens_whose_surprise_is_nearest_to_the_expected_one():
+def test_typical_keeps_the_tokens_whose_surprisal_is_closest_to_the_entropy():
     entropy = -(KNOWN * KNOWN.log()).sum()  # 1.14 nats; the tokens surprise by 0.69, 1.20, 1.90, 3.00
     nearest = (-KNOWN.log() - entropy).abs()[0].argsort().tolist()
     assert nearest[0] == 1  # not the most probable one
@@ -83,7 +83,7 @@ def test_typical_keeps_the_tokens_whose_surprise_is_nearest_to_the_expected_one(
     assert {p: kept(SamplingConfig(typical_p=p)) for p in expected} == {p: sorted(ids) for p, ids in expected.items()}
 
 
-def test_filters_apply_one_after_the_other_to_what_is_left():
+def test_each_filter_applies_to_what_the_previous_one_kept():
     stages = dict(filtered(KNOWN.log(), SamplingConfig(top_k=3, top_p=0.8, min_p=0.7)))
     assert list(stages) == ["temperature", "top_k", "top_p", "min_p"]
     left = {name: (probs[0] * 800).round().int().tolist() for name, probs in stages.items()}
@@ -102,7 +102,7 @@ def test_temperature_to_zero_is_argmax():
     torch.testing.assert_close(probabilities(LOGITS, SamplingConfig(temperature=0)), cold, atol=1e-4, rtol=0)
 
 
-def test_penalties_are_those_of_their_definitions():
+def test_penalties_match_their_definitions():
     logits = torch.tensor([[2.0, -2.0, 2.0, -2.0, 1.0]])
     seen = torch.tensor([[True, True, False, False, True]])
     counts = torch.tensor([[3.0, 0.0, 0.0, 0.0, 1.0]])
@@ -116,7 +116,7 @@ def test_penalties_are_those_of_their_definitions():
     assert after(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5) == [-0.75, -4, 2, -2, -0.25]
 
 
-def test_noise_is_even():
+def test_noise_is_uniform():
     u = uniform([hash_seed(1, row) for row in range(400)], torch.arange(500).expand(400, -1))
     assert u.dtype == torch.float64 and u.min() > 0 and u.max() < 1 and len(u.unique()) == u.numel()
     counts = torch.histc(u, bins=1000, min=0, max=1)
@@ -139,7 +139,7 @@ def test_noise_of_neighbouring_keys_tokens_and_positions_is_independent():
     assert abs(along_tokens) * math.sqrt(u.numel()) < 4
 
 
-def test_noise_is_a_function_of_key_and_token_alone():
+def test_noise_is_a_function_of_key_and_token_only():
     tokens = torch.arange(1000)
     everything = uniform([5, 6, 7], tokens.expand(3, -1))
     some = torch.tensor([[999, 3], [0, 500], [3, 3]])
@@ -167,7 +167,7 @@ def test_the_number_of_candidates_does_not_change_the_draw():
     assert torch.equal(draw(probs, keys)[100:101], draw(probs[100:101], keys[100:101], candidates=20))
 
 
-def test_what_is_wrong_is_told_all_at_once():
+def test_all_errors_are_reported_at_once():
     wrong = SamplingConfig(
         temperature=-1, top_k=0, top_p=1.5, min_p=-0.1, typical_p=2, repetition_penalty=0, presence_penalty=math.nan,
         frequency_penalty=math.inf, min_new_tokens=-1, stop=("",), bad_words=("a", ""), force_words=(3,),

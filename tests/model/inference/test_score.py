@@ -1,4 +1,4 @@
-"""model.score: what is scored equals a full forward, alone or in a batch, in one window or in many."""
+"""Scores equal those of a full forward, alone or in a batch, in one window or in many."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ids(seed, length):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_equal_a_full_forward_whatever_else_is_in_the_batch(family):
+def test_scores_equal_a_full_forward_alone_and_in_a_batch(family):
     model = make(family)
     texts = [([1], ids(1, 47)), ([2, 3], [5]), ([2, 3], [6]), ([2, 3], [5, 7]), (ids(2, 40), ids(3, 8)), ([2], [3, 5])]
     for (prefix, targets), figures in zip(texts, log_probabilities(model, texts, compute=CPU), strict=True):
@@ -56,22 +56,22 @@ def test_scores_equal_a_full_forward_whatever_else_is_in_the_batch(family):
 @pytest.mark.parametrize("context", [48, 47])
 @torch.no_grad()
 def test_every_token_of_a_long_text_sees_at_least_half_a_context(context, n_prefix, n_targets):
-    model = make("gpt2", context=context)  # learned positions: nothing exists beyond the context
-    everything = ids(n_prefix + n_targets, n_prefix + n_targets)
-    prefix, targets = everything[:n_prefix], everything[n_prefix:]
-    [figures] = log_probabilities(model, [(prefix, targets)], compute=CPU)
-    for place, (found, _, _) in enumerate(figures, start=n_prefix):
-        least = min(place, math.ceil(context / 2))
-        seen = [everything[place - history : place] for history in range(least, min(place, context) + 1)]
-        if place <= context and len(everything) <= context + 1:
-            seen = seen[-1:]  # what fits is seen whole
-        possible = [
-            torch.log_softmax(model(torch.tensor([view]))[0, -1], -1)[everything[place]].item() for view in seen
-        ]
-        assert min(abs(found - value) for value in possible) < 1e-4, place
+    model = make("gpt2", context=context, n_layer=1)  # learned positions: nothing exists beyond the context
+    text = ids(n_prefix + n_targets, n_prefix + n_targets)
+    [figures] = log_probabilities(model, [(text[:n_prefix], text[n_prefix:])], compute=CPU)
+    # The log-probability of each token after every possible window: by_start[s, t] is of text[s + t + 1].
+    padded = torch.tensor(text + [0] * context)
+    views = padded.unfold(0, context + 1, 1)[: len(text) - 1]  # (starts, context + 1)
+    by_start = torch.log_softmax(model(views[:, :-1]), -1).gather(-1, views[:, 1:, None])[..., 0]
+    for place, figure in enumerate(figures, start=n_prefix):
+        least, most = min(place, math.ceil(context / 2)), min(place, context)
+        if place <= context and len(text) <= context + 1:
+            least = most  # a text that fits is seen whole
+        possible = [by_start[place - seen, seen - 1].item() for seen in range(least, most + 1)]
+        assert min(abs(figure.log_probability - value) for value in possible) < 1e-4, place
 
 
-def test_a_long_prompt_counts_by_its_end(lm):
+def test_a_long_prompt_is_truncated_on_the_left(lm):
     prompt = TEXT * 5
     best = lm.next_tokens(prompt, top=1)[0]
     [figures] = log_probabilities(lm.model, [(lm.encode(prompt), [best.id])], compute=CPU)
@@ -96,7 +96,7 @@ def test_a_score_is_the_sum_of_its_tokens_and_they_join_to_the_text(lm):
     assert start.prompt == ""
 
 
-def test_spaces_at_the_border_belong_to_the_text(lm):
+def test_trailing_spaces_of_the_prompt_move_to_the_text(lm):
     a, b = score_texts(lm, [("Listen to ", "your"), ("Listen to", " your")])
     assert a == b and a.text == " your" and a.prompt == "Listen to"
     assert lm.choose("Listen to  ", ["your"])[0].log_probability == pytest.approx(
@@ -123,7 +123,7 @@ def test_options_are_compared_by_three_measures(lm):
     )
 
 
-def test_many_questions_at_once_are_answered_as_one_by_one(lm):
+def test_many_questions_at_once_get_the_scores_of_single_ones(lm):
     questions = [("Listen to", [" your", " the"]), ("", ["Listen", "L", "xyz"]), (TEXT * 4, [" gut"])]
     for (prompt, options), together in zip(questions, score_options(lm, questions), strict=True):
         alone = lm.choose(prompt, options)
@@ -140,7 +140,7 @@ def test_all_tokens_of_the_vocabulary_are_options_that_sum_to_one():
     assert sorted(row[0][1] for row in figures) == list(range(1, 97))
 
 
-def test_texts_that_begin_alike_share_a_row(monkeypatch):
+def test_prefixes_of_other_rows_share_their_forward(monkeypatch):
     model, shapes = make("modern"), []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda ids: shapes.append(tuple(ids.shape)) or hidden(ids))
@@ -158,13 +158,13 @@ def test_batches_are_bounded(monkeypatch):
     expected = [plain(model, *text)[range(len(text[1])), text[1]].tolist() for text in texts]
     hidden, head = model.hidden, model.head
     monkeypatch.setattr(model, "hidden", lambda ids: shapes.append(tuple(ids.shape)) or hidden(ids))
-    monkeypatch.setattr(model, "head", lambda h: shapes.append((len(h.h), 25)) or head(h))
+    monkeypatch.setattr(model, "head", lambda h: shapes.append((len(h), 25)) or head(h))
     for found, values in zip(log_probabilities(model, texts, compute=CPU), expected, strict=True):
         assert [row[0] for row in found] == pytest.approx(values, abs=2e-4)
     assert max(rows * width for rows, width in shapes) <= 50 and len(shapes) > 4
 
 
-def test_what_cannot_be_scored_is_refused_in_one_line(lm):
+def test_wrong_arguments_are_refused_in_one_line(lm):
     with pytest.raises(InputError, match="no text to score after the prompt 'a'"):
         lm.score("", prompt="a")
     with pytest.raises(InputError, match="method='best' is not one of raw, normalised, pmi"):

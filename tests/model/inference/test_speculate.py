@@ -1,4 +1,4 @@
-"""Speculative decoding: the same logits as without, from fewer forwards; guesses are what the text has said before."""
+"""Speculative decoding: the same logits from fewer forwards; drafts repeat what the text said before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from model.device import Compute
 from model.inference.decode import Decoder
 from model.inference.generate import generate
 from model.inference.sampling import SamplingConfig
-from model.inference.speculate import Speculator
+from model.inference.speculate import SpeculativeDecoder
 from tests.families import FAMILIES, make
 
 CPU = Compute(torch.device("cpu"), torch.float32, compile=False)
@@ -21,7 +21,7 @@ class Counter:
     def __init__(self, model, *, capacity=48):
         self.decoder, self.forwards = Decoder(model, rows=1, capacity=capacity, compute=CPU), 0
         self.capacity = self.decoder.capacity
-        self.read = self.decoder.read
+        self.prefill = self.decoder.prefill
 
     @property
     def length(self):
@@ -44,17 +44,17 @@ PROMPT = [5, 6, 7, 8, 9, 5, 6, 7]
 @pytest.mark.parametrize(
     "continuation",
     [
-        [8, 9, 5, 6, 7, 8, 9, 5, 6, 7],  # as guessed, to the end and beyond
-        [8, 1, 2, 3, 5, 6, 7, 8, 9, 4, 5, 6],  # wrong in the middle of a guess, twice
-        [10, 11, 12, 13, 14],  # nothing to guess
+        [8, 9, 5, 6, 7, 8, 9, 5, 6, 7],  # as drafted, to the end and beyond
+        [8, 1, 2, 3, 5, 6, 7, 8, 9, 4, 5, 6],  # wrong in the middle of a draft, twice
+        [10, 11, 12, 13, 14],  # nothing to draft
         [3] * 40,  # until the cache is full
     ],
 )
 @torch.no_grad()
 def test_logits_are_those_of_full_forwards(family, continuation):
     model = make(family)
-    speculator = Speculator(Counter(model))
-    logits = speculator.read([PROMPT])
+    speculator = SpeculativeDecoder(Counter(model))
+    logits = speculator.prefill([PROMPT])
     text = list(PROMPT)
     for token in continuation:
         torch.testing.assert_close(logits, model(torch.tensor([text]))[:, -1], atol=1e-4, rtol=1e-4)
@@ -62,15 +62,15 @@ def test_logits_are_those_of_full_forwards(family, continuation):
         text.append(token)
 
 
-def test_a_right_guess_saves_forwards():
+def test_a_right_draft_saves_forwards():
     for continuation, forwards, drafted in (
-        ([8, 9, 5, 6, 7, 8, 9, 5, 6, 7], 2, 8),  # one forward reads the first token and four guessed ones, and so on
+        ([8, 9, 5, 6, 7, 8, 9, 5, 6, 7], 2, 8),  # one forward reads the first token and four drafted ones, and so on
         ([8, 9, 1, 2], 3, 1),
         ([10, 11, 12, 13, 14], 5, 0),
     ):
         counter = Counter(make("modern"))
-        speculator = Speculator(counter, draft=4)
-        speculator.read([PROMPT])
+        speculator = SpeculativeDecoder(counter, max_draft=4)
+        speculator.prefill([PROMPT])
         flags = []
         for token in continuation:
             speculator.step(torch.tensor([token]))
@@ -79,18 +79,18 @@ def test_a_right_guess_saves_forwards():
         assert counter.forwards + sum(flags) == len(continuation)
 
 
-def test_the_guess_is_what_followed_the_longest_match_last():
-    def guess(text, **options):
-        speculator = Speculator(Counter(make("modern")), **options)
-        speculator.read([text])
+def test_the_draft_is_what_followed_the_newest_longest_match():
+    def draft(text, **options):
+        speculator = SpeculativeDecoder(Counter(make("modern")), **options)
+        speculator.prefill([text])
         return speculator.predict()
 
-    assert guess([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3], draft=3) == [4, 9, 2]  # 1 2 3 rather than 2 3
-    assert guess([2, 3, 4, 9, 2, 3, 5, 7, 2, 3], draft=2) == [5, 7]  # the newer of two places
-    assert guess([1, 2, 1, 2, 1, 2], draft=5) == [1, 2, 1, 2, 1]  # goes on with itself
-    assert guess([1, 2, 3, 4], draft=5) == [] and guess([7], draft=5) == []
-    assert guess([1, 2, 3, 1, 2], draft=9, lookup=(3,)) == []
-    assert len(guess([4] * 45, draft=9)) == 3  # the cache holds 48
+    assert draft([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3], max_draft=3) == [4, 9, 2]  # 1 2 3 rather than 2 3
+    assert draft([2, 3, 4, 9, 2, 3, 5, 7, 2, 3], max_draft=2) == [5, 7]  # the newer of two places
+    assert draft([1, 2, 1, 2, 1, 2], max_draft=5) == [1, 2, 1, 2, 1]  # repeats itself
+    assert draft([1, 2, 3, 4], max_draft=5) == [] and draft([7], max_draft=5) == []
+    assert draft([1, 2, 3, 1, 2], max_draft=9, ngram_sizes=(3,)) == []
+    assert len(draft([4] * 45, max_draft=9)) == 3  # the cache holds 48
 
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0), SamplingConfig(temperature=0.2)])
