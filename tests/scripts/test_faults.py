@@ -26,8 +26,8 @@ class Two(writer.Peers):
     def __init__(self, rank: int, barrier: threading.Barrier, well: list[bool]) -> None:
         self.rank, self.writers, self.barrier, self.well = rank, 2, barrier, well
 
-    def agree(self, well: bool) -> bool:
-        self.well[self.rank] = well
+    def all_succeeded(self, succeeded: bool) -> bool:
+        self.well[self.rank] = succeeded
         self.barrier.wait(10)
         together = all(self.well)
         self.barrier.wait(10)
