@@ -138,9 +138,9 @@ class Constraints:
         node, found = self.matcher.walk(state[0], self.texts[token])
         return node, state[1] & ~(found // FORCED)
 
-    def allowed(self, state: State, *, n_generated: int, n_left: int) -> Tensor:
-        """The mask (V,), bool, of allowed tokens for a row that has n_generated new tokens and may get n_left more."""
-        node, missing = state
+    def allowed(self, state: State, n_generated: int, *, max_new_tokens: int) -> Tensor:
+        """The mask (V,), bool, of the tokens that a row with n_generated of max_new_tokens may get next."""
+        (node, missing), n_left = state, max_new_tokens - n_generated
         may_end = not missing and n_generated >= self.sampling.min_new_tokens
         key = (state, may_end, min(n_left, self.max_needed + 1))  # beyond that, more tokens make no difference
         if key not in self._masks:

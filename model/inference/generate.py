@@ -34,27 +34,18 @@ class NewToken:
     details: TokenDetails | None  # on request
 
 
+@dataclass
 class Row:
     """State of one sequence being generated."""
 
-    def __init__(
-        self,
-        number: int,
-        prompt: Sequence[int],
-        *,
-        context: int,
-        noise_key: tuple[int, int],
-        max_new_tokens: int,
-        text: TextStream,
-    ) -> None:
-        self.number = number
-        self.window = list(prompt[-context:])  # the tokens in the model's context, and the newest token
-        self.forgotten = max(0, len(prompt) - context)  # the number of tokens before these
-        self.noise_key = noise_key  # seed and index
-        self.max_new_tokens = max_new_tokens
-        self.text = text
-        self.n_generated = 0
-        self.ended: str | None = None
+    number: int
+    window: list[int]  # the tokens in the model's context, and the newest token
+    forgotten: int  # the number of tokens before these
+    noise_key: tuple[int, int]  # seed and index
+    max_new_tokens: int
+    text: TextStream
+    n_generated: int = 0
+    ended: str | None = None
 
     def append(self, token: int, vocabulary: Vocabulary, *, min_new_tokens: int) -> str:
         """Appends a token and sets `ended` if the row ends with it; returns the text that became certain."""
@@ -116,13 +107,13 @@ def generate(
     stops = StringMatcher([(text, 1) for text in sampling.stop])
     noise_keys = zip(seeds, range(n_rows) if indices is None else indices, strict=True)
     rows = [
-        Row(number, prompt, context=context, noise_key=key, max_new_tokens=limit, text=TextStream(stops))
+        Row(number, list(prompt[-context:]), max(0, len(prompt) - context), key, limit, TextStream(stops))
         for number, prompt, key, limit in zip(range(n_rows), prompts, noise_keys, limits, strict=True)
     ]
     plain = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
     decoder = SpeculativeDecoder(plain) if speculative else plain
     logits = decoder.prefill([row.window for row in rows])
-    sampler = Sampler(prompts, sampling, vocabulary, max_new_tokens=min(limits), logits=logits)
+    sampler = Sampler(prompts, sampling, vocabulary, limit=min(limits), logits=logits)
     while True:
         choice = sampler.sample(logits, rows)
         details = inspector(choice.logits, choice.ids, sampling) if inspector else [None] * len(rows)
@@ -175,14 +166,14 @@ class Sampler:
         sampling: SamplingConfig,
         vocabulary: Vocabulary,
         *,
-        max_new_tokens: int,
+        limit: int,
         logits: Tensor,
     ) -> None:
-        """max_new_tokens: the smallest limit of all rows. logits: any (B, V), for shape and device."""
+        """limit: the smallest max_new_tokens of all rows. logits: any (B, V), for shape and device."""
         self.sampling = sampling
         self.constraints = None
         if sampling.bad_words or sampling.force_words or sampling.min_new_tokens:
-            self.constraints = Constraints(vocabulary, sampling, max_new_tokens=max_new_tokens)
+            self.constraints = Constraints(vocabulary, sampling, max_new_tokens=limit)
             self.states = [self.constraints.start] * len(prompts)
         if sampling.has_penalties:
             self.counts = torch.zeros_like(logits, dtype=torch.float32)  # (B, V), of each token in the new text
@@ -213,13 +204,10 @@ class Sampler:
     def allowed(self, rows: Sequence[Row], constraints: Constraints) -> Tensor:
         """The mask (B, V), bool, of the tokens that the constraints allow."""
         anything = torch.tensor(True).expand(constraints.V)
-        masks = []
-        for row, state in zip(rows, self.states, strict=True):
-            n_left = row.max_new_tokens - row.n_generated
-            mask = anything
-            if row.ended is None:
-                mask = constraints.allowed(state, n_generated=row.n_generated, n_left=n_left)
-            masks.append(mask)
+        masks = [
+            anything if row.ended else constraints.allowed(state, row.n_generated, max_new_tokens=row.max_new_tokens)
+            for row, state in zip(rows, self.states, strict=True)
+        ]
         return torch.stack(masks)
 
     def update(self, ids: Tensor) -> None:

@@ -112,11 +112,7 @@ def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
 
 
 def score_options(
-    lm: TextModel,
-    questions: Sequence[tuple[str, Sequence[str]]],
-    *,
-    method: str = "raw",
-    neutral: str = "",
+    lm: TextModel, questions: Sequence[tuple[str, Sequence[str]]], *, method: str = "raw", neutral: str = ""
 ) -> list[list[OptionScore]]:
     """Scores the options of each (prompt, options), in their order. The model's choice has the highest probability.
 

@@ -189,7 +189,7 @@ def test_a_token_is_excluded_exactly_when_it_would_complete_a_bad_word():
         state, text = constraints.start, b""
         for made in range(8):
             try:
-                allowed = constraints.allowed(state, n_generated=made, n_left=9 - made).tolist()
+                allowed = constraints.allowed(state, made, max_new_tokens=9).tolist()
             except InputError:
                 break
             for token, whether in enumerate(allowed):
@@ -242,22 +242,22 @@ def test_tokens_needed_equals_a_search_through_all_texts():
 def test_forced_words_come_at_the_last_moment_if_not_before(left):
     words = vocabulary("h", "e", "a", "r", "t", "he", "art", "x")
     constraints = Constraints(words, SamplingConfig(force_words=("heart",)), max_new_tokens=left)
-    allowed = constraints.allowed(constraints.start, n_generated=0, n_left=left)
+    allowed = constraints.allowed(constraints.start, 0, max_new_tokens=left)
     assert not allowed[words.end_id]
     assert allowed[5]  # he-art
     assert allowed[0] == (left >= 3)  # h-e-art
     assert allowed[7] == (left >= 3)  # x-he-art
     later, art = constraints.advance(constraints.start, 5), 6
-    assert constraints.allowed(later, n_generated=1, n_left=1).nonzero().flatten().tolist() == [art]
-    assert constraints.allowed(constraints.advance(later, art), n_generated=2, n_left=1)[words.end_id]
+    assert constraints.allowed(later, 1, max_new_tokens=2).nonzero().flatten().tolist() == [art]
+    assert constraints.allowed(constraints.advance(later, art), 2, max_new_tokens=3)[words.end_id]
 
 
 def test_a_token_without_text_only_uses_up_a_token():
     words = Vocabulary((b"a", b"b", b"", b""), {3: "<|end|>"}, end_id=3)
     constraints = Constraints(words, SamplingConfig(force_words=("ab",)), max_new_tokens=3)
     state = constraints.advance(constraints.start, 0)
-    assert constraints.allowed(state, n_generated=1, n_left=2).tolist() == [True, True, True, False]
-    assert constraints.allowed(state, n_generated=1, n_left=1).tolist() == [False, True, False, False]
+    assert constraints.allowed(state, 1, max_new_tokens=3).tolist() == [True, True, True, False]
+    assert constraints.allowed(state, 1, max_new_tokens=2).tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_word_that_only_excluded_tokens_spell_cannot_be_forced(settings):
 def test_long_strings_are_handled():
     constraints = Constraints(vocabulary("a", "b"), SamplingConfig(bad_words=("a" * 3000,)), max_new_tokens=9)
     state = (2999, 0)
-    assert constraints.allowed(state, n_generated=0, n_left=9).tolist() == [False, True, True]
+    assert constraints.allowed(state, 0, max_new_tokens=9).tolist() == [False, True, True]
 
 
 def test_forced_words_may_need_a_token_between_them():
