@@ -24,7 +24,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make(family: str, *, seed: int = 0, **changes: Any) -> GPT:
-    """A model whose every weight is random, so that nothing is hidden behind a zero."""
+    """Returns a model with random weights everywhere, so that no zero or one hides an error."""
     torch.manual_seed(seed)
     model = GPT(ModelConfig(**(SHAPE | FAMILIES[family] | changes)))
     with torch.no_grad():
@@ -37,7 +37,7 @@ def make(family: str, *, seed: int = 0, **changes: Any) -> GPT:
 
 
 def reference(family: str, model: GPT) -> torch.nn.Module:
-    """transformers' own implementation with the weights of `model`."""
+    """Returns transformers' implementation with the weights of `model`."""
     import transformers
 
     c, own = model.config, model.state_dict()
@@ -85,7 +85,7 @@ def reference(family: str, model: GPT) -> torch.nn.Module:
         for layer in range(c.n_layer):
             ours, other = f"blocks.{layer}.", f"model.layers.{layer}."
             q, k, v = own[ours + "attention.qkv.weight"].split([H * E, K * E, K * E])
-            if family != "llama":  # NanoChat turns the other way, which equals swapping the halves of each head
+            if family != "llama":  # NanoChat rotates the other way, as if the halves of each head were swapped
                 q, k = (w.view(-1, 2, E // 2, c.d_model).flip(1).reshape(w.shape) for w in (q, k))
             for name, value in (("q", q), ("k", k), ("v", v), ("o", own[ours + "attention.output.weight"])):
                 new[f"{other}self_attn.{name}_proj.weight"] = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.attention import attend, choose_kernel, explicit_attention
+from model.attention import attend, choose_kernel, document_mask, explicit_attention, one_query_attention
 
 
 def tensors(kv_heads: int, T: int, S: int) -> list[torch.Tensor]:
@@ -31,6 +31,24 @@ def test_fused_kernel_equals_the_reference(kv_heads, masked):
         torch.testing.assert_close(fused, explicit, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_equals_the_reference(kv_heads, masked):
+    q, k, v = (t.detach() for t in tensors(kv_heads, 1, 12))
+    mask = (torch.arange(12) <= torch.tensor([3, 6])[:, None])[:, None, None] if masked else None  # (B, 1, 1, S)
+    torch.testing.assert_close(one_query_attention(q, k, v, mask), explicit_attention(q, k, v, mask))
+
+
+def test_attention_with_a_document_mask_equals_each_document_by_itself():
+    q, k, v = (t.detach() for t in tensors(2, 12, 12))
+    positions, mask = document_mask(torch.tensor([[0] * 5 + [5] * 7, [0] * 12]))
+    assert positions.tolist() == [[*range(5), *range(7)], [*range(12)]]
+    y = attend(q, k, v, mask)
+    for row, document in ((0, slice(0, 5)), (0, slice(5, 12)), (1, slice(0, 12))):
+        alone = attend(*(t[row : row + 1, :, document] for t in (q, k, v)))
+        torch.testing.assert_close(y[row : row + 1, :, document], alone)
+
+
 def test_reference_is_the_formula():
     q, k, v = (t.detach() for t in tensors(4, 6, 6))
     y = explicit_attention(q, k, v)
@@ -40,7 +58,7 @@ def test_reference_is_the_formula():
         torch.testing.assert_close(y[b, h, t], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_bfloat16_on_a_cpu_takes_the_explicit_form_when_short():
+def test_short_bfloat16_attention_on_a_cpu_is_explicit():
     assert choose_kernel("cpu", torch.bfloat16, 128) == "explicit"
     assert choose_kernel("cpu", torch.bfloat16, 4096) == "sdpa"
     assert choose_kernel("cpu", torch.float32, 128) == "sdpa"
