@@ -73,8 +73,8 @@ def uninterrupted_and_stopped(trained, folder, *, count, stops, **more):
 
 
 def test_stopped_and_resumed_it_writes_the_same_bytes(trained, tmp_path):
-    stops = [(0.15, signal.SIGKILL), (0.35, signal.SIGTERM), (0.5, signal.SIGKILL), (0.65, signal.SIGINT)]
-    whole, stopped = uninterrupted_and_stopped(trained, tmp_path, count=300, stops=stops)
+    stops = [(0.2, signal.SIGTERM), (0.4, signal.SIGKILL), (0.6, signal.SIGINT)]
+    whole, stopped = uninterrupted_and_stopped(trained, tmp_path, count=200, stops=stops)
     assert stopped == whole
     records = results(tmp_path / "prompts.jsonl")
     expected = [(record["id"], k) for record in records for k in range(record.get("num_samples", 1))]
