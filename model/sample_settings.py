@@ -119,7 +119,7 @@ class WordConfig(FilterConfig):
     top: int = 20  # rows of the table; the search proves their order
     tolerance: float = 0.001  # stop when less probability than this is unexplored
     max_expansions: int = 1024  # stop after expanding this many tokens
-    token_healing: bool = True  # the prompt's last token may continue; false: condition on its exact bytes
+    token_healing: bool = True  # spaces at the prompt's end do not matter; false: they do
     word_rule: str = "unicode"  # unicode | space | character: where words end
 
     def validate(self) -> list[str]:
