@@ -35,9 +35,9 @@ def compiled_step(model: GPT, rows: int, capacity: int, compute: Compute) -> Ste
     key = (rows, capacity, compute, model.training, type(model.lm_head))
     steps = _compiled.setdefault(model, {})
     if key not in steps:
-        options: dict = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        options: dict = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
         if compute.device.type == "cuda":
-            options |= {"triton.cudagraphs": True, "size_asserts": False}
+            options["triton.cudagraphs"] = True
         # torch.compile caches graphs by code object and, without guards, takes the first: each key needs its own.
         function = FunctionType(decode_step.__code__.replace(), decode_step.__globals__)
         step = torch.compile(function, fullgraph=True, dynamic=False, options=options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..device import Compute
 from ..gpt import GPT
+from .huge_pages import in_huge_pages
 from .kernels import DecodingLinear, decoding_linear
 
 FEW_ROWS = 32  # up to this many rows the int8 kernel beats unpacking the matrix for an ordinary product
@@ -20,7 +21,7 @@ class HalfLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        self.weight = nn.Parameter(in_huge_pages(weight.detach().to(dtype)), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ class Int8Linear(nn.Module):
         weight = weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # the minimum keeps rows of zeros (padding) zero
         scale = scale.to(torch.bfloat16)  # the kernel is slow with float32 scales; divide by the rounded value
-        self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        integers = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.register_buffer("weight", in_huge_pages(integers))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
