@@ -202,10 +202,10 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         context=lm.model.config.context,
         batch_size=cfg.batch_size,
         reserved=fields_of_results.split(),
-        refuse_beyond=on_overflow == "error",
+        refuse_overflow=on_overflow == "error",
     )
-    if prompts.unknown is not None:
-        print(f"note: the tokenizer does not know all of {cfg.prompts}:{prompts.unknown}", file=sys.stderr)
+    if prompts.not_encodable is not None:
+        print(f"note: the tokenizer does not know all of {cfg.prompts}:{prompts.not_encodable}", file=sys.stderr)
     weights = json.loads((lm.directory / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
     about = {
         **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights[:16]}"},

@@ -20,8 +20,10 @@ from conf.run.metrics_log import MetricsLog, draw_loss
 from conf.run.resume import JOB_FILE, apply_depth, follow_checkpoint, resume_config, torchrun_job
 from conf.run.stopwatch import Stopwatch
 from data.batching.batches import BatchConfig, WindowBatches, WindowEvaluation
-from data.preparation.prepare import PrepareConfig, open_split, prepare
-from data.reporting.references import reference_losses
+from data.preparation.config import PrepareConfig
+from data.preparation.prepare import prepare
+from data.preparation.shards import open_split
+from data.reporting.baselines import baseline_losses
 from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
 from model import InputError, memory
@@ -290,13 +292,13 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         train_split = open_split(prepared, "train")
         train_data = WindowBatches(
             train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed,
-            mode=cfg.packing, document_mask=cfg.document_mask, weights=cfg.mixture_weights,
+            packing=cfg.packing, document_mask=cfg.document_mask, mixture_weights=cfg.mixture_weights,
         )  # fmt: skip
         for line in train_data.report() if world.is_main else ():
             print(line)
         val_split = open_split(prepared, "val") if cfg.val_fraction or cfg.val_include else None
         val_data = None if val_split is None else WindowEvaluation(val_split, context=shape.context)
-        references = reference_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
+        references = baseline_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
         if start is None:
             model = strategies.build(shape, cfg.parallel)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from data.preparation.prepare import PrepareConfig, open_split, prepare
+from data.preparation.config import PrepareConfig
+from data.preparation.prepare import prepare
+from data.preparation.shards import open_split
 from data.tokenizers import build
 from data.tokenizers.build import TokenizerConfig
 

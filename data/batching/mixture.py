@@ -1,4 +1,4 @@
-"""Mixtures: which part of a corpus each row of the endless row of batches comes from, in exact shares."""
+"""Mixtures: the part of the corpus that each row of the endless sequence of rows comes from, in exact proportions."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 
 def whole_numbers(weights: Sequence[float]) -> list[int]:
-    """The smallest whole numbers in the same ratio, decimals taken as they are written: [0.3, 0.1] -> [3, 1]."""
+    """Returns the smallest integers in the same ratio. Decimals are taken as written: [0.3, 0.1] -> [3, 1]."""
     fractions = [Fraction(repr(weight)) for weight in weights]
     unit = Fraction(math.gcd(*(f.numerator for f in fractions)), math.lcm(*(f.denominator for f in fractions)))
     return [int(fraction / unit) for fraction in fractions]
 
 
 def interleave(row: int, weights: Sequence[int]) -> tuple[int, int]:
-    """(the part that a row comes from, how many rows of that part came before it), rows counted from 0.
+    """Returns (part that a row comes from, number of earlier rows from that part). Rows are counted from 0.
 
-    Nothing is drawn: the parts take turns as evenly as whole rows can. The first part gets its share of the rows, the
-    second its share of what that leaves, and so on; each time a row is due when the share of the rows up to it passes
-    a whole number. After any multiple of sum(weights) rows the shares are exact, before it within a few rows.
+    Deterministic: the parts take turns as evenly as possible. Part 0 gets a row whenever its due number of rows,
+    row * weight // total, goes up by one. Part 1 gets its proportion of the rows that remain, and so on. After every
+    multiple of sum(weights) rows the proportions are exact; in between they are off by a few rows at most.
+    With weights [3, 1] the parts are 1, 0, 0, 0, 1, 0, 0, 0, ...
     """
     total = sum(weights)
     for part, weight in enumerate(weights):
@@ -28,11 +29,11 @@ def interleave(row: int, weights: Sequence[int]) -> tuple[int, int]:
         if after > before:
             return part, before
         row, total = row - before, total - weight
-    raise AssertionError("the last part takes what is left")
+    raise AssertionError("the last part takes all remaining rows")
 
 
-def shares(rows: int, weights: Sequence[int]) -> list[int]:
-    """How many of the first `rows` rows come from each part."""
+def rows_per_part(rows: int, weights: Sequence[int]) -> list[int]:
+    """Returns how many of the first `rows` rows come from each part."""
     total, counts = sum(weights), []
     for weight in weights:
         counts.append(rows * weight // total)
@@ -41,14 +42,13 @@ def shares(rows: int, weights: Sequence[int]) -> list[int]:
 
 
 def validate(weights: Any, corpus: Any) -> list[str]:
-    """What is wrong with `weights`, the setting, for this corpus, one line each."""
+    """Returns what is wrong with the setting mixture_weights for this corpus, one line each."""
     if weights is None:
         return []
     sources = corpus if isinstance(corpus, list) else [corpus]
     if not isinstance(weights, list) or len(weights) != len(sources):
-        given = f"{len(weights)} numbers" if isinstance(weights, list) else "no list"
-        return [
-            f"mixture_weights={weights} is {given} for {len(sources)} sources; give one for each: corpus=[a,b] mixture_weights=[3,1]"
-        ]
-    numbers = [isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in weights]
-    return [] if all(numbers) else [f"mixture_weights={weights}: each must be a number above 0"]
+        given = f"{len(weights)} numbers" if isinstance(weights, list) else "not a list"
+        example = "give one number per source: corpus=[a,b] mixture_weights=[3,1]"
+        return [f"mixture_weights={weights} is {given} for {len(sources)} sources; {example}"]
+    are_numbers = [isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in weights]
+    return [] if all(are_numbers) else [f"mixture_weights={weights}: each must be a number above 0"]

@@ -1,4 +1,8 @@
-"""Documents in windows: each begins one, long ones are cut into whole windows, what is left over is packed."""
+"""Windows of whole documents (packing=documents): long documents are cut, and remainders are packed together.
+
+document A   [window][window][rem A]
+document B   [window][remain. B]                  ->  [window] [window] [window] [rem A|remain. B]
+"""
 
 from __future__ import annotations
 
@@ -10,50 +14,51 @@ from .windows import Piece
 
 
 def pack(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """Best-fit decreasing: the number of the bin that each item goes into, bins counted from 0.
+    """Best-fit decreasing bin packing. Returns the bin of each item (n,), bins numbered from 0.
 
-    The largest item comes first, and each goes where it leaves the least room (Johnson et al. 1974; for training text
-    Ding et al. 2024). Sizes (n,) are in 1..capacity, so items of a size are placed together: the tightest open bin
-    takes as many of them as it can, for with each it becomes tighter still. That is fast for millions.
+    Items are placed from the largest to the smallest, each in the fullest bin that still has room (Johnson et al.
+    1974; for training text Ding et al. 2024). sizes (n,) are in 1..capacity. Items of the same size are placed
+    together: the fullest bin takes as many of them as fit, since it stays the fullest. So the loop runs over the
+    different sizes and rooms, and millions of items are fast.
     """
     bins = np.empty(len(sizes), np.int64)
     largest_first = np.argsort(-sizes, kind="stable")
     counts = np.bincount(sizes, minlength=capacity + 1)
-    open_bins = [np.empty(0, np.int64)] * (capacity + 1)  # those with this much room
-    n_open = np.zeros(capacity + 1, np.int64)
+    bins_by_room = [np.empty(0, np.int64)] * (capacity + 1)  # open bins, by the room left in them
+    n_by_room = np.zeros(capacity + 1, np.int64)
     n_bins = placed = 0
     for size in range(capacity, 0, -1):
         items = largest_first[placed : placed + counts[size]]
         placed += len(items)
         if not len(items):
             continue
-        for room in [*(size + np.flatnonzero(n_open[size:capacity])).tolist(), capacity]:
-            each = room // size
-            needed = -(-len(items) // each)
-            if room == capacity:
+        for room in [*(size + np.flatnonzero(n_by_room[size:capacity])).tolist(), capacity]:
+            per_bin = room // size
+            needed = -(-len(items) // per_bin)
+            if room == capacity:  # new bins
                 chosen = np.arange(n_bins, n_bins + needed)
                 n_bins += needed
             else:
-                chosen, open_bins[room] = np.split(open_bins[room], [needed])
-                n_open[room] = len(open_bins[room])
-            now, items = items[: len(chosen) * each], items[len(chosen) * each :]
-            bins[now] = np.repeat(chosen, each)[: len(now)]
-            in_last = len(now) - (len(chosen) - 1) * each
-            for left, more in ((room - each * size, chosen[:-1]), (room - in_last * size, chosen[-1:])):
-                open_bins[left] = np.concatenate([open_bins[left], more])
-                n_open[left] = len(open_bins[left])
+                chosen, bins_by_room[room] = np.split(bins_by_room[room], [needed])
+                n_by_room[room] = len(bins_by_room[room])
+            now, items = items[: len(chosen) * per_bin], items[len(chosen) * per_bin :]
+            bins[now] = np.repeat(chosen, per_bin)[: len(now)]
+            in_last = len(now) - (len(chosen) - 1) * per_bin  # the last bin may get fewer
+            for left, more in ((room - per_bin * size, chosen[:-1]), (room - in_last * size, chosen[-1:])):
+                bins_by_room[left] = np.concatenate([bins_by_room[left], more])
+                n_by_room[left] = len(bins_by_room[left])
             if not len(items):
                 break
     return bins
 
 
 class DocumentWindows:
-    """The windows that the documents of a part of a split make; every epoch the same ones.
+    """The windows of the documents of a part, the same in every epoch.
 
-    A document of n tokens has n + 1 targets: each of its tokens and the END behind it, the first predicted from the END
-    before it. As many whole windows as they fill are cut from its beginning; the rest, shorter than a window, shares
-    one with other rests. The first target of a later window is predicted from the token before it, and from nothing
-    else. So every token of the split but the END that starts it is a target exactly once an epoch, and none is cropped.
+    A document of n tokens has n + 1 targets: its tokens and its end token. Its first input is the end token before it.
+    Whole windows are cut from its start; the remainder shares a window with other remainders. Every token of the
+    split, except the end token that starts it, is a target exactly once per epoch, and nothing is cropped. The first
+    target of a document's later window is predicted from one token only, the last of the window before.
     """
 
     def __init__(self, split: Split, part: Part, *, context: int, seed: int) -> None:
@@ -63,45 +68,43 @@ class DocumentWindows:
         if first == last:
             raise InputError(f"{split.directory}: the {split.name} split of {part.name} has no document; add text")
         ends = np.append(offsets[first + 1 : last], offsets[last] if last < len(offsets) else split.n_tokens)
-        self.starts = offsets[first:last] - 1  # the first input of each document: the END before it
-        whole, rests = np.divmod(ends - offsets[first:last], context)
-        self.windows_before = np.cumsum(np.append(0, whole))  # whole windows of the documents before each
-        with_rest = np.flatnonzero(rests)
-        bins = pack(rests[with_rest], context)
-        self.rest_starts, self.rest_sizes = (
-            (self.starts + whole * context)[with_rest],
-            rests[with_rest].astype(np.int32),
-        )
-        self.by_bin = np.argsort(bins, kind="stable").astype(np.int32)
-        self.bin_starts = np.cumsum(np.append(0, np.bincount(bins)))
-        self.documents, self.divided = last - first, int((whole + (rests > 0) > 1).sum())
+        self.doc_starts = offsets[first:last] - 1  # position of each document's first input: the end token before it
+        whole, remainders = np.divmod(ends - offsets[first:last], context)  # windows, targets: each (documents,)
+        self.windows_before = np.cumsum(np.append(0, whole))  # whole windows of all earlier documents
+        with_remainder = np.flatnonzero(remainders)
+        bins = pack(remainders[with_remainder], context)
+        self.remainder_starts = (self.doc_starts + whole * context)[with_remainder]
+        self.remainder_sizes = remainders[with_remainder].astype(np.int32)
+        self.by_bin = np.argsort(bins, kind="stable").astype(np.int32)  # remainders, sorted by their bin
+        self.bin_starts = np.cumsum(np.append(0, np.bincount(bins)))  # in by_bin
+        self.documents, self.divided = last - first, int((whole + (remainders > 0) > 1).sum())
         self.targets = int((ends - offsets[first:last]).sum())
 
     def __len__(self) -> int:
         return int(self.windows_before[-1]) + len(self.bin_starts) - 1
 
     @property
-    def utilisation(self) -> float:
-        """The share of an epoch's window places that hold a token to learn; the others are padding."""
+    def utilization(self) -> float:
+        """The fraction of positions in an epoch's windows that have a target; the others are padding."""
         return self.targets / (len(self) * self.context)
 
     def pieces(self, epochs: np.ndarray, windows: np.ndarray) -> list[list[Piece]]:
-        """What each of these windows (n,) is made of, whatever its epoch (n,)."""
+        """Returns the pieces of each window (n,); they do not depend on the epochs (n,)."""
         return [self._whole(window) if window < self.windows_before[-1] else self._packed(window) for window in windows]
 
     def _whole(self, window: int) -> list[Piece]:
         document = int(np.searchsorted(self.windows_before, window, side="right")) - 1
-        ahead = int(window - self.windows_before[document])
-        return [(int(self.starts[document]) + ahead * self.context, self.context)]
+        in_document = int(window - self.windows_before[document])
+        return [(int(self.doc_starts[document]) + in_document * self.context, self.context)]
 
     def _packed(self, window: int) -> list[Piece]:
-        place = window - self.windows_before[-1]
-        rests = self.by_bin[self.bin_starts[place] : self.bin_starts[place + 1]]
-        return list(zip(self.rest_starts[rests].tolist(), self.rest_sizes[rests].tolist(), strict=True))
+        number = window - self.windows_before[-1]
+        chosen = self.by_bin[self.bin_starts[number] : self.bin_starts[number + 1]]
+        return list(zip(self.remainder_starts[chosen].tolist(), self.remainder_sizes[chosen].tolist(), strict=True))
 
     def describe(self) -> str:
         return (
             f"documents of {self.name}: {self.documents:,} in {len(self):,} windows of {self.context} tokens, "
-            f"{self.utilisation:.2%} used, {1 - self.utilisation:.2%} padding; none cropped (0 % of the tokens), "
+            f"{self.utilization:.2%} used, {1 - self.utilization:.2%} padding; none cropped (0 % of the tokens), "
             f"{self.divided:,} longer than a window and divided"
         )

@@ -1,4 +1,4 @@
-"""Windows of the continuous stream: where each of them begins, in every epoch anew."""
+"""Windows of the token stream (packing=stream), and the interface of windows."""
 
 from __future__ import annotations
 
@@ -10,49 +10,54 @@ from .. import InputError
 from ..preparation.shards import Part, Split
 from .order import keys
 
-Piece = tuple[int, int]  # the position of its first input, and how many targets follow, each one token behind its input
+# (position of the first input, number of targets): inputs tokens[p : p + n], targets tokens[p + 1 : p + n + 1]
+Piece = tuple[int, int]
 
 
 class Windows(Protocol):
-    """The windows that one part of a split makes, a number for each."""
+    """The windows of one part of a split, numbered from 0. A window is one row of a batch, made of pieces."""
 
-    name: str  # the part's
-    seed: int  # of their order
+    name: str  # of the part
+    seed: int  # of the order of its windows
 
-    def __len__(self) -> int: ...  # an epoch's
+    def __len__(self) -> int: ...  # windows per epoch
 
-    def pieces(self, epochs: np.ndarray, windows: np.ndarray) -> list[list[Piece]]: ...  # each (n,)
+    def pieces(self, epochs: np.ndarray, windows: np.ndarray) -> list[list[Piece]]: ...  # epochs, windows: (n,)
 
-    def describe(self) -> str: ...  # a line for the user
+    def describe(self) -> str: ...  # one line for the user
 
 
 class StreamWindows:
-    """The windows of `context` targets that lie side by side in a part of a split, documents one after the other.
+    """Adjacent windows of `context` targets, cut from the token stream across document boundaries.
 
-    Where the first begins changes from epoch to epoch, within what does not fill a window and one window more, so that
-    a token is not always seen behind the same ones.
+    The first window starts at a random offset that differs from epoch to epoch, so the boundaries move and a token is
+    seen in different contexts. There is one window fewer than would fit, so the offset varies over at least a window.
+
+        stream      |e|document|e|document|e|document|e|
+        epoch 0        [window][window][window]
+        epoch 1      [window][window][window]
     """
 
     def __init__(self, split: Split, part: Part, *, context: int, seed: int) -> None:
         self.name, self.context, self.seed = part.name, context, seed
-        self.first = max(1, part.start) - 1  # the END before the part's first document is its first input
+        self.first = max(1, part.start) - 1  # the first input: the end token before the part's first document
         targets = part.stop - self.first - 1
         if targets < context:
             raise InputError(
                 f"{split.directory}: the {split.name} split of {part.name} has {targets + 1} tokens, fewer than "
                 f"model.context + 1 = {context + 1}: set model.context={targets} or smaller, or add text"
             )
-        self.count = max(1, targets // context - 1)  # an epoch's
+        self.count = max(1, targets // context - 1)
         self.slack = targets - self.count * context
 
     def __len__(self) -> int:
         return self.count
 
     def pieces(self, epochs: np.ndarray, windows: np.ndarray) -> list[list[Piece]]:
-        """What each of these windows (n,) is made of in its epoch (n,): one piece."""
+        """Returns the pieces of each window (n,) in its epoch (n,); here always one piece."""
         offsets = {epoch: int(keys(7, self.seed, epoch)[-1]) % (self.slack + 1) for epoch in set(epochs.tolist())}
         pairs = zip(epochs.tolist(), windows.tolist(), strict=True)
         return [[(self.first + offsets[epoch] + window * self.context, self.context)] for epoch, window in pairs]
 
     def describe(self) -> str:
-        return f"windows of {self.context} tokens of {self.name}, side by side: {len(self):,}"
+        return f"stream of {self.name}: {len(self):,} windows of {self.context} tokens"

@@ -1,4 +1,4 @@
-"""Characters: what kind each one is, which script it belongs to, and the traces of a wrong decoding."""
+"""Classes and scripts of characters, and mojibake: text that was decoded with a wrong encoding."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import regex
 
 CLASSES = ("white space", "letters", "digits", "symbols", "control", "invisible")
 WHITE_SPACE, LETTER, DIGIT, SYMBOL, CONTROL, INVISIBLE = range(6)
-_MEMBERS = (  # a later one takes from an earlier one; what is left over is a symbol
+_MEMBERS = (  # a later entry overrides an earlier one; all other characters are symbols
     (LETTER, r"[\p{L}\p{M}]+"),
     (DIGIT, r"\p{N}+"),
     (INVISIBLE, r"[\p{Cf}\p{Co}\p{Cn}\p{Cs}]+"),
     (WHITE_SPACE, r"[\s\p{Z}]+"),
-    (CONTROL, r"[\x00-\x08\x0e-\x1f\x7f-\x9f]+"),  # Cc without tabs, line ends and form feeds, which text has
+    (CONTROL, r"[\x00-\x08\x0e-\x1f\x7f-\x9f]+"),  # Cc, except tabs, line ends and form feeds
 )
-WITHOUT_SPACES = "Han Hiragana Katakana Thai Lao Khmer Myanmar Tibetan".split()  # there a character counts as a word
+WITHOUT_SPACES = "Han Hiragana Katakana Thai Lao Khmer Myanmar Tibetan".split()  # scripts: a character counts as a word
 SCRIPTS = (
     "Latin Greek Cyrillic Armenian Hebrew Arabic Syriac Thaana Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu "
     "Kannada Malayalam Sinhala Thai Lao Tibetan Myanmar Georgian Hangul Ethiopic Cherokee Khmer Mongolian Hiragana "
     "Katakana Bopomofo Han Coptic Tifinagh"
 ).split()
 
-# UTF-8 that was read as Windows-1252 or Latin-1: the first byte's character, then those of 0x80 to 0xBF. Only the
-# beginnings that are common in damaged text and rare in other: "CAFÉ»" is no damage, though its last two would decode.
+# UTF-8 that was read as Windows-1252 or Latin-1: a first byte, then bytes 0x80 to 0xBF. Only first bytes that are
+# common in mojibake and rare in real text: "CAFÉ»" is not mojibake, although its last two characters would decode.
 _QUOTES = "‚„‘’“”‹›–—…•\xa0«»"
 _LATER = "€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ\x80-\x9f¡-ª¬-º¼-¿"
 _ANY = _LATER + _QUOTES
@@ -34,19 +34,19 @@ MOJIBAKE = regex.compile(
 
 
 def code_points(text: str) -> np.ndarray:
-    """The characters of a text as numbers (uint32); lone surrogates too."""
+    """Returns the code points of a text, uint32 (n,); lone surrogates are allowed."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 @cache
 def classes() -> np.ndarray:
-    """(0x110000,) uint8: for each code point its place in CLASSES."""
+    """Returns the index in CLASSES of each code point, uint8 (0x110000,)."""
     return _table(_MEMBERS, otherwise=SYMBOL)
 
 
 @cache
 def word_kinds() -> np.ndarray:
-    """(0x110000,) uint8: 1 for what words consist of, 2 for characters that are words by themselves, else 0."""
+    """Returns a kind for each code point, uint8 (0x110000,): 1 in words, 2 a word by itself, 0 between words."""
     alone = "".join(rf"\p{{Script={script}}}" for script in WITHOUT_SPACES)
     word = r"[\p{L}\p{M}\p{N}]"
     return _table(((1, word + "+"), (2, rf"(?:(?={word})[{alone}])+")), otherwise=0)
@@ -66,37 +66,37 @@ _SCRIPT = regex.compile("|".join(rf"(?P<{script}>\p{{Script={script}}})" for scr
 
 @cache
 def script_of(character: str) -> str:
-    """The script that a letter belongs to: one of SCRIPTS, or "other"."""
+    """Returns the script of a letter: one of SCRIPTS, or "other"."""
     match = _SCRIPT.match(character)
     return match.lastgroup if match and match.lastgroup else "other"
 
 
-def mojibake(text: str) -> int:
-    """How often a text shows damage of a wrong decoding: "Ã¼" for "ü", "â€™" for "’", U+FFFD for what was lost.
+def count_mojibake(text: str) -> int:
+    """Counts traces of mojibake: "Ã¼" for "ü", "â€™" for "’", U+FFFD for lost characters.
 
-    An estimate: it knows the usual patterns, and now and then one of them is meant.
+    An estimate: it knows the usual patterns, which are occasionally intended.
     """
     return 0 if text.isascii() else sum(1 for _ in MOJIBAKE.finditer(text))
 
 
-def repaired(text: str) -> tuple[str, int]:
-    """The text with UTF-8 that was read as Windows-1252 put right where that can be, and how often it was."""
+def repair_mojibake(text: str) -> tuple[str, int]:
+    """Decodes UTF-8 that was read as Windows-1252. Returns (text, number of repairs)."""
     count = 0
 
     def repair(match: regex.Match) -> str:
         nonlocal count
         try:
-            right = b"".join(map(_byte, match.group())).decode()
+            repaired = b"".join(map(_byte, match.group())).decode()
         except UnicodeError:
             return match.group()
         count += 1
-        return right
+        return repaired
 
     return (text, 0) if text.isascii() else (MOJIBAKE.sub(repair, text), count)
 
 
 def _byte(character: str) -> bytes:
-    """The byte that Windows-1252 shows as this character; Latin-1's where Windows-1252 has none."""
+    """Returns a character's byte in Windows-1252, or in Latin-1 if Windows-1252 has none."""
     try:
         return character.encode("cp1252")
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""Curation: the rules by which documents, lines and characters are left out of a corpus, each of them counted.
+"""The curation rules that look at one document: drop it, or remove lines and characters from it.
 
-Here are those that look at one document; data/duplicates.py compares documents with one another.
+duplicates.py has the rules that compare documents; removals.py counts what was removed.
 """
 
 from __future__ import annotations
@@ -15,39 +15,43 @@ import regex
 
 from . import characters
 
-_CONTROL = regex.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]+")  # U+FEFF: byte order marks of files joined together
+_CONTROL = regex.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]+")  # U+FEFF: byte order marks of concatenated files
 
 
 @dataclass
 class CurateConfig:
-    """What is left out of a corpus, or put right in it. A rule that is false or null is off; shares are 0 to 1."""
+    """What to remove from a corpus, or to repair in it. A rule that is false or null is off; shares are 0 to 1."""
 
-    exact_duplicates: bool = True  # drops documents whose text an earlier one has
-    overlap: bool = True  # drops training documents that validation has too; near copies too where these are sought
-    near_duplicates: bool = False  # drops documents that are nearly another's text; needs the extra `curate`
-    similarity: float = 0.65  # how nearly: the share of runs of three words that both have; 0.65: 1 word in 13 differs
-    min_characters: int | None = None  # drops shorter documents
-    max_characters: int | None = None  # drops longer documents
-    min_letters: float | None = None  # drops documents with a smaller share of letters among all but white space
-    max_digits: float | None = None  # drops documents with a larger share of digits
-    max_symbols: float | None = None  # drops documents with a larger share of what is neither letter nor digit
-    max_repeated_lines: float | None = None  # drops documents with a larger share of lines that they had before
-    max_mojibake: float | None = None  # drops documents with a larger share of characters like Ã¼, â€™ or U+FFFD
-    repair_mojibake: bool = False  # makes ü of Ã¼ and ’ of â€™ again
-    control_characters: bool = False  # removes control characters, but for tabs, line ends and form feeds
-    # removes lines that match: a pattern like "*All rights reserved*", or a list of them
+    exact_duplicates: bool = True  # drop documents with the same text as an earlier one
+    # drop training documents with the same text as a validation document; with near_duplicates also near copies
+    overlap: bool = True
+    near_duplicates: bool = False  # drop documents with nearly the text of an earlier one; needs the extra `curate`
+    # for near_duplicates: share of runs of three words that two texts share; 0.65: about 1 word in 13 differs
+    similarity: float = 0.65
+    min_characters: int | None = None  # drop shorter documents
+    max_characters: int | None = None  # drop longer documents
+    min_letters: float | None = None  # drop documents with a smaller share of letters (white space does not count)
+    max_digits: float | None = None  # drop documents with a larger share of digits
+    max_symbols: float | None = None  # drop documents with a larger share of characters that are not letters or digits
+    max_repeated_lines: float | None = None  # drop documents with a larger share of repeated lines
+    max_mojibake: float | None = None  # drop documents with more mojibake (Ã¼, â€™, U+FFFD) per character
+    repair_mojibake: bool = False  # repair text decoded with a wrong encoding: Ã¼ becomes ü, â€™ becomes ’
+    control_characters: bool = False  # remove control characters, except tabs, line ends and form feeds
+    # remove lines that match a pattern such as "*All rights reserved*", or one of a list
     drop_lines: Any = field(default=None, metadata={"kind": "pattern", "list": True})
-    line_copies: int | None = None  # removes a line that a document has had this many times already
+    line_copies: int | None = None  # keep each line of a document at most this many times
 
     def validate(self) -> list[str]:
-        """Everything that is wrong with the settings, one line each."""
+        """Returns what is wrong with the settings, one line each."""
         found = []
         for name in ("min_letters", "max_digits", "max_symbols", "max_repeated_lines", "max_mojibake"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
-                found.append(f"curate.{name}={share} is a share: it must be 0 to 1, or null")
+                found.append(f"curate.{name}={share} must be between 0 and 1, or null")
         if not 0.3 <= self.similarity <= 1:
-            found.append(f"curate.similarity={self.similarity} must be 0.3 to 1: below that unlike documents are near")
+            found.append(
+                f"curate.similarity={self.similarity} must be between 0.3 and 1; lower, different texts would match"
+            )
         for name in ("min_characters", "max_characters", "line_copies"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -58,29 +62,29 @@ class CurateConfig:
             )
         if not all(isinstance(pattern, str) and pattern.strip("*? \t") for pattern in self.patterns()):
             found.append(
-                f"curate.drop_lines={self.drop_lines!r} must be a pattern, or a list of them, not of stars alone"
+                f"curate.drop_lines={self.drop_lines!r} must be a pattern or a list of patterns, with more than * and ?"
             )
         return found
 
     def patterns(self) -> list[str]:
-        """drop_lines as a list."""
+        """Returns drop_lines as a list."""
         return [self.drop_lines] if isinstance(self.drop_lines, str) else list(self.drop_lines or [])
 
 
-Cleaned = dict[str, tuple[int, int]]  # rule -> how many characters or lines, and how many bytes they had
+Cleaned = dict[str, tuple[int, int]]  # rule -> (characters or lines, their bytes)
 
 
 def clean(text: str, config: CurateConfig) -> tuple[str, Cleaned]:
-    """The text without what the rules remove, and what that was: by rule, how many characters or lines, how many bytes.
+    """Returns the cleaned text, and what the rules removed from it.
 
-    Of what is put right the bytes are those that the text became shorter by.
+    For repaired mojibake, the bytes are the difference in the text's length.
     """
     removed: Cleaned = {}
     if config.repair_mojibake:
-        right, count = characters.repaired(text)
+        repaired, count = characters.repair_mojibake(text)
         if count:
-            removed["repair_mojibake"] = count, _size(text) - _size(right)
-            text = right
+            removed["repair_mojibake"] = count, _size(text) - _size(repaired)
+            text = repaired
     if config.control_characters:
         without = _CONTROL.sub("", text)
         if len(without) < len(text):
@@ -96,12 +100,12 @@ def _without_lines(text: str, config: CurateConfig, removed: Cleaned) -> str:
     seen: Counter[str] = Counter()
     kept = []
     for line in text.splitlines(keepends=True):
-        bare, rule = line.strip(), ""
-        if pattern and bare and pattern.match(bare):
+        stripped, rule = line.strip(), ""
+        if pattern and stripped and pattern.match(stripped):
             rule = "drop_lines"
-        elif config.line_copies and bare:
-            seen[bare] += 1
-            rule = "line_copies" if seen[bare] > config.line_copies else ""
+        elif config.line_copies and stripped:
+            seen[stripped] += 1
+            rule = "line_copies" if seen[stripped] > config.line_copies else ""
         if rule:
             count, n_bytes = removed.get(rule, (0, 0))
             removed[rule] = count + 1, n_bytes + _size(line)
@@ -110,15 +114,15 @@ def _without_lines(text: str, config: CurateConfig, removed: Cleaned) -> str:
     return "".join(kept)
 
 
-def matching(text: str, patterns: list[str], config: CurateConfig) -> set[str]:
-    """Those of some patterns of drop_lines that match a line of a text, as the rules before drop_lines leave it."""
+def matching_patterns(text: str, patterns: list[str], config: CurateConfig) -> set[str]:
+    """Returns the patterns of drop_lines that match a line of a text, after the rules that run before drop_lines."""
     text, _ = clean(text, replace(config, drop_lines=None, line_copies=None))
     lines = {line.strip() for line in text.splitlines()}
     return {pattern for pattern in patterns if any(map(regex.compile(translate(pattern)).match, lines))}
 
 
 def refuse(text: str, config: CurateConfig) -> str | None:
-    """The rule by which a document, cleaned already, is dropped; None if it stays."""
+    """Returns the rule that drops a cleaned document, or None if it stays."""
     if not text or text.isspace():
         return "empty"
     if config.min_characters and len(text) < config.min_characters:
@@ -135,15 +139,15 @@ def refuse(text: str, config: CurateConfig) -> str | None:
             return "max_symbols"
     if config.max_repeated_lines is not None and repeated_lines(text) > config.max_repeated_lines:
         return "max_repeated_lines"
-    if config.max_mojibake is not None and characters.mojibake(text) > config.max_mojibake * len(text):
+    if config.max_mojibake is not None and characters.count_mojibake(text) > config.max_mojibake * len(text):
         return "max_mojibake"
     return None
 
 
 def class_shares(text: str) -> tuple[float, float, float]:
-    """The shares of letters, of digits and of all else among the characters that are not white space."""
+    """Returns the shares of letters, digits and symbols among the characters that are not white space."""
     counts = np.zeros(len(characters.CLASSES), np.int64)
-    for start in range(0, len(text), 1_000_000):  # of a long document a part at a time
+    for start in range(0, len(text), 1_000_000):  # in parts, to bound the memory
         kinds = characters.classes()[characters.code_points(text[start : start + 1_000_000])]
         counts += np.bincount(kinds, minlength=counts.size)
     total = max(1, int(counts.sum() - counts[characters.WHITE_SPACE]))
@@ -153,7 +157,7 @@ def class_shares(text: str) -> tuple[float, float, float]:
 
 
 def repeated_lines(text: str) -> float:
-    """The share of a document's lines, empty ones not counted, that it had before."""
+    """Returns the share of a document's non-empty lines that repeat an earlier one."""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     return 1 - len(set(lines)) / len(lines) if lines else 0.0
 

@@ -1,10 +1,11 @@
-"""Duplicates: documents with the same text as another, or nearly the same, within a split and across the splits.
+"""Exact and near duplicates, within a split and across the splits.
 
-Near copies are found as Broder (1997) showed: two documents are as similar as the share of their shingles, runs of
-three words, that both have (Jaccard); and of a random order of all shingles, the first one in either document is the
-same with just that probability. A signature keeps one byte of that first shingle for each of 256 orders (Li and König
-2010), so that 256 bytes stand for a document of any length. Signatures that agree in a whole band of bytes (Leskovec,
-Rajaraman and Ullman, chapter 3) are compared in full. The orders are computed by rensa, the rest by numpy.
+Near duplicates (Broder 1997): the similarity of two documents is the Jaccard index of their shingles, the runs of three
+words. In a random order of all shingles, two documents have the same first shingle with just that probability. So the
+fraction of many random orders in which the first shingles agree estimates the similarity. A signature keeps one byte of
+the first shingle in each of 256 orders (b-bit minwise hashing: Li and König 2010). To avoid comparing all pairs, only
+signatures that agree in a whole band of bytes are compared (locality-sensitive hashing: Leskovec, Rajaraman and Ullman,
+chapter 3). The package rensa computes the orders, numpy the rest.
 """
 
 from __future__ import annotations
@@ -18,43 +19,45 @@ from .. import InputError
 from . import characters
 from .curate import CurateConfig
 
-SIGNATURE = 256  # bytes a document, and random orders: they tell similarity to about 0.03
-CAUTION = 0.02  # by which they must exceed it: better to keep a near copy than to drop what is none
+SIGNATURE = 256  # bytes per document, one for each random order; they estimate similarity to about 0.03
+MARGIN = 0.02  # above the wanted similarity, so that few documents are dropped by mistake
 SHINGLE = 3  # words
-FEWEST = 8  # shingles: below it similarity says nothing, and a document is only compared as a whole
-PIECE = 250_000  # characters of a document that are looked at together
+MIN_SHINGLES = 8  # shorter documents are only compared for exact equality
+PIECE = 250_000  # characters of a document that are hashed together
 BLOCK = 1 << 16  # pairs that are compared together
-NEIGHBOURS = 3  # in a band's order, besides the first that agrees
-FOUND_WITH = 0.95  # the least chance that two documents of just `similarity` meet in a band
-POWERS = np.cumprod(np.full(256, 0x9E3779B1, np.uint32), dtype=np.uint32)  # wrapping, as all of this arithmetic does
+NEIGHBOURS = 3  # earlier documents in a band to compare with, besides the first
+FOUND_WITH = 0.95  # minimum probability that two documents of exactly the wanted similarity share a band
+POWERS = np.cumprod(np.full(256, 0x9E3779B1, np.uint32), dtype=np.uint32)  # modulo 2**32
 
 
 class Copy(NamedTuple):
-    """What is known of a document whose text is there already."""
+    """A document whose text exists already."""
 
-    rule: str  # duplicate, near duplicate; in validation, near copy in validation: these are training documents
-    of: int  # position of the document that stays
-    removed: bool  # false where its rule is off: then it is only counted
+    rule: str  # duplicate, near duplicate; for training documents also: in validation, near copy in validation
+    original: int  # position of the document that stays
+    removed: bool  # False if its rule is off, so that it is only counted
 
 
 def signature(text: str, config: CurateConfig) -> bytes | None:
-    """What the search for near copies needs to know of a document: SIGNATURE bytes, all of them zero where it is too
-    short to be compared; None where the search is off. Needs the package rensa."""
+    """Returns a document's signature: SIGNATURE bytes, all zero if it is too short; None if near_duplicates is off.
+
+    Needs the package rensa.
+    """
     if not config.near_duplicates:
         return None
-    permuted = _rensa().RMinHash.digest_matrix_from_flat_token_hashes
+    minima = _rensa().RMinHash.digest_matrix_from_flat_token_hashes
     lowest, shingles = np.full(SIGNATURE, 2**32 - 1, np.uint32), 0
     for start in range(0, len(text), PIECE):
         hashes = shingle_hashes(text[start : start + PIECE])
         if hashes.size:
             shingles += hashes.size
-            (row,) = permuted(hashes, np.array([0, hashes.size], np.uint64), SIGNATURE, 1).to_rows()
+            (row,) = minima(hashes, np.array([0, hashes.size], np.uint64), SIGNATURE, 1).to_rows()
             lowest = np.minimum(lowest, np.array(row, np.uint32))
-    return lowest.astype(np.uint8).tobytes() if shingles >= FEWEST else bytes(SIGNATURE)
+    return lowest.astype(np.uint8).tobytes() if shingles >= MIN_SHINGLES else bytes(SIGNATURE)
 
 
 def shingle_hashes(text: str) -> np.ndarray:
-    """A uint64 for each run of three words, whatever their case and what stands between them.
+    """Returns a hash for each run of three words, uint64 (n,); case and punctuation do not matter.
 
     A word is a run of letters, marks and digits, or one character of a script that is written without spaces.
     """
@@ -65,31 +68,31 @@ def shingle_hashes(text: str) -> np.ndarray:
     starts = np.flatnonzero(begins)
     if starts.size < SHINGLE:
         return np.zeros(0, np.uint64)
-    # A word's hash is a polynomial in its characters; those between it and the next word count as zeros. A character's
-    # place in its word is taken modulo 256, which is what uint8 does by itself.
+    # A word's hash is a polynomial in its characters, with zeros for the characters up to the next word. A character's
+    # index in its word is modulo 256 (uint8).
     first = starts[0]
-    place = np.arange(first, points.size).astype(np.uint8)
-    place -= np.repeat(starts.astype(np.uint8), np.diff(starts, append=points.size))
-    terms = points[first:] * POWERS[place]
+    index = np.arange(first, points.size).astype(np.uint8)
+    index -= np.repeat(starts.astype(np.uint8), np.diff(starts, append=points.size))
+    terms = points[first:] * POWERS[index]
     terms *= kinds[first:] > 0
-    words = _scattered(np.add.reduceat(terms, starts - first).astype(np.uint64))
-    return _scattered(3 * words[:-2] + 5 * words[1:-1] + words[2:])
+    words = _mix(np.add.reduceat(terms, starts - first).astype(np.uint64))
+    return _mix(3 * words[:-2] + 5 * words[1:-1] + words[2:])
 
 
 def duplicates(
     digests: np.ndarray, signatures: np.ndarray | None, is_val: np.ndarray, config: CurateConfig
 ) -> dict[int, Copy]:
-    """Which documents have their text, or nearly, from one that stays: position -> what is known of it.
+    """Returns the documents that are copies: position -> Copy.
 
-    digests: (N, 16 or more) uint8, a hash of each text; signatures: (N, SIGNATURE) uint8, or None for exact copies
-    alone; is_val: (N,) bool. Both arrays may be memory maps; beside them some 150 bytes a document are needed.
-    Documents are taken in their order, validation before training; each is compared with those that stay, so what is
-    near to what was removed, but not to anything that stays, stays too.
+    digests: (N, 16 or more) uint8, a hash of each text. signatures: (N, SIGNATURE) uint8, or None to find only exact
+    copies. is_val: (N,) bool. digests and signatures may be memory maps; otherwise about 150 bytes per document are
+    needed. Documents are compared in their order, validation before training, with the documents that stay. So a
+    document that is only similar to a removed one stays.
     """
-    order = np.argsort(~np.asarray(is_val, bool), kind="stable")  # place in the order -> position
+    order = np.argsort(~np.asarray(is_val, bool), kind="stable")  # rank in the comparison -> position
     found: dict[int, Copy] = {}
-    gone: set[int] = set()  # places of documents that are removed, or have the very text of another
-    in_training: dict[int, int] = {}  # of a text that validation has too, the first place in training, if it stays
+    gone: set[int] = set()  # ranks of documents that are removed, or are exact copies
+    in_training: dict[int, int] = {}  # rank of a validation document -> rank of its first copy in training that stays
     for earlier, later in exact_pairs(digests, order):
         copy = _copy("duplicate", int(order[earlier]), int(order[later]), is_val, config)
         if config.exact_duplicates and not copy.removed and in_training.setdefault(earlier, later) != later:
@@ -103,9 +106,9 @@ def duplicates(
                 found[int(order[later])] = copy
                 if copy.removed:
                     gone.add(later)
-        for position, copy in found.items():  # what stays beside its equal goes with it
-            if not copy.removed and (first := found.get(copy.of)) and first.removed:
-                found[position] = _copy("near", first.of, position, is_val, config)
+        for position, copy in found.items():  # an exact copy that was kept is removed with its original
+            if not copy.removed and (first := found.get(copy.original)) and first.removed:
+                found[position] = _copy("near", first.original, position, is_val, config)
     return found
 
 
@@ -117,9 +120,9 @@ def _copy(kind: str, earlier: int, later: int, is_val: np.ndarray, config: Curat
 
 
 def exact_pairs(digests: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, other) places of documents with equal digests."""
+    """Yields (first, later) ranks of documents with equal digests."""
     halves = np.ascontiguousarray(digests[:, :16]).view(np.uint64)[order]
-    by_digest = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: among equal ones the first is first
+    by_digest = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal ones stays first
     new = np.append(True, (halves[by_digest[1:]] != halves[by_digest[:-1]]).any(axis=1))[: len(order)]
     first = by_digest[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
     again = np.sort(by_digest[~new])
@@ -129,52 +132,52 @@ def exact_pairs(digests: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, i
 
 
 def near_pairs(signatures: np.ndarray, order: np.ndarray, similarity: float) -> Iterator[tuple[int, int]]:
-    """(earlier, later) places of documents whose signatures say that they are that similar, by the later one."""
+    """Yields (earlier, later) ranks of documents with at least this estimated similarity, sorted by the later one."""
     rows = band_rows(similarity)
-    together = np.empty(0, np.int64)  # later * N + earlier, rising; most pairs meet in many bands
+    pair_codes = np.empty(0, np.int64)  # later * N + earlier, sorted and unique: most pairs share many bands
     for start in range(0, SIGNATURE - rows + 1, rows):
         pairs = _band_pairs(signatures[:, start : start + rows], signatures, order, similarity)
-        together = np.union1d(together, pairs[:, 0] * len(order) + pairs[:, 1])
-    for later, earlier in (divmod(code, len(order)) for code in map(int, together)):
+        pair_codes = np.union1d(pair_codes, pairs[:, 0] * len(order) + pairs[:, 1])
+    for later, earlier in (divmod(code, len(order)) for code in map(int, pair_codes)):
         yield earlier, later
 
 
 def band_rows(similarity: float) -> int:
-    """How many bytes a band may have so that documents just that similar agree in one of the bands nearly always."""
+    """Returns the largest band size (bytes) with which documents of this similarity share a band almost always."""
     rows = [r for r in range(1, 9) if 1 - (1 - similarity**r) ** (SIGNATURE // r) >= FOUND_WITH]
     return max(rows, default=1)
 
 
 def _band_pairs(band: np.ndarray, signatures: np.ndarray, order: np.ndarray, similarity: float) -> np.ndarray:
-    """(later, earlier) of documents that agree in a band and, compared in full, are similar enough.
+    """Returns (later, earlier) ranks (n, 2) of documents that agree in a band and whose signatures are similar enough.
 
-    Each is compared with the first that agrees and with the last few before it: in a band on which a million
-    documents agree that is still only a few each.
+    Each document is compared with the first one that agrees and with the few before it. So the work per document is
+    bounded even if a million documents agree in a band.
     """
     keys = np.zeros((len(order), 8), np.uint8)
     keys[:, : band.shape[1]] = band[order]
     numbers = keys.view(np.uint64)[:, 0]
     by_key = np.argsort(numbers, kind="stable")
     numbers = numbers[by_key]
-    places = np.arange(len(order))
-    first = np.maximum.accumulate(np.where(np.append(True, numbers[1:] != numbers[:-1]), places, 0))
+    indices = np.arange(len(order))
+    first = np.maximum.accumulate(np.where(np.append(True, numbers[1:] != numbers[:-1]), indices, 0))
     found = [np.empty((0, 2), np.int64)]
     for back in range(NEIGHBOURS + 1):  # 0: the first that agrees
-        other = places - back if back else first
-        rows = np.flatnonzero((other > first if back else other < places) & (other >= 0))
+        other = indices - back if back else first
+        rows = np.flatnonzero((other > first if back else other < indices) & (other >= 0))
         for start in range(0, rows.size, BLOCK):
-            some = rows[start : start + BLOCK]
-            later, earlier = by_key[some], by_key[other[some]]
+            block = rows[start : start + BLOCK]
+            later, earlier = by_key[block], by_key[other[block]]
             one, two = signatures[order[later]], signatures[order[earlier]]
-            # Bytes that agree by chance, one in 256, are taken off. Documents that are too short agree in nothing.
+            # Corrected for the one byte in 256 that agrees by chance. All-zero signatures (too short) never match.
             equal = ((one == two).mean(axis=1) - 1 / 256) / (1 - 1 / 256)
-            near = (equal >= min(1.0, similarity + CAUTION)) & one.any(axis=1)
+            near = (equal >= min(1.0, similarity + MARGIN)) & one.any(axis=1)
             found.append(np.stack([later[near], earlier[near]], axis=1))
     return np.concatenate(found)
 
 
-def _scattered(values: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64 in which each bit depends on all: the finaliser of SplitMix64 (Steele et al. 2014)."""
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Scrambles uint64 one to one: the finalizer of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ (values >> 30)) * 0xBF58476D1CE4E5B9
     values = (values ^ (values >> 27)) * 0x94D049BB133111EB
     return values ^ (values >> 31)

@@ -1,4 +1,4 @@
-"""Multiple-choice questions: read from a labelled file, and how many a scorer gets right, by what it goes by."""
+"""Multiple-choice questions: reads them from a labelled file, and computes the accuracy of scores for the options."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import numpy as np
 from .. import InputError
 from ..corpus.jsonl import json_lines
 from .accuracy import group_interval, wilson_interval
+from .fields import check_fields
 
 FORM = '{"prompt": "2+2=", "options": ["3", "4"], "completion": "4"}'
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A prompt, what may follow it, and which of these does."""
+    """A question: a prompt and the options, one of which is right."""
 
     prompt: str
     options: tuple[str, ...]
@@ -29,32 +30,28 @@ class Choice:
 
 
 def read_choices(path: str | Path) -> list[Choice]:
-    """Reads lines like FORM, with an optional "group"; other fields are ignored."""
+    """Reads lines like FORM, with an optional "group"; ignores other fields. Raises InputError with file and line."""
     choices = []
     for number, record in json_lines(Path(path).expanduser()):
         place = f"{path}:{number}"
-        for name in ("prompt", "options", "completion"):
-            if name not in record:
-                raise InputError(f"{place}: no field {name!r} (fields: {', '.join(record) or 'none'}); add it")
-        for name in ("prompt", "completion", "group"):
-            if not isinstance(record.get(name, ""), str):
-                raise InputError(f"{place}: {name!r} is {record[name]!r}, not a string; put it in quotes")
+        required = ("prompt", "options", "completion")
+        check_fields(record, place, required=required, strings=("prompt", "completion", "group"))
         options, completion = record["options"], record["completion"]
         if not isinstance(options, list) or not all(isinstance(option, str) and option for option in options):
-            raise InputError(f"{place}: 'options' is {options!r}, not a list of texts that are not empty")
+            raise InputError(f"{place}: 'options' is {options!r}, not a list of non-empty strings")
         if len(options) < 2 or len(set(options)) < len(options):
-            raise InputError(f"{place}: 'options' is {options!r}; give two or more, no two alike")
+            raise InputError(f"{place}: 'options' is {options!r}; give two or more, all different")
         if completion not in options:
             raise InputError(f"{place}: the completion {completion!r} is not one of the options {options!r}")
         answer = options.index(completion)
         choices.append(Choice(record["prompt"], tuple(options), answer, record.get("group"), place))
     if not choices:
-        raise InputError(f"{path}: no questions; write one JSON object a line: {FORM}")
+        raise InputError(f"{path}: no questions; write one JSON object per line: {FORM}")
     return choices
 
 
 def baseline(choices: Sequence[Choice]) -> tuple[str, float]:
-    """How often one is right without reading the prompt: (how, share). By chance, or with the commonest answer."""
+    """Returns (method, accuracy) of the better way to answer without the prompt: guessing, or the commonest answer."""
     chance = sum(1 / len(choice.options) for choice in choices) / len(choices)
     answer, most = Counter(choice.options[choice.answer] for choice in choices).most_common(1)[0]
     if most / len(choices) > chance:
@@ -65,10 +62,11 @@ def baseline(choices: Sequence[Choice]) -> tuple[str, float]:
 def accuracies(
     choices: Sequence[Choice], measures: Mapping[str, Sequence[Sequence[float]]], *, seed: int = 1
 ) -> list[dict[str, Any]]:
-    """Of each measure, which has a number for each option of each question, how often the largest is the right one's.
+    """Returns the accuracy of each measure, which answers with the option that has the highest score.
 
-    Rows of `method`, `accuracy`, `low` and `high` (95 %, over questions, Wilson), and where there are groups
-    `group_low` and `group_high` (95 %, over whole groups, bootstrap). The first of equals counts.
+    measures: by name, a score for each option of each question. Ties go to the first option. A row has `method`,
+    `accuracy`, `low` and `high` (95 %, over questions, Wilson). If there are groups, it also has `group_low` and
+    `group_high` (95 %, over whole groups, bootstrap).
     """
     groups = [f"group {c.group}" if c.group is not None else f"question {i}" for i, c in enumerate(choices)]
     rows = []

@@ -1,4 +1,4 @@
-"""Labelled examples: prompt and completion -> batches in which only the completion is learned."""
+"""Labelled examples: prompts with completions, as batches in which only the completion and the end token have loss."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from ..batching.batches import IGNORE, Batch
 from ..batching.order import epoch_order
 from ..corpus.jsonl import json_lines
 from ..tokenizers.build import Tokenizer
+from .fields import check_fields
 
-WIDTH = 32  # rows are padded to a multiple of this: few different shapes, little waste
+WIDTH = 32  # rows are padded to a multiple of this: few different shapes, little padding
 
 
 @dataclass(frozen=True)
@@ -28,39 +29,42 @@ class Example:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Reads lines like {"prompt": "2+2=", "completion": "4"}, with an optional "group"; other fields are ignored."""
+    """Reads lines like {"prompt": "2+2=", "completion": "4"}, with an optional "group"; ignores other fields.
+
+    Raises InputError with file and line.
+    """
     examples = []
     for number, record in json_lines(Path(path).expanduser()):
         place = f"{path}:{number}"
-        for name in ("prompt", "completion"):
-            if name not in record:
-                raise InputError(f"{place}: no field {name!r} (fields: {', '.join(record) or 'none'}); add it")
-        for name in ("prompt", "completion", "group"):
-            if not isinstance(record.get(name, ""), str):
-                raise InputError(f"{place}: {name!r} is {record[name]!r}, not a string; put it in quotes")
+        required = ("prompt", "completion")
+        check_fields(record, place, required=required, strings=(*required, "group"))
         if not record["completion"]:
-            raise InputError(f"{place}: the completion is empty: there is nothing to learn; write one or drop the line")
+            raise InputError(f"{place}: the completion is empty; write one, or remove the line")
         examples.append(Example(record["prompt"], record["completion"], record.get("group"), place))
     if not examples:
-        raise InputError(f'{path}: no examples; write one JSON object a line: {{"prompt": "...", "completion": "..."}}')
+        form = '{"prompt": "...", "completion": "..."}'
+        raise InputError(f"{path}: no examples; write one JSON object per line: {form}")
     return examples
 
 
 def write_examples(examples: Sequence[Example], path: Path) -> None:
-    """Writes what read_examples reads."""
+    """Writes a file that read_examples() can read."""
     rows = [{"prompt": e.prompt, "completion": e.completion, "group": e.group} for e in examples]
     lines = [json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 over what is learned, in its order, wherever it was read from."""
+    """Returns the sha256 of all prompts and completions in their order, whichever file they come from."""
     content = [(example.prompt, example.completion) for example in examples]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def split_examples(examples: Sequence[Example], *, val_fraction: float) -> tuple[list[Example], list[Example]]:
-    """(training, validation). Whole groups are held out; without one, examples with the same prompt are a group."""
+    """Returns (training, validation). Holds out whole groups; without one, examples with the same prompt are a group.
+
+    Groups are chosen by a hash, so the order of the file does not matter. Raises InputError for fewer than two groups.
+    """
 
     def group(example: Example) -> bytes:
         key = ("prompt", example.prompt) if example.group is None else ("group", example.group)
@@ -80,10 +84,10 @@ def split_examples(examples: Sequence[Example], *, val_fraction: float) -> tuple
 
 
 class _Rows:
-    """Examples as rows of ids: the prompt, the completion, END. Their places say which were cut or left out.
+    """Examples as rows of ids: prompt, completion, end token. An empty prompt is an end token.
 
-    truncated: places of examples whose prompt lost tokens from its left side.
-    dropped: places of examples whose completion alone does not fit the context.
+    truncated: places of examples whose prompt was truncated on the left. dropped: places of examples whose completion
+    does not fit the context.
     """
 
     def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, context: int, one_width: bool) -> None:
@@ -113,28 +117,28 @@ class _Rows:
                 f"none of the {len(examples)} examples has a completion that fits model.context={context}, such as "
                 f"{self.dropped[0] if self.dropped else 'none'}; shorten the completions or use a larger context"
             )
-        self.targets = np.array([len(row) for row in self.rows]) - self.prompt_lengths  # with loss, of each row
+        self.n_targets = np.array([len(row) for row in self.rows]) - self.prompt_lengths  # targets with loss, per row
 
-    def batch(self, chosen: Sequence[int], *, width: int, rows: int) -> Batch:
-        """The chosen rows, padded with END inputs and IGNORE targets to (rows, width)."""
+    def batch(self, indices: Sequence[int], *, width: int, rows: int) -> Batch:
+        """Returns these examples, padded with end tokens as inputs and IGNORE as targets to shape (rows, width)."""
         inputs = np.full((rows, width), self.tokenizer.end_id, np.int64)
         targets = np.full_like(inputs, IGNORE)
-        for i, item in enumerate(chosen):
-            ids, prompt = self.rows[item], self.prompt_lengths[item]
+        for i, index in enumerate(indices):
+            ids, prompt_length = self.rows[index], self.prompt_lengths[index]
             inputs[i, : len(ids) - 1] = ids[:-1]
-            targets[i, prompt - 1 : len(ids) - 1] = ids[prompt:]
+            targets[i, prompt_length - 1 : len(ids) - 1] = ids[prompt_length:]
         return Batch(inputs, targets)
 
-    def width(self, chosen: Sequence[int]) -> int:
-        rows = self.rows if self.one_width else [self.rows[item] for item in chosen]
+    def width(self, indices: Sequence[int]) -> int:
+        rows = self.rows if self.one_width else [self.rows[index] for index in indices]
         longest = max((len(row) - 1 for row in rows), default=1)
         return min(self.context, -(-longest // WIDTH) * WIDTH)
 
 
 class ExampleBatches:
-    """Training batches of examples, each exactly once an epoch; the same protocol as WindowBatches.
+    """Training batches of examples, each exactly once per epoch. Has the interface of WindowBatches.
 
-    one_width: all batches are as wide as the longest example, so that a compiled model sees one shape.
+    one_width: pad all batches to the longest example, so that a compiled model sees one shape.
     """
 
     document_mask = False  # a row holds one example
@@ -152,35 +156,34 @@ class ExampleBatches:
         self._rows = _Rows(examples, tokenizer, context, one_width)
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.truncated, self.dropped = self._rows.truncated, self._rows.dropped
-        self.tokens_per_epoch = int(self._rows.targets.sum())  # those with loss
 
     def __len__(self) -> int:
         return len(self._rows.rows)
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often they have been seen after `step` steps."""
+        """Returns the epochs completed after `step` steps."""
         return {"the examples": step * self.batch_size / len(self)}
 
-    def _items(self, step: int) -> list[int]:
+    def _indices(self, step: int) -> list[int]:
         rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return epoch_order(rows, size=len(self), seed=self.seed)[1].tolist()
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """These rows of the global batch of a step, as wide as its longest row whatever the rows."""
-        items = self._items(step)
-        return self._rows.batch(items[rows], width=self._rows.width(items), rows=len(items[rows]))
+        """Returns these rows of the global batch of a step. All ranks pad to the longest row of the global batch."""
+        indices = self._indices(step)
+        return self._rows.batch(indices[rows], width=self._rows.width(indices), rows=len(indices[rows]))
 
     def supervised_tokens(self, step: int) -> int:
-        """Targets that are not IGNORE in the global batch; never 0."""
-        return int(self._rows.targets[self._items(step)].sum())
+        """Returns the number of targets with loss in the global batch; never 0."""
+        return int(self._rows.n_targets[self._indices(step)].sum())
 
     def describe(self, step: int) -> str:
-        """Where the batch comes from, for messages about it."""
-        places = [self._rows.examples[item].place for item in self._items(step)]
+        """Returns where the batch comes from, for error messages."""
+        places = [self._rows.examples[index].place for index in self._indices(step)]
         return f"examples {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
 
     def preview(self, k: int = 3) -> str:
-        """The first k examples, token by token: which are only read, and which are learned."""
+        """Returns the first k examples token by token: the prompt, and the part with loss."""
         tokenizer = self._rows.tokenizer
         special = {number: name for name, number in tokenizer.special_tokens.items()}
 
@@ -188,15 +191,15 @@ class ExampleBatches:
             return "|".join(special.get(number) or repr(tokenizer.decode([number]))[1:-1] for number in ids.tolist())
 
         lines = []
-        for item, example in enumerate(self._rows.examples[:k]):
-            ids, prompt = self._rows.rows[item], self._rows.prompt_lengths[item]
-            lines.append(f"{example.place}: {len(ids)} tokens, {len(ids) - prompt} of them learned")
-            lines += [f"  read:    {show(ids[:prompt])}", f"  learned: {show(ids[prompt:])}"]
+        for index, example in enumerate(self._rows.examples[:k]):
+            ids, prompt_length = self._rows.rows[index], self._rows.prompt_lengths[index]
+            lines.append(f"{example.place}: {len(ids)} tokens, {len(ids) - prompt_length} of them with loss")
+            lines += [f"  prompt:    {show(ids[:prompt_length])}", f"  with loss: {show(ids[prompt_length:])}"]
         return "\n".join(lines)
 
 
 class ExampleEvaluation:
-    """Every example once; the same protocol as WindowEvaluation."""
+    """Every example once. Has the interface of WindowEvaluation."""
 
     def __init__(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, context: int, one_width: bool = False
@@ -205,12 +208,12 @@ class ExampleEvaluation:
         self.context = context
         self.truncated, self.dropped = self._rows.truncated, self._rows.dropped
         self.n_bytes = sum(len(example.completion.encode()) for example in self._rows.examples)
-        self.n_targets = int(self._rows.targets.sum())
+        self.n_targets = int(self._rows.n_targets.sum())
 
     def __len__(self) -> int:
         return len(self._rows.rows)
 
     def batch(self, start: int, stop: int) -> Batch:
-        """Examples start..stop; rows beyond the last hold no target, so any range is a full batch."""
-        chosen = range(start, min(stop, len(self)))
-        return self._rows.batch(chosen, width=self._rows.width(chosen), rows=stop - start)
+        """Returns examples [start, stop). Rows past the last example have no targets."""
+        indices = range(start, min(stop, len(self)))
+        return self._rows.batch(indices, width=self._rows.width(indices), rows=stop - start)

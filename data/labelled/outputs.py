@@ -1,8 +1,8 @@
-"""A file of results that grows batch by batch, outlives a kill at any moment and appears whole, in its input's order.
+"""The results file of prompts=FILE: survives a kill at any moment, and appears when complete, in the prompts' order.
 
-answers.jsonl.about.json    what the results depend on: written first, stays; whoever holds its lock may write
-answers.jsonl.partial       the finished batches: each a line with its length and checksum, then a line a result
-answers.jsonl               all results in the order of the prompts: appears by a rename at the end
+answers.jsonl.about.json    the settings that the results depend on: written first and kept; its lock allows writing
+answers.jsonl.partial       finished batches: a line with length and checksum, then one line per result
+answers.jsonl               all results in the order of the prompts; appears by a rename at the end
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import numpy as np
 
 from .. import InputError
 
-FSYNC_SECONDS = 1.0  # a power failure costs what came after the last fsync; a killed process costs one batch
+FSYNC_SECONDS = 1.0  # a power failure loses results since the last fsync; a killed process loses one batch
 
 
 class Outputs:
-    """The results of batches 0, 1, 2, ...: add() keeps each at once, publish() puts all of them in order.
+    """The results of batches 0, 1, 2, ...: add() saves one batch, publish() writes all of them in order.
 
-    about: what the results depend on; those begun with another are refused (InputError). sizes: the rows of each
-    batch. order (rows,): where each row, counted through the batches, belongs in the published file.
-    A context manager. Inside it `finished` says that all is published; else `done` batches or `rows` results are kept.
+    about: the settings that the results depend on. Raises InputError if the file was started with other settings.
+    sizes (batches,): rows of each batch. order (rows,): index of each row, counted through the batches, in the
+    published file. Use it as a context manager. On entry, `finished` is True if the file was published; else `done`
+    batches with `rows` results are saved already.
     """
 
     def __init__(self, path: str | Path, *, about: dict[str, Any], sizes: np.ndarray, order: np.ndarray) -> None:
@@ -43,13 +44,13 @@ class Outputs:
 
     def __enter__(self) -> Outputs:
         if self.path.exists() and not self.description.exists():
-            raise InputError(f"outputs={self.path} is there already, made by something else; choose another file")
+            raise InputError(f"outputs={self.path} exists, and another program made it; choose another file")
         with contextlib.ExitStack() as stack:
             self._lock = stack.enter_context(self.description.open("a+", encoding="utf-8"))
             self._claim()
             self.finished = self.path.exists()
             if self.finished:
-                self.partial.unlink(missing_ok=True)  # killed between the rename and this
+                self.partial.unlink(missing_ok=True)  # exists if publish() was killed after its rename
             else:
                 self._file = stack.enter_context(self.partial.open("a+b"))
                 self._recover()
@@ -60,17 +61,17 @@ class Outputs:
         self._open.close()
 
     def _claim(self) -> None:
-        """Locks the results and sees that they depend on what they were begun with."""
+        """Locks the results, and checks or writes the settings that they depend on."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"outputs={self.path} is being written by another process; choose another file") from None
         self._lock.seek(0)
         try:
-            begun = json.loads(self._lock.read())
+            started = json.loads(self._lock.read())
         except ValueError:
-            begun = None
-        if not isinstance(begun, dict):
+            started = None
+        if not isinstance(started, dict):
             if self.partial.exists() or self.path.exists():
                 raise InputError(
                     f"{self.description} is damaged; remove it and {self.partial}, or choose other outputs"
@@ -80,16 +81,16 @@ class Outputs:
             self._lock.flush()
             os.fsync(self._lock.fileno())
             return
-        current = json.loads(json.dumps(self.about))  # tuples as lists
-        unlike = [name for name in {**begun, **current} if begun.get(name) != current.get(name)]
-        if unlike:
-            changes = ", ".join(f"{name}={begun.get(name)} (now {current.get(name)})" for name in unlike)
+        current = json.loads(json.dumps(self.about))  # tuples become lists
+        changed = [name for name in {**started, **current} if started.get(name) != current.get(name)]
+        if changed:
+            changes = ", ".join(f"{name}={started.get(name)} (now {current.get(name)})" for name in changed)
             raise InputError(
-                f"outputs={self.path} was begun with {changes}; repeat that command or choose another file"
+                f"outputs={self.path} was started with {changes}; use these settings, or choose another file"
             )
 
     def _recover(self) -> None:
-        """Finds the batches that are whole, and cuts off what a kill left behind them."""
+        """Finds the complete batches and cuts off what a kill left after them."""
         kept = self._file.seek(0)
         for size in self.sizes:
             head = self._file.readline()
@@ -98,31 +99,31 @@ class Outputs:
             if head != header(content) or content.count(b"\n") != size:
                 break
             kept = self._file.tell()
-            self._note(content.splitlines(keepends=True), kept)
+            self._record(content.splitlines(keepends=True), kept)
         self._file.truncate(kept)
 
     def add(self, results: Sequence[dict[str, Any]]) -> None:
-        """Keeps the results of the next batch, one a row."""
+        """Saves the results of the next batch, one per row."""
         lines = [json.dumps(result, ensure_ascii=False).encode() + b"\n" for result in results]
         content = b"".join(lines)
         self._file.write(header(content) + content)
-        self._file.flush()  # now it is the kernel's, and safe from what may happen to this process
+        self._file.flush()  # into the kernel: from here on it survives this process
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
-        self._note(lines, self._file.tell())
+        self._record(lines, self._file.tell())
 
-    def _note(self, lines: list[bytes], end: int) -> None:
-        """The next batch is kept: its lines end at byte `end` of the partial file."""
-        places = self.order[self.rows : self.rows + len(lines)]
+    def _record(self, lines: list[bytes], end: int) -> None:
+        """Records where the next batch's lines are in the partial file; the last one ends at byte `end`."""
+        indices = self.order[self.rows : self.rows + len(lines)]
         lengths = np.array([len(line) for line in lines])
-        self._lengths[places] = lengths
-        self._starts[places] = end - np.cumsum(lengths[::-1])[::-1]
+        self._lengths[indices] = lengths
+        self._starts[indices] = end - np.cumsum(lengths[::-1])[::-1]
         self.rows += len(lines)
         self.done += 1
 
     def publish(self) -> None:
-        """Writes all results in their final order under their final name."""
+        """Writes all results in the prompts' order under their final name."""
         temporary = self.path.with_name(f".tmp-{self.path.name}")
         with temporary.open("wb") as target:
             for start, length in zip(self._starts, self._lengths, strict=True):
@@ -140,5 +141,5 @@ class Outputs:
 
 
 def header(content: bytes) -> bytes:
-    """The line before a batch, by which a whole one is known."""
+    """Returns the line before a batch, which shows whether the batch is complete."""
     return f"{len(content)} {zlib.crc32(content)}\n".encode()

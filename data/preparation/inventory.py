@@ -1,4 +1,4 @@
-"""The inventory: what the scan notes of each document, on the disk; which of them are copies, and what is left."""
+"""The inventory: what the scan records about each document, in temporary files, and which documents are copies."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 
 from ..curation.curate import CurateConfig
 from ..curation.duplicates import SIGNATURE, duplicates
-from ..curation.removals import Ledger
-from .splitting import HASH, NAMES, Seen, Splitting
+from ..curation.removals import Removals
+from .splitting import HASH, NAMES, Splitting, Totals
 
-# Of each document: 16 bytes of its text's sha256, bytes of its text and of its name, its state.
+# A document's row: the first 16 bytes of the sha256 of its text, bytes of its text, bytes of its name, flags.
 ROW = struct.Struct("<16sIIB")
-FIELDS = np.dtype([("digest", "u1", 16), ("bytes", "<u4"), ("name", "<u4"), ("state", "u1")])
-CHOSEN = 1  # bit of the state: for validation, if whole documents are
-GONE = 2  # dropped by a rule, or a copy that is removed
-VAL_NAMES = 50  # how many the report shows
+FIELDS = np.dtype([("digest", "u1", 16), ("bytes", "<u4"), ("name", "<u4"), ("flags", "u1")])
+CANDIDATE = 1  # flag: in the validation split if whole documents are held out
+REMOVED = 2  # flag: dropped by a rule, or as a copy
+MAX_NAMES = 50  # validation documents that the report names
 
 
 class Inventory:
-    """Rows, names and signatures of the documents in files without a name, mapped into memory once all are there."""
+    """Rows, names and signatures of all documents. They are memory-mapped once finish() was called."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = {name: _without_a_name(folder) for name in ("rows", "names", "signatures")}
-        self.counts: list[int] = []  # of documents in each block
+        self.files = {name: _unnamed_file(folder) for name in ("rows", "names", "signatures")}
+        self.counts: list[int] = []  # documents in each block
         self._map(np.empty(0, FIELDS), np.empty(0, np.uint8))
 
     def _map(self, rows: np.ndarray, names: np.ndarray) -> None:
@@ -36,65 +36,69 @@ class Inventory:
         self.name_ends = np.cumsum(rows["name"], dtype=np.int64)
 
     def close(self) -> None:
-        self._map(np.empty(0, FIELDS), np.empty(0, np.uint8))  # what is mapped keeps a disk busy
+        self._map(np.empty(0, FIELDS), np.empty(0, np.uint8))  # a mapped file would keep its disk space
         for file in self.files.values():
             file.close()
 
     def add(self, *, rows: bytes, names: bytes, signatures: bytes) -> None:
-        """A block's documents: a ROW and a name for each, a signature for each that is not gone, or none at all."""
+        """Adds a block's documents: a ROW and a name for each; a signature for each that is not removed, or none."""
         self.counts.append(len(rows) // ROW.size)
         for name, content in (("rows", rows), ("names", names), ("signatures", signatures)):
             self.files[name].write(content)
 
     def finish(self) -> None:
-        """All are there."""
+        """Makes the rows readable; call it after the last add()."""
         self._map(_mapped(self.files["rows"], FIELDS), _mapped(self.files["names"], "u1"))
 
-    def of_block(self, number: int, start: int) -> bytes:
-        """The rows of a block whose first document is number `start`."""
+    @property
+    def documents(self) -> int:
+        return sum(self.counts)
+
+    def block_rows(self, number: int, start: int) -> bytes:
+        """Returns the rows of a block, whose first document has index `start`."""
         return self.rows[start : start + self.counts[number]].tobytes()
 
-    def name(self, place: int) -> str:
-        start = self.name_ends[place - 1] if place else 0
-        return self.names[start : self.name_ends[place]].tobytes().decode(errors="surrogateescape")
+    def name(self, index: int) -> str:
+        start = self.name_ends[index - 1] if index else 0
+        return self.names[start : self.name_ends[index]].tobytes().decode(errors="surrogateescape")
 
     def remaining(self) -> np.ndarray:
-        """int64: the places of the documents that are not gone."""
-        return np.flatnonzero(self.rows["state"] & GONE == 0)
+        """Returns the indices of the documents that are not removed, int64."""
+        return np.flatnonzero(self.rows["flags"] & REMOVED == 0)
 
-    def seen(self) -> Seen:
-        """What the corpus holds of documents that are not gone."""
-        places = self.remaining()
-        chosen = places[self.rows["state"][places] & CHOSEN > 0]
-        return Seen(
-            documents=len(places),
-            n_bytes=self._bytes(places),
-            val_documents=len(chosen),
-            val_bytes=self._bytes(chosen),
-            example=self.name(int(places[0])) if len(places) else "",
-            val_names=[self.name(place) for place in chosen[:VAL_NAMES].tolist()],
+    def totals(self) -> Totals:
+        """Returns the sizes of the documents that are not removed."""
+        remaining = self.remaining()
+        candidates = remaining[self.rows["flags"][remaining] & CANDIDATE > 0]
+        return Totals(
+            documents=len(remaining),
+            n_bytes=self._bytes(remaining),
+            candidates=len(candidates),
+            candidate_bytes=self._bytes(candidates),
+            example=self.name(int(remaining[0])) if len(remaining) else "",
+            candidate_names=[self.name(index) for index in candidates[:MAX_NAMES].tolist()],
         )
 
-    def _bytes(self, places: np.ndarray) -> int:
-        return int(self.rows["bytes"][places].sum(dtype=np.int64))
+    def _bytes(self, indices: np.ndarray) -> int:
+        return int(self.rows["bytes"][indices].sum(dtype=np.int64))
 
-    def remove_copies(self, splitting: Splitting, config: CurateConfig, ledger: Ledger) -> None:
-        """Marks the copies as gone that the rules remove; all that were found are noted in the ledger."""
-        places, rows = self.remaining(), self.rows
-        whole = splitting.kind in (NAMES, HASH)  # else each document is on one side, or all on both
-        is_val = (rows["state"][places] & CHOSEN > 0) & whole
+    def remove_copies(self, splitting: Splitting, config: CurateConfig, removals: Removals) -> None:
+        """Finds all copies, records them, and marks as removed those that the rules remove."""
+        remaining, rows = self.remaining(), self.rows
+        whole_documents = splitting.kind in (NAMES, HASH)  # else each document is in one split, or each in both
+        is_val = (rows["flags"][remaining] & CANDIDATE > 0) & whole_documents
         signatures = _mapped(self.files["signatures"], "u1").reshape(-1, SIGNATURE) if config.near_duplicates else None
-        found = duplicates(rows["digest"][places], signatures, is_val, config)
+        found = duplicates(rows["digest"][remaining], signatures, is_val, config)
         for position, copy in sorted(found.items()):
-            place, of = int(places[position]), int(places[copy.of])
-            ledger.copy(copy, self.name(place), n_bytes=int(rows["bytes"][place]), of=self.name(of))
-            rows["state"][place] |= GONE * copy.removed
+            index, original = int(remaining[position]), int(remaining[copy.original])
+            removals.add_copy(copy, self.name(index), n_bytes=int(rows["bytes"][index]), original=self.name(original))
+            rows["flags"][index] |= REMOVED * copy.removed
 
 
-def states(rows: bytes) -> Iterator[tuple[bytes, bool, bool]]:
-    """(16 bytes of the digest, whether it is chosen for validation, whether it is gone) of each document."""
-    for digest, _, _, state in ROW.iter_unpack(rows):
-        yield digest, bool(state & CHOSEN), bool(state & GONE)
+def unpack_rows(rows: bytes) -> Iterator[tuple[bytes, bool, bool]]:
+    """Yields (16 bytes of the digest, is a validation candidate, is removed) for each document."""
+    for digest, _, _, flags in ROW.iter_unpack(rows):
+        yield digest, bool(flags & CANDIDATE), bool(flags & REMOVED)
 
 
 def _mapped(file: IO[bytes], dtype: Any) -> np.ndarray:
@@ -102,8 +106,8 @@ def _mapped(file: IO[bytes], dtype: Any) -> np.ndarray:
     return np.asarray(np.memmap(file, dtype, mode="r+")) if file.seek(0, 2) else np.empty(0, dtype)
 
 
-def _without_a_name(folder: Path) -> IO[bytes]:
-    """A file that vanishes with the process: in `folder` if one can write there, for it may become large."""
+def _unnamed_file(folder: Path) -> IO[bytes]:
+    """Opens a temporary file that disappears with the process: in `folder` if possible, since it can become large."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder)

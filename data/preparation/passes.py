@@ -1,8 +1,7 @@
-"""The passes over a corpus: what is done to a block of its documents to scan, to train a tokenizer, to encode.
+"""The work on one block of documents in each pass: scan it, collect tokenizer training text, encode it.
 
-These functions run in worker processes. What they give back is bytes and arrays, a fixed number of them a block, for
-objects for each document would cost more to send than to compute. Here is the place for whatever looks at one document
-at a time: what the rules of curation make of it, figures about it and its tokens.
+These functions run in worker processes. For each block they return a few byte strings and arrays: sending an object
+per document would cost more time than computing it. Anything that looks at one document at a time belongs here.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from ..corpus.corpora import Block
 from ..corpus.reading import Document, ReadOptions, Skipped, documents_of
 from ..curation.curate import Cleaned, CurateConfig, clean, refuse
 from ..curation.duplicates import signature
-from ..curation.removals import Ledger
+from ..curation.removals import Removals
 from ..reporting.statistics import Statistics
-from .inventory import CHOSEN, GONE, ROW, states
+from .inventory import CANDIDATE, REMOVED, ROW, unpack_rows
 from .splitting import TRAIN, Splitting
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rules:
-    """How documents are read, what is made of them, and how they are split."""
+    """How documents are read, curated and split."""
 
     reading: ReadOptions
     curate: CurateConfig
@@ -41,7 +40,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Task:
-    """A block with the rows that the scan made of it (data/inventory.py)."""
+    """A block, with the rows that the scan recorded for it (inventory.py)."""
 
     block: Block
     rows: bytes
@@ -49,57 +48,60 @@ class Task:
 
 @dataclass
 class Scanned:
-    rows: bytes  # ROW for each document
+    """The scan's record of a block."""
+
+    rows: bytes  # a ROW per document
     names: bytes
-    signatures: bytes  # of those that are not dropped, if near copies are sought
-    identities: bytes  # 32 bytes for each, of its name and text as they were read
-    left_out: Skipped
-    ledger: Ledger
+    signatures: bytes  # of the documents that are not removed; empty unless near duplicates are removed
+    identities: bytes  # 32 bytes per document: sha256 of its name and its text before cleaning
+    skipped: Skipped
+    removals: Removals
 
 
 def scan(rules: Rules, block: Block) -> Scanned:
-    """What there is, and what the rules on single documents remove."""
-    left_out, ledger, curate = Skipped(), Ledger(), rules.curate
+    """Records each document of a block, and applies the rules that look at single documents."""
+    skipped, removals, curate = Skipped(), Removals(), rules.curate
     rows, names, signatures, identities = [], [], [], []
-    for read, document, removed in _documents(block, rules, left_out):
+    for original, document, cleaned in _cleaned_documents(block, rules, skipped):
         content, name = document.text.encode(), _name(document)
         digest = hashlib.sha256(content).digest()
-        state = CHOSEN if rules.splitting.chooses(document.name, digest) else 0
-        ledger.cleaned(removed, read, curate)
+        flags = CANDIDATE if rules.splitting.is_candidate(document.name, digest) else 0
+        removals.add_cleaned(cleaned, original, curate)
         if rule := refuse(document.text, curate):
-            ledger.drop(rule, document)
-            state |= GONE
+            removals.add_document(rule, document)
+            flags |= REMOVED
         elif (sketch := signature(document.text, curate)) is not None:
             signatures.append(sketch)
-        rows.append(ROW.pack(digest[:16], len(content), len(name), state))
+        rows.append(ROW.pack(digest[:16], len(content), len(name), flags))
         names.append(name)
-        as_read = digest if read is document else hashlib.sha256(read.text.encode()).digest()
-        identities.append(hashlib.sha256(name + b"\0" + as_read).digest())
+        original_digest = digest if original is document else hashlib.sha256(original.text.encode()).digest()
+        identities.append(hashlib.sha256(name + b"\0" + original_digest).digest())
     return Scanned(
-        b"".join(rows), b"".join(names), b"".join(signatures), b"".join(identities), left_out=left_out, ledger=ledger
+        b"".join(rows), b"".join(names), b"".join(signatures), b"".join(identities), skipped=skipped, removals=removals
     )
 
 
-def training_text(rules: Rules, share: float, task: Task) -> list[str]:
-    """The training part of about this share of the documents, chosen by a hash of their content."""
+def training_text(rules: Rules, fraction: float, task: Task) -> list[str]:
+    """Returns the training text of about this fraction of the documents, sampled by a hash of their text."""
     texts = []
-    for document, chosen, digest in _checked(rules, task):
-        if int.from_bytes(digest[8:16], "big") < share * 2**64:
-            texts += [text for side, text in rules.splitting.sides(document.text, chosen=chosen) if side == TRAIN]
+    for document, candidate, digest in _kept_documents(rules, task):
+        if int.from_bytes(digest[8:16], "big") < fraction * 2**64:
+            parts = rules.splitting.assign(document.text, candidate=candidate)
+            texts += [text for split, text in parts if split == TRAIN]
     return texts
 
 
-def pieces(rules: Rules, share: float, pattern: str, task: Task) -> dict[str, int]:
-    """The same, as the pieces that byte pairs are learned from, each with how often it occurs."""
+def pretoken_counts(rules: Rules, fraction: float, pattern: str, task: Task) -> dict[str, int]:
+    """Counts the pretokens of that training text: all that BPE training needs."""
     from ..tokenizers.pretokenize import Pattern, PretokenCounter
 
-    counting = PretokenCounter(Pattern(pattern))
-    return counting.add(training_text(rules, share, task)) or counting.finish()
+    counter = PretokenCounter(Pattern(pattern))
+    return counter.add(training_text(rules, fraction, task)) or counter.finish()
 
 
 def characters(rules: Rules, task: Task) -> list[str]:
-    """Which characters the documents have, as one string."""
-    return ["".join(sorted(set().union(*(set(document.text) for document, _, _ in _checked(rules, task)))))]
+    """Returns the different characters of the documents, as one string."""
+    return ["".join(sorted(set().union(*(set(document.text) for document, _, _ in _kept_documents(rules, task)))))]
 
 
 @dataclass
@@ -107,38 +109,38 @@ class Encoded:
     """What a block adds to one split."""
 
     statistics: Statistics
-    ids: bytearray = field(default_factory=bytearray)  # each document followed by END
-    tokens: list[int] = field(default_factory=list)  # of each document, END included
-    n_bytes: list[int] = field(default_factory=list)  # of its text
+    ids: bytearray = field(default_factory=bytearray)  # each document, followed by the end token
+    tokens: list[int] = field(default_factory=list)  # in each document, with its end token
+    n_bytes: list[int] = field(default_factory=list)  # of each document's text
     names: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What documents are encoded with, and how closely they are looked at."""
+    """What encode() needs besides the documents."""
 
     tokenizer: tuple[str, str]  # its folder and fingerprint
     dtype: str
     sources: list[str]
-    looked_at: float  # share of the documents: see Statistics
+    sample_fraction: float  # of the documents, for the detailed statistics
 
 
 def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
-    """The tokens of a block's documents, and figures about them, by split."""
+    """Returns the tokens and statistics of a block's documents, by split."""
     tokenizer, dtype = _tokenizer(*encoding.tokenizer), encoding.dtype
     end = np.array([tokenizer.end_id], dtype).tobytes()
     parts = [
-        (side, Document(document.name, text))
-        for document, chosen, _ in _checked(rules, task)
-        for side, text in rules.splitting.sides(document.text, chosen=chosen)
+        (split, Document(document.name, text))
+        for document, candidate, _ in _kept_documents(rules, task)
+        for split, text in rules.splitting.assign(document.text, candidate=candidate)
     ]
     found: dict[str, Encoded] = {}
     batch = tokenizer.encode_batch([part.text for _, part in parts])
-    for (side, part), ids in zip(parts, batch, strict=True):
-        if side not in found:
-            found[side] = Encoded(Statistics(tokenizer.vocab_size, looked_at=encoding.looked_at))
-        encoded = found[side]
-        encoded.ids += _narrow(ids, tokenizer, dtype) + end
+    for (split, part), ids in zip(parts, batch, strict=True):
+        if split not in found:
+            found[split] = Encoded(Statistics(tokenizer.vocab_size, sample_fraction=encoding.sample_fraction))
+        encoded = found[split]
+        encoded.ids += _to_dtype(ids, tokenizer, dtype) + end
         encoded.tokens.append(ids.size + 1)
         encoded.n_bytes.append(len(part.text.encode()))
         encoded.names.append(_name(part))
@@ -146,29 +148,30 @@ def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
     return found
 
 
-def _documents(block: Block, rules: Rules, left_out: Skipped) -> Iterator[tuple[Document, Document, Cleaned]]:
-    """(document as it was read, as the rules leave it, what they removed from within it)"""
+def _cleaned_documents(block: Block, rules: Rules, skipped: Skipped) -> Iterator[tuple[Document, Document, Cleaned]]:
+    """Yields (document as read, document after cleaning, what cleaning removed)."""
     for chunk in block.chunks:
-        for document in documents_of(chunk, rules.reading, left_out):
+        for document in documents_of(chunk, rules.reading, skipped):
             text, removed = clean(document.text, rules.curate)
             yield document, Document(document.name, text) if removed else document, removed
 
 
-def _checked(rules: Rules, task: Task) -> Iterator[tuple[Document, bool, bytes]]:
-    """(document, whether it is chosen for validation, digest) of those that are not gone; InputError if one is not
-    what was scanned.
+def _kept_documents(rules: Rules, task: Task) -> Iterator[tuple[Document, bool, bytes]]:
+    """Yields (document, is a validation candidate, digest) for the documents that are not removed.
+
+    Raises InputError if a document differs from the scan.
     """
-    rows = states(task.rows)
-    for _, document, _ in _documents(task.block, rules, Skipped()):
-        expected, chosen, gone = next(rows, (b"", False, False))
+    rows = unpack_rows(task.rows)
+    for _, document, _ in _cleaned_documents(task.block, rules, Skipped()):
+        expected, candidate, removed = next(rows, (b"", False, False))
         digest = hashlib.sha256(document.text.encode()).digest()
         if digest[:16] != expected:
-            raise InputError(f"document {document.name!r} changed while the corpus was being prepared; start again")
-        if not gone:
-            yield document, chosen, digest
+            raise InputError(f"document {document.name!r} changed during the preparation; run the command again")
+        if not removed:
+            yield document, candidate, digest
     if next(rows, None):
-        where = task.block.chunks[0].path
-        raise InputError(f"documents in or after {where} vanished while the corpus was being prepared; start again")
+        path = task.block.chunks[0].path
+        raise InputError(f"documents in or after {path} disappeared during the preparation; run the command again")
 
 
 def _name(document: Document) -> bytes:
@@ -177,16 +180,16 @@ def _name(document: Document) -> bytes:
 
 @lru_cache(maxsize=1)
 def _tokenizer(folder: str, fingerprint: str) -> Tokenizer:
-    """The tokenizer in a folder, read once; the folder may hold another one the next time."""
+    """Loads a tokenizer once. The fingerprint is a key: the folder may hold another tokenizer later."""
     from ..tokenizers import build
 
     return build.load(Path(folder))
 
 
-def _narrow(ids: np.ndarray, tokenizer: Tokenizer, dtype: str) -> bytes:
+def _to_dtype(ids: np.ndarray, tokenizer: Tokenizer, dtype: str) -> bytes:
     if ids.size and int(ids.max()) >= tokenizer.vocab_size:
         raise InputError(
-            f"the tokenizer gave the id {ids.max()}, beyond its {tokenizer.vocab_size} tokens; it would not fit "
-            f"{dtype} shards: its vocab_size is wrong"
+            f"the tokenizer returned id {ids.max()}, but its vocab_size is {tokenizer.vocab_size}; the id would "
+            f"overflow {dtype} shards: fix the tokenizer's vocab_size"
         )
     return ids.astype(dtype).tobytes()

@@ -1,4 +1,4 @@
-"""Token shards on disk: one split of a prepared corpus, written block by block, read memory-mapped."""
+"""Token shards: the files of one split of a prepared corpus, written block by block and memory-mapped to read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .. import InputError
 from ..files import sha256_of
 
 FORMAT = 2
-SHARD_TOKENS = 100_000_000  # the most tokens in one file
+SHARD_TOKENS = 100_000_000  # maximum in one file
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one source of a corpus gave to a split: the tokens from start to before stop; the parts fill the split."""
+    """The tokens [start, stop) of a split, which come from one source of the corpus. The parts cover the split."""
 
     name: str
     start: int
@@ -32,10 +32,10 @@ class Part:
 
 
 class SplitWriter:
-    """Writes one split: END, then each document followed by END, cut into shards; beside them where documents begin.
+    """Writes one split: an end token, then each document followed by an end token, cut into shards.
 
-    SPLIT_documents.int64 holds three int64 for each document: its first token, the bytes of its text, where its name
-    ends in SPLIT_names.utf8.
+    SPLIT_documents.int64 has three int64 for each document: the position of its first token, the bytes of its text,
+    and the end of its name in SPLIT_names.utf8.
     """
 
     def __init__(self, folder: Path, split: str, *, dtype: str, end_id: int) -> None:
@@ -49,7 +49,7 @@ class SplitWriter:
         self._append(np.array([end_id], self.dtype).tobytes())
 
     def begin_part(self, name: str) -> None:
-        """What is added from here on is of this source."""
+        """Starts the part of a source: all documents added until the next call belong to it."""
         start = self.tokens if self.parts else 0
         self._end_part()
         self.parts.append(Part(name, start, start))
@@ -61,8 +61,10 @@ class SplitWriter:
     def add(
         self, ids: bytes | bytearray, *, tokens: Sequence[int], n_bytes: Sequence[int], names: Sequence[bytes]
     ) -> None:
-        """Adds documents: the ids of all of them in the shards' own bytes, the END after each included; how many ids
-        and bytes of text each has, and its name.
+        """Adds documents.
+
+        ids: of all documents with their end tokens, as bytes in the shards' dtype. tokens, n_bytes, names: for each
+        document, the number of its ids, the bytes of its text, and its name.
         """
         rows = np.empty((len(tokens), 3), "<i8")
         rows[:, 0] = self.tokens + np.cumsum(tokens) - tokens
@@ -76,48 +78,48 @@ class SplitWriter:
         self.name_bytes = int(rows[-1, 2])
 
     def _append(self, ids: bytes | bytearray) -> None:
-        rest, size = memoryview(ids), self.dtype.itemsize
-        while rest:
+        remaining, size = memoryview(ids), self.dtype.itemsize
+        while remaining:
             if not self.shards or self.shards[-1]["tokens"] == SHARD_TOKENS:
                 self._close_shard()
                 name = f"{self.split}_{len(self.shards):05d}.bin"
                 self.shards.append({"file": name, "tokens": 0})
                 self.file, self.digest = (self.folder / name).open("wb"), hashlib.sha256()
-            piece = rest[: (SHARD_TOKENS - self.shards[-1]["tokens"]) * size]
+            piece = remaining[: (SHARD_TOKENS - self.shards[-1]["tokens"]) * size]
             self.file.write(piece)
             self.digest.update(piece)
             self.shards[-1]["tokens"] += len(piece) // size
             self.tokens += len(piece) // size
-            rest = rest[len(piece) :]
+            remaining = remaining[len(piece) :]
 
     def _close_shard(self) -> None:
         if self.shards:
             self.file.close()
-            self.files[self.shards[-1]["file"]] = _described(Path(self.file.name), self.digest.hexdigest())
+            self.files[self.shards[-1]["file"]] = _file_entry(Path(self.file.name), self.digest.hexdigest())
 
     def __enter__(self) -> SplitWriter:
         return self
 
     def __exit__(self, *_: Any) -> None:
         for file in (self.file, self.table, self.names):
-            with suppress(OSError):  # what does not fit on the disk was an error before
+            with suppress(OSError):  # on a full disk, write() has already failed
                 file.close()
 
     def close(self) -> dict[str, Any]:
-        """The split's part of the index."""
+        """Finishes the files and returns the split's entry for index.json."""
         self._close_shard()
         self._end_part()
         self.table.close()
         self.names.close()
         for file in (self.table, self.names):
             path = Path(file.name)
-            self.files[path.name] = _described(path, sha256_of(path))
+            self.files[path.name] = _file_entry(path, sha256_of(path))
         figures = {"tokens": self.tokens, "bytes": self.n_bytes, "documents": self.documents, "shards": self.shards}
         return figures | {"parts": [asdict(part) for part in self.parts], "files": self.files}
 
 
 class Tokens:
-    """The tokens of all shards as one read-only sequence: len() and slices, which may cross shards."""
+    """The tokens of all shards as one read-only sequence with len() and slices. A slice may cross shards."""
 
     def __init__(self, shards: list[np.ndarray]) -> None:
         self.shards = shards
@@ -129,7 +131,7 @@ class Tokens:
     def __getitem__(self, window: slice) -> np.ndarray:
         start, stop, stride = window.indices(len(self))
         if stride != 1:
-            raise ValueError(f"tokens are read in slices without a stride, not {stride}")
+            raise ValueError(f"token slices have no stride, but got {stride}")
         pieces = []
         shard = bisect_right(self.starts, start) - 1
         while start < stop:
@@ -142,8 +144,8 @@ class Tokens:
 
 
 class Split:
-    """One split: `tokens` (END, document, END, document, END...), `parts` of them by source, and the bytes of the
-    documents' text.
+    """One split, memory-mapped: `tokens` (end, document, end, document, end, ...), their `parts` by source, `end_id`,
+    and the positions, sizes and names of the documents.
     """
 
     def __init__(
@@ -160,9 +162,14 @@ class Split:
         self.tokens, self.n_tokens, self.n_bytes = tokens, len(tokens), n_bytes
         self.parts = list(parts) or [Part("", 0, self.n_tokens)]
 
+    @property
+    def end_id(self) -> int:
+        """The id of the end token, with which every split starts."""
+        return int(self.tokens[:1][0])
+
     @cached_property
     def _documents(self) -> np.ndarray:
-        """(documents, 3), memory-mapped; see SplitWriter."""
+        """int64 (documents, 3); see SplitWriter."""
         return _mapped(self.directory / f"{self.name}_documents.int64", "<i8").reshape(-1, 3)
 
     @property
@@ -172,7 +179,7 @@ class Split:
 
     @property
     def document_bytes(self) -> np.ndarray:
-        """int64 (documents,): of each document's text."""
+        """int64 (documents,): size of each document's text."""
         return self._documents[:, 1]
 
     @cached_property
@@ -185,18 +192,18 @@ class Split:
 
     @property
     def document_names(self) -> list[str]:
-        """All of them, in memory."""
+        """All names, in memory."""
         return [self.document_name(index) for index in range(len(self._documents))]
 
     def document_at(self, position: int) -> str:
-        """The name of the document that the token at this position belongs to; the END after it is part of it."""
+        """Returns the name of the document that contains this token position. Its end token belongs to it."""
         return self.document_name(max(0, int(np.searchsorted(self.document_offsets, position, side="right")) - 1))
 
 
 def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Split:
-    """Opens a split of a prepared corpus; InputError if its files are not what its index says.
+    """Opens a split of a prepared corpus. Raises InputError if its files do not match its index.json.
 
-    Sizes are always checked; verify=True reads every byte and compares sha256 too.
+    File sizes are always checked; verify=True also compares every sha256.
     """
     directory = Path(directory)
     again = "delete the folder and prepare the corpus again"
@@ -207,14 +214,14 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
         dtype = np.dtype(DTYPES[index["dtype"]])
         if split not in index["splits"]:
             has = ", ".join(index["splits"])
-            raise InputError(f"{directory} has no {split} split (only {has}); prepare it with val_fraction above 0")
+            raise InputError(f"{directory} has no {split} split, only {has}; prepare it with val_fraction above 0")
         figures = index["splits"][split]
         for name, file in figures["files"].items():
             path = directory / name
             if (found := path.stat().st_size) != file["bytes"]:
-                raise InputError(f"{path}: {found} bytes, not {file['bytes']} as its index says; {again}")
+                raise InputError(f"{path}: {found} bytes, but index.json says {file['bytes']}; {again}")
             if verify and sha256_of(path) != file["sha256"]:
-                raise InputError(f"{path}: its content is not what its index says; {again}")
+                raise InputError(f"{path}: its sha256 differs from index.json; {again}")
         opened = Split(
             directory,
             split,
@@ -224,17 +231,17 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
             parts=[Part(**part) for part in figures["parts"]],
         )
         if opened.n_tokens != figures["tokens"]:
-            raise InputError(f"{directory}: {opened.n_tokens} tokens, not {figures['tokens']} as indexed; {again}")
+            raise InputError(f"{directory}: {opened.n_tokens} tokens, but index.json says {figures['tokens']}; {again}")
         return opened
     except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; {directory} is no complete prepared corpus") from None
+        raise InputError(f"{error.filename}: {error.strerror}; {directory} is not a complete prepared corpus") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{directory / 'index.json'} is damaged ({error!r}); {again}") from None
 
 
-def _described(path: Path, digest: str) -> dict[str, Any]:
+def _file_entry(path: Path, digest: str) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 

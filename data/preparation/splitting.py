@@ -1,4 +1,13 @@
-"""The split: which documents, or which part of each, are held out for validation."""
+"""The split: decides which documents, or which part of each document, are held out for validation.
+
+The kind of split is the first of these that applies:
+
+names     val_include= is set: hold out the documents whose names match
+none      val_fraction=0: no validation split
+hash      hold out the documents whose text hashes to less than val_fraction
+position  hold out the last val_fraction of every document: for corpora of few or very unequal documents, where a hash
+          split would hold out less than half or more than twice val_fraction of the text
+"""
 
 from __future__ import annotations
 
@@ -13,55 +22,57 @@ NONE, NAMES, HASH, POSITION = "none", "names", "hash", "position"
 
 @dataclass(frozen=True)
 class Splitting:
-    """How a corpus is split. While it is scanned `kind` is open, for it depends on what there is."""
+    """How a corpus is split. `kind` is empty until decide(), since it depends on the whole corpus."""
 
     val_include: str | list[str] | None
     val_fraction: float
     kind: str = ""
 
-    def chooses(self, name: str, digest: bytes) -> bool:
-        """Whether a document is for validation, if whole documents are: by its name or by its content's hash."""
+    def is_candidate(self, name: str, digest: bytes) -> bool:
+        """True if a document goes into the validation split when whole documents are held out.
+
+        digest: sha256 of its text. A hash split keeps every document on its side when others are added or removed,
+        and puts equal documents on the same side.
+        """
         if self.val_include:
             return matches(name, self.val_include, default=False)
-        # By content: a document keeps its side whatever is added around it, and equal documents are on one side.
         return int.from_bytes(digest[:8], "big") < self.val_fraction * 2**64
 
-    def decided(self, seen: Seen) -> Splitting:
-        """With its kind: none, names, hash, or position where hashes would miss val_fraction by more than half."""
+    def decide(self, totals: Totals) -> Splitting:
+        """Returns the splitting with its kind. Raises InputError if val_include matches all documents or none."""
         if self.val_include:
-            if seen.val_documents in (0, seen.documents):
+            if totals.candidates in (0, totals.documents):
                 raise InputError(
-                    f"val_include={self.val_include!r} matches {'all' if seen.val_documents else 'none'} of the "
-                    f"{seen.documents} documents, such as {seen.example!r}; choose some for validation and leave some "
-                    "for training"
+                    f"val_include={self.val_include!r} matches {'all' if totals.candidates else 'none'} of the "
+                    f"{totals.documents} documents, such as {totals.example!r}; it must match some but not all"
                 )
             return replace(self, kind=NAMES)
         if self.val_fraction == 0:
             return replace(self, kind=NONE)
-        share = seen.val_bytes / seen.n_bytes
-        by_hash = self.val_fraction / 2 <= share <= 2 * self.val_fraction and seen.val_documents < seen.documents
-        return replace(self, kind=HASH if by_hash else POSITION)
+        fraction = totals.candidate_bytes / totals.n_bytes
+        is_close = self.val_fraction / 2 <= fraction <= 2 * self.val_fraction
+        return replace(self, kind=HASH if is_close and totals.candidates < totals.documents else POSITION)
 
-    def sides(self, text: str, *, chosen: bool) -> list[tuple[str, str]]:
-        """(split, text) of a document, or of both its parts; none of them empty."""
+    def assign(self, text: str, *, candidate: bool) -> list[tuple[str, str]]:
+        """Returns (split, text) of a document, or of its two parts in a position split; no text is empty."""
         if self.kind != POSITION:
-            return [(VAL if chosen and self.kind != NONE else TRAIN, text)]
+            return [(VAL if candidate and self.kind != NONE else TRAIN, text)]
         cut = int(len(text) * (1 - self.val_fraction))
-        return [(side, part) for side, part in ((TRAIN, text[:cut]), (VAL, text[cut:])) if part]
+        return [(split, part) for split, part in ((TRAIN, text[:cut]), (VAL, text[cut:])) if part]
 
-    def train_bytes(self, seen: Seen) -> float:
-        """About how many bytes of text there are to train on."""
-        held_out = {NONE: 0.0, POSITION: self.val_fraction * seen.n_bytes}
-        return seen.n_bytes - held_out.get(self.kind, seen.val_bytes)
+    def train_bytes(self, totals: Totals) -> float:
+        """Returns the bytes of training text: exact, except in a position split."""
+        held_out = {NONE: 0.0, POSITION: self.val_fraction * totals.n_bytes}
+        return totals.n_bytes - held_out.get(self.kind, totals.candidate_bytes)
 
 
 @dataclass
-class Seen:
-    """What a corpus holds."""
+class Totals:
+    """Sizes of a corpus, and of the part that is held out if whole documents are (the candidates)."""
 
     documents: int = 0
     n_bytes: int = 0
-    val_documents: int = 0  # if whole documents are chosen
-    val_bytes: int = 0
-    example: str = ""  # a document's name
-    val_names: list[str] = field(default_factory=list)  # the first of them
+    candidates: int = 0
+    candidate_bytes: int = 0
+    example: str = ""  # the name of a document
+    candidate_names: list[str] = field(default_factory=list)  # the first few

@@ -1,4 +1,4 @@
-"""Findings: what in a corpus's statistics deserves a decision, in sentences that name the setting for it."""
+"""Findings: what in a corpus's statistics needs a decision, as sentences that name the setting for it."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..corpus.reading import BAD_LINE, NOT_UTF8, REPLACED
-from .yardsticks import VERBATIM_BYTES
+from .baselines import VERBATIM_BYTES
 
-Summary = dict[str, Any]  # what report.json holds: data/report.py
+Summary = dict[str, Any]  # the content of report.json: see report.summarise()
 
-FEW_LETTERS = 0.5  # a document with a smaller share of letters is a table, code, or noise
+FEW_LETTERS = 0.5  # a document with a smaller share of letters is probably a table, code or noise
 SHORT = 16  # tokens
-COSTLY_LINE = 0.003  # share of the text
-MARKUP = 0.005  # share of the documents
-IDENTIFIERS = 0.005  # lines of one shape for each document
-VERBATIM = 0.05  # share of the pieces of validation text that training has too
-STRAY_SCRIPT = 0.2  # share of the documents below which a script counts as a stray one
+COSTLY_LINE = 0.003  # fraction of the text
+MARKUP = 0.005  # fraction of the documents
+IDENTIFIERS = 0.005  # lines of one shape per document
+VERBATIM = 0.05  # fraction of the validation passages that training text contains too
+STRAY_SCRIPT = 0.2  # a script that fewer documents are mostly in may be there by mistake
+ICONV = "`iconv -f WINDOWS-1252 -t UTF-8` (or from their real encoding)"
 
 
 def findings(summary: Summary) -> list[str]:
-    """One sentence or two on each matter, the weightiest kinds first; Markdown."""
+    """Returns one to three sentences of Markdown per finding, the most important kinds first."""
     rules: tuple[Callable[[Summary], Iterator[str]], ...] = (
-        _unread, _idle, _identifiers, _copies, _leaks, _damage, _markup, _lines, _letters, _short, _scripts,
-        _invisible, _hyphens, _vocabulary,
+        _not_read, _unmatched_patterns, _identifiers, _copies, _leaks, _mojibake, _markup, _lines, _letters, _short,
+        _scripts, _control_characters, _hyphens, _vocabulary,
     )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(summary)]
 
 
-def looked_at(summary: Summary) -> dict[str, Any]:
-    """The close look at the training split."""
+def detailed(summary: Summary) -> dict[str, Any]:
+    """Returns the detailed statistics of the training split, which may cover a sample of its documents."""
     return summary["splits"]["train"]["looked_at"]
 
 
-def estimated(summary: Summary, number: int, thing: str = "") -> str:
-    """What a count of the close look makes of all training documents, where it was taken of some of them: two digits,
-    and `about`."""
-    looked, total = looked_at(summary)["documents"], summary["splits"]["train"]["documents"]
-    if looked == total:
-        return count(number, thing) if thing else f"{number:,}"
-    number = int(float(format(number * total / max(1, looked), ".2g")))
-    return "about " + (count(number, thing) if thing else f"{number:,}")
+def estimate(summary: Summary, number: int, thing: str = "") -> str:
+    """Scales a count of the detailed statistics to all training documents: "about" and two digits if sampled."""
+    sampled, total = detailed(summary)["documents"], summary["splits"]["train"]["documents"]
+    if sampled == total:
+        return plural(number, thing) if thing else f"{number:,}"
+    number = int(float(format(number * total / max(1, sampled), ".2g")))
+    return "about " + (plural(number, thing) if thing else f"{number:,}")
 
 
 def code(text: str, *, limit: int = 90) -> str:
-    """Any text as Markdown's code, on one line and safe in a table."""
+    """Formats any text as Markdown code, on one line and safe in a table."""
     text = " ".join(text.split()) if text.strip() else repr(text)[1:-1]
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text).replace("|", "¦").replace("`", "ˋ")
@@ -55,86 +55,83 @@ def code(text: str, *, limit: int = 90) -> str:
 
 
 def percent(share: float) -> str:
-    """A share for people: two digits that matter, and never 0 % of something."""
+    """Formats a share with two significant digits; a small share never becomes 0 %."""
     return f"{share:.1%}" if share >= 0.01 or not share else f"{share:.2%}" if share >= 0.0001 else "<0.01%"
 
 
-def count(number: int, thing: str) -> str:
+def plural(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def _copies(summary: Summary) -> Iterator[str]:
     rules, total = summary["curation"], summary["read"]["documents"]
-    for rule, setting in (
-        ("duplicate", "curate.exact_duplicates=true"),
-        ("in validation", "curate.overlap=true"),
-        ("near copy in validation", "curate.overlap=true"),
+    for rule, kind, setting in (
+        ("duplicate", "exact copies of earlier documents", "curate.exact_duplicates=true"),
+        ("in validation", "exact copies of validation documents", "curate.overlap=true"),
+        ("near copy in validation", "near copies of validation documents", "curate.overlap=true"),
     ):
         if entry := rules.get(f"{rule}, kept"):
-            what = {"duplicate": "have the text of an earlier one", "in validation": "stand in validation too"}
-            what |= {"near copy in validation": "are near copies of validation documents"}
-            yield (
-                f"**{count(entry['documents'], 'document')}** ({percent(entry['documents'] / total)}) {what[rule]} and "
-                f"stay: `{setting}` would drop them."
-            )
+            share = percent(entry["documents"] / total)
+            yield f"Kept: **{plural(entry['documents'], 'document')}** ({share}), {kind}. `{setting}` drops them."
     if total >= 100 and not summary["settings"].get("near_duplicates"):
-        yield "Near copies were not looked for: `curate.near_duplicates=true` does, and takes its time."
+        yield "Near duplicates were not searched for: `curate.near_duplicates=true` does, but takes time."
 
 
 def _leaks(summary: Summary) -> Iterator[str]:
-    yardsticks = summary.get("yardsticks") or {}
-    alone, after = yardsticks.get("xz_val"), yardsticks.get("xz_val_after")
-    if not alone or yardsticks["val_bytes"] <= 10_000:
+    baselines = summary.get("yardsticks") or {}
+    alone, after = baselines.get("xz_val"), baselines.get("xz_val_after")
+    if not alone or baselines["val_bytes"] <= 10_000:
         return
-    verbatim = yardsticks.get("val_verbatim", 0.0)
-    hint = "Hold out by source or time (`val_include=`)."
+    verbatim = baselines.get("val_verbatim", 0.0)
+    hint = "Hold out by source or date (`val_include=`)."
     if verbatim > VERBATIM:
         yield (
-            f"**Whole passages are in both splits**: of pieces of {VERBATIM_BYTES} bytes of validation text, "
-            f"{percent(verbatim)} stand in training text word for word (samples of both were compared), so the "
-            f"validation loss will flatter. {hint}"
+            f"**The splits share whole passages**: training text contains {percent(verbatim)} of the validation "
+            f"passages of {VERBATIM_BYTES} bytes word for word (samples of both were compared), so the validation loss "
+            f"will be too low. {hint}"
         )
     elif after < 0.7 * alone:
         yield (
-            f"xz needs {alone:.2f} bits/byte for validation text, but {after:.2f} after training text: the two may "
-            f"share passages or templates ({percent(verbatim)} of pieces of {VERBATIM_BYTES} bytes stand in both word "
-            f"for word, in samples), and the validation loss may flatter. {hint}"
+            f"xz needs {alone:.2f} bits/byte for validation text by itself, but {after:.2f} after training text. The "
+            f"splits may share passages or templates (training text contains {percent(verbatim)} of the validation "
+            f"passages of {VERBATIM_BYTES} bytes word for word, in samples), so the validation loss may be too low. "
+            f"{hint}"
         )
 
 
-def _damage(summary: Summary) -> Iterator[str]:
-    look, settings = looked_at(summary), summary["settings"]
-    damage, total = look["mojibake"], look["documents"]
+def _mojibake(summary: Summary) -> Iterator[str]:
+    sampled, settings = detailed(summary), summary["settings"]
+    damage, total = sampled["mojibake"], sampled["documents"]
     if damage["documents"] > 0.001 * total:
         example = damage["examples"][0]
         drops = " and ".join(
-            f"`curate.max_mojibake={share}` would drop {estimated(summary, documents)} of them"
+            f"`curate.max_mojibake={share}` would drop {estimate(summary, documents)} of them"
             for share, documents in damage["above"].items()
         )
-        repair = "First repair what can be (`curate.repair_mojibake=true`) and prepare again. "
+        repair = "First repair what can be repaired (`curate.repair_mojibake=true`) and prepare again. "
         yield (
-            f"**{estimated(summary, damage['documents'], 'document')}** ({percent(damage['documents'] / total)}) show "
-            f"traces of a wrong decoding, such as {code(example['text'])} in {code(example['name'])}. "
-            f"{'' if settings.get('repair_mojibake') else repair}As they are, {drops}."
+            f"**{estimate(summary, damage['documents'], 'document')}** ({percent(damage['documents'] / total)}) "
+            f"contain mojibake, text decoded with a wrong encoding, such as {code(example['text'])} in "
+            f"{code(example['name'])}. {'' if settings.get('repair_mojibake') else repair}As the text is now, {drops}."
         )
 
 
 def _lines(summary: Summary) -> Iterator[str]:
-    look = looked_at(summary)
-    costly = [row for row in look["lines"] if row["bytes"] > COSTLY_LINE * look["characters"]]
+    sampled = detailed(summary)
+    costly = [row for row in sampled["lines"] if row["bytes"] > COSTLY_LINE * sampled["characters"]]
     if costly:
         patterns = [pattern for row in costly[:3] if (pattern := _pattern(row["line"])).strip("?* ")]
         setting = shlex.quote("curate.drop_lines=" + json.dumps(patterns, ensure_ascii=False))
-        share = sum(row["bytes"] for row in costly) / max(1, look["characters"])
+        share = sum(row["bytes"] for row in costly) / max(1, sampled["characters"])
         yield (
-            f"**{count(len(costly), 'line')}** recurring all over take {percent(share)} of the text; the costliest, "
-            f"{code(costly[0]['line'], limit=60)}, stands there {estimated(summary, costly[0]['times'])} times."
+            f"**{plural(len(costly), 'line')}** repeated many times: {percent(share)} of the text. The largest, "
+            f"{code(costly[0]['line'], limit=60)}, occurs {estimate(summary, costly[0]['times'])} times."
             + (f" To remove them: {code(setting, limit=250)}" if patterns else "")
         )
 
 
 def _pattern(line: str) -> str:
-    """A pattern for a line, of characters that mean nothing to Hydra, JSON or Markdown: it can be pasted as it is."""
+    """Returns a pattern for a line. It has no characters that are special to Hydra, JSON or Markdown."""
     line = "".join(c if c.isprintable() and c not in "[]'\"\\$|`" else "?" for c in line)
     if len(line) > 50:
         line = line[:45].rstrip() + "*"
@@ -142,14 +139,14 @@ def _pattern(line: str) -> str:
 
 
 def _letters(summary: Summary) -> Iterator[str]:
-    look = looked_at(summary)
-    bins = look["shares"]["letters"]
+    sampled = detailed(summary)
+    bins = sampled["shares"]["letters"]
     few = sum(bins[: int(FEW_LETTERS * len(bins))])
-    if 0 < few < 0.5 * look["documents"]:
-        names = ", ".join(code(row["name"], limit=40) for row in look["fewest_letters"][:3])
+    if 0 < few < 0.5 * sampled["documents"]:
+        names = ", ".join(code(row["name"], limit=40) for row in sampled["fewest_letters"][:3])
         yield (
-            f"**{estimated(summary, few, 'document')}** ({percent(few / look['documents'])}) consist of letters "
-            f"for less than half ({names}): tables, numbers, noise? `curate.min_letters={FEW_LETTERS}` drops them."
+            f"**{estimate(summary, few, 'document')}** ({percent(few / sampled['documents'])}) with less than half "
+            f"letters ({names}): tables, numbers or noise? `curate.min_letters={FEW_LETTERS}` drops them."
         )
 
 
@@ -158,106 +155,108 @@ def _short(summary: Summary) -> Iterator[str]:
     short = sum(row["documents"] for row in train["lengths"] if row["at_least"] < SHORT)
     if short > 0.01 * train["documents"]:
         yield (
-            f"**{count(short, 'document')}** ({percent(short / train['documents'])}) have fewer than {SHORT} tokens, "
-            f"such as {code(train['shortest'][0]['name'])}: `curate.min_characters=` sets a least length."
+            f"**{plural(short, 'document')}** ({percent(short / train['documents'])}) with fewer than {SHORT} tokens, "
+            f"such as {code(train['shortest'][0]['name'])}: `curate.min_characters=` sets a minimum length."
         )
 
 
 def _scripts(summary: Summary) -> Iterator[str]:
-    look = looked_at(summary)
-    for row in look["scripts"][1:4]:
-        if 0 < row["documents"] < STRAY_SCRIPT * look["documents"]:
+    sampled = detailed(summary)
+    for row in sampled["scripts"][1:4]:
+        if 0 < row["documents"] < STRAY_SCRIPT * sampled["documents"]:
             names = ", ".join(code(name, limit=40) for name in row["examples"][:3])
-            share = percent(row["documents"] / look["documents"])
+            share = percent(row["documents"] / sampled["documents"])
             yield (
-                f"**{estimated(summary, row['documents'], 'document')}** ({share}) are mostly {row['script']} "
-                f"({names}): meant to be there? `exclude=` leaves documents out by name."
+                f"**{estimate(summary, row['documents'], 'document')}** ({share}) mostly in {row['script']} "
+                f"script ({names}): if they do not belong here, `exclude=` leaves out documents by name."
             )
 
 
-def _invisible(summary: Summary) -> Iterator[str]:
-    look = looked_at(summary)
-    if number := look["classes"]["control"]:
-        halves = look["high_controls"] and not summary["settings"].get("repair_mojibake")
-        yield f"**{estimated(summary, number, 'control character')}** are in the text: " + (
-            f"{estimated(summary, look['high_controls'])} of them (U+0080 to U+009F) may be halves of characters that "
-            "were decoded wrongly, and without them these cannot be put right: remove them only together with "
-            "`curate.repair_mojibake=true`, which comes first: `curate.repair_mojibake=true "
-            "curate.control_characters=true`."
-            if halves
+def _control_characters(summary: Summary) -> Iterator[str]:
+    sampled = detailed(summary)
+    if number := sampled["classes"]["control"]:
+        may_be_halves = sampled["high_controls"] and not summary["settings"].get("repair_mojibake")
+        yield f"**{estimate(summary, number, 'control character')}** in the text: " + (
+            f"{estimate(summary, sampled['high_controls'])} of them (U+0080 to U+009F) may be parts of mojibake, which "
+            "cannot be repaired without them. Remove them only together with the repair, which runs first: "
+            "`curate.repair_mojibake=true curate.control_characters=true`."
+            if may_be_halves
             else "`curate.control_characters=true` removes them."
         )
 
 
 def _markup(summary: Summary) -> Iterator[str]:
-    look = looked_at(summary)
-    markup, total = look["markup"], look["documents"]
+    sampled = detailed(summary)
+    markup, total = sampled["markup"], sampled["documents"]
     if markup["documents"] > MARKUP * total:
         names = ", ".join(code(name, limit=40) for name in markup["examples"][:3])
         yield (
-            f"**{estimated(summary, markup['documents'], 'document')}** ({percent(markup['documents'] / total)}) have "
-            f"tags or entities of HTML ({names}): meant to be there? If not, convert them to text before; a model "
+            f"**{estimate(summary, markup['documents'], 'document')}** ({percent(markup['documents'] / total)}) with "
+            f"HTML tags or entities ({names}): if they are not intended, convert the documents to text first; a model "
             "learns to write them too."
         )
 
 
 def _identifiers(summary: Summary) -> Iterator[str]:
-    look = looked_at(summary)
-    for row in look["shapes"][:1]:
-        if row["times"] > max(9, IDENTIFIERS * look["documents"]):
+    sampled = detailed(summary)
+    for row in sampled["shapes"][:1]:
+        if row["times"] > max(9, IDENTIFIERS * sampled["documents"]):
             yield (
-                f"**{estimated(summary, row['times'], 'line')}** differ in their digits only, as {code(row['line'])} "
-                "(`#` stands for digits): this looks like identifiers: look whether they name people."
+                f"**{estimate(summary, row['times'], 'line')}** that differ only in their digits, such as "
+                f"{code(row['line'])} (`#` stands for digits). They look like identifiers: check whether they identify "
+                "people."
             )
 
 
-def _unread(summary: Summary) -> Iterator[str]:
+def _not_read(summary: Summary) -> Iterator[str]:
     for reason, entry in (summary.get("left_out") or {}).items():
-        some = f"({entry['bytes']:,} bytes), such as {code((entry['examples'] or ['?'])[0], limit=60)},"
+        some = f"({entry['bytes']:,} bytes), such as {code((entry['examples'] or ['?'])[0], limit=60)}:"
+        documents = f"**{plural(entry['documents'], 'document')}** {some}"
         if reason == NOT_UTF8:
             yield (
-                f"**{count(entry['documents'], 'document')}** {some} left out for not being UTF-8: convert with "
-                "`iconv -f WINDOWS-1252 -t UTF-8`, or what they were written in, or set `invalid_utf8=replace` to "
-                "have U+FFFD for what cannot be read."
+                f"{documents} skipped, because the text is not UTF-8. Convert it with {ICONV}, or set "
+                "`invalid_utf8=replace` to replace invalid bytes by U+FFFD."
             )
         elif reason == REPLACED:
             yield (
-                f"**{count(entry['documents'], 'document')}** {some} not UTF-8: U+FFFD stands for what could not be "
-                "read; convert with `iconv -f WINDOWS-1252 -t UTF-8`, or what they were written in, to have all of it."
+                f"{documents} not UTF-8, so invalid bytes were replaced by U+FFFD. Convert with {ICONV} to keep all "
+                "of the text."
             )
         elif reason == BAD_LINE:
             yield (
-                f"**{count(entry['documents'], 'line')} of JSON** {some} broken and left out, as `max_bad_lines=` "
-                "allows: see to what wrote them, or mend them."
+                f"**{plural(entry['documents'], 'broken line')} of JSON** {some} skipped, as `max_bad_lines=` allows. "
+                "Fix the file, or the program that wrote it."
             )
 
 
-def _idle(summary: Summary) -> Iterator[str]:
-    if idle := summary.get("idle_patterns"):
-        yield idle_patterns(idle, show=code)
+def _unmatched_patterns(summary: Summary) -> Iterator[str]:
+    if patterns := summary.get("idle_patterns"):
+        yield unmatched_patterns(patterns, show=code)
 
 
-def idle_patterns(patterns: list[str], *, show: Callable[[str], str] = repr) -> str:
-    """That some patterns of drop_lines did nothing, and why that may be."""
+def unmatched_patterns(patterns: list[str], *, show: Callable[[str], str] = repr) -> str:
+    """Returns the message that some patterns of drop_lines matched no line, with a likely reason."""
     wider = f"*{patterns[0].strip('*')}*"
-    hint = "" if wider == patterns[0] else f": {show(wider)} would match those that have it in them"
-    return f"drop_lines: {', '.join(map(show, patterns))} matched no line; patterns match whole lines{hint}"
+    hint = "" if wider == patterns[0] else f": {show(wider)} would match lines that contain it"
+    names = ", ".join(map(show, patterns))
+    return f"curate.drop_lines: {names} matched no line; a pattern must match the whole line{hint}"
 
 
 def _hyphens(summary: Summary) -> Iterator[str]:
-    look = looked_at(summary)
-    if look["hyphens"] > look["characters"] / 3000:
+    sampled = detailed(summary)
+    if sampled["hyphens"] > sampled["characters"] / 3000:
         yield (
-            f"**{estimated(summary, look['hyphens'])} lines end in a hyphen**: words cut in two by a page's layout "
-            "stay so; a converter that joins them (when a PDF is exported) is worth more than a larger model."
+            f"**{estimate(summary, sampled['hyphens'], 'line')}** that end in a hyphen: the page layout divided "
+            "words. Export the text (for example from a PDF) with a converter that joins them."
         )
 
 
 def _vocabulary(summary: Summary) -> Iterator[str]:
     words = summary["splits"]["train"]["vocabulary"]
-    rare = words["size"] - words["used"] + words["under_100"]
+    unused = words["size"] - words["used"]
+    rare = unused + words["under_100"]
     if words["size"] > 1000 and rare > 0.75 * words["size"]:
         yield (
-            f"**{rare:,} of {words['size']:,} tokens** occur fewer than 100 times, {words['size'] - words['used']:,} "
-            "never: little is learned of them. A smaller `tokenizer.vocab_size=`, or more text."
+            f"**{rare:,} of {words['size']:,} tokens** occur fewer than 100 times, {unused:,} of them never, so a "
+            "model learns little about them. Use a smaller `tokenizer.vocab_size=`, or more text."
         )

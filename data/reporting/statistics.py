@@ -1,4 +1,4 @@
-"""Statistics: what is counted of a split while its documents pass by, in memory that does not grow with it."""
+"""Statistics of a split: sizes, lengths, token counts, in memory that does not grow with the split."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from zlib import crc32
 import numpy as np
 
 from ..corpus.corpora import Document
-from .text_stats import Texture, keep
+from .text_stats import TextStats, keep_largest
 
 if TYPE_CHECKING:
     from ..tokenizers.build import Tokenizer
 
 FLUSH = 1_000_000  # tokens that are counted together
-BINS_PER_OCTAVE = 4  # of the histogram of lengths
+BINS_PER_OCTAVE = 4  # of the histogram of document lengths
 
 
 class Statistics:
-    """What one split holds. Documents are added one by one; what several processes counted is merged.
+    """Statistics of one split. Documents are added one by one; the statistics of several processes can be merged.
 
-    looked_at: the share of the documents, chosen by their names, whose characters and lines are looked at too: that
-    costs about as much as encoding them. All else is counted of all documents.
+    sample_fraction: fraction of the documents, sampled by a hash of their names, that get the detailed statistics
+    (text_stats.py), which cost about as much as encoding. Everything else covers all documents.
     """
 
-    def __init__(self, vocab_size: int, *, looked_at: float = 1.0) -> None:
-        self.looked_at = looked_at
+    def __init__(self, vocab_size: int, *, sample_fraction: float = 1.0) -> None:
+        self.sample_fraction = sample_fraction
         self.documents = self.bytes = self.tokens = 0
         self.sources: dict[str, list[int]] = {}  # name -> documents, bytes, tokens
-        self.lengths = np.zeros((2, 64 * BINS_PER_OCTAVE), np.int64)  # documents, and their tokens, by log2 of tokens
-        self.longest: list[tuple[int, str]] = []  # heaps of (bytes, name); of the shortest with a minus
-        self.shortest: list[tuple[int, str]] = []
+        self.lengths = np.zeros((2, 64 * BINS_PER_OCTAVE), np.int64)  # documents and tokens, by log2 of tokens
+        self.longest: list[tuple[int, str]] = []  # heap of (bytes, name)
+        self.shortest: list[tuple[int, str]] = []  # heap of (-bytes, name)
         self.token_counts = np.zeros(vocab_size, np.int64)
-        self.texture = Texture()
-        self._waiting: list[np.ndarray] = []  # ids that are not counted yet
-        self._length = 0  # of these
+        self.text_stats = TextStats()
+        self._pending: list[np.ndarray] = []  # ids that are not counted yet
+        self._pending_length = 0
 
     def add(self, document: Document, ids: np.ndarray, *, source: str = "") -> None:
-        """Counts a document with its tokens (without the END after it); source: which of several corpora it is from."""
+        """Adds a document and its ids (n,), without the end token; source: the corpus that it comes from."""
         text, ids = document.text, np.asarray(ids)
         n_bytes = len(text) if text.isascii() else len(text.encode(errors="replace"))
         self.documents += 1
@@ -47,25 +47,25 @@ class Statistics:
         self.tokens += ids.size
         self._count_source(source, [1, n_bytes, ids.size])
         self.lengths[:, int(BINS_PER_OCTAVE * math.log2(max(1, ids.size)))] += 1, ids.size
-        keep(self.longest, (n_bytes, document.name))
-        keep(self.shortest, (-n_bytes, document.name))
-        if self.looked_at >= 1 or crc32(document.name.encode(errors="replace")) < self.looked_at * 2**32:
-            self.texture.add(document.name, text)
+        keep_largest(self.longest, (n_bytes, document.name))
+        keep_largest(self.shortest, (-n_bytes, document.name))
+        if self.sample_fraction >= 1 or crc32(document.name.encode(errors="replace")) < self.sample_fraction * 2**32:
+            self.text_stats.add(document.name, text)
         for start in range(0, ids.size, FLUSH):
-            self._waiting.append(ids[start : start + FLUSH])
-            self._length += self._waiting[-1].size
-            if self._length >= FLUSH:
+            self._pending.append(ids[start : start + FLUSH])
+            self._pending_length += self._pending[-1].size
+            if self._pending_length >= FLUSH:
                 self.flush()
 
     def flush(self) -> None:
-        """Counts the tokens that are waiting."""
-        if self._waiting:
-            ids = np.concatenate(self._waiting).astype(np.int64)
+        """Counts the pending tokens."""
+        if self._pending:
+            ids = np.concatenate(self._pending).astype(np.int64)
             self.token_counts += np.bincount(ids, minlength=self.token_counts.size)
-            self._waiting, self._length = [], 0
+            self._pending, self._pending_length = [], 0
 
     def merge(self, other: Statistics) -> None:
-        """Adds what another process counted of the same split."""
+        """Adds another process's statistics of the same split."""
         self.flush()
         other.flush()
         self.documents += other.documents
@@ -74,16 +74,16 @@ class Statistics:
         for source, numbers in other.sources.items():
             self._count_source(source, numbers)
         for item in other.longest:
-            keep(self.longest, item)
+            keep_largest(self.longest, item)
         for item in other.shortest:
-            keep(self.shortest, item)
+            keep_largest(self.shortest, item)
         self.lengths += other.lengths
         self.token_counts += other.token_counts
-        self.texture.merge(other.texture)
+        self.text_stats.merge(other.text_stats)
 
     def __getstate__(self) -> dict[str, Any]:
         self.flush()
-        used = np.flatnonzero(self.token_counts)  # of a large vocabulary a block of text uses a small part
+        used = np.flatnonzero(self.token_counts)  # a block uses a small part of a large vocabulary
         return self.__dict__ | {"token_counts": (self.token_counts.size, used, self.token_counts[used])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ class Statistics:
         self.token_counts[used] = counts
 
     def to_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """All of it as plain numbers, lists and strings, for report.json."""
+        """Returns everything as numbers, lists and strings for report.json."""
         self.flush()
         names = ("documents", "bytes", "tokens")
         return {
@@ -108,7 +108,7 @@ class Statistics:
             "longest": [{"name": name, "bytes": n_bytes} for n_bytes, name in sorted(self.longest, reverse=True)],
             "shortest": [{"name": name, "bytes": -n_bytes} for n_bytes, name in sorted(self.shortest, reverse=True)],
             "vocabulary": self._vocabulary(tokenizer),
-            "looked_at": self.texture.to_dict(),
+            "looked_at": self.text_stats.to_dict(),
         }
 
     def _vocabulary(self, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -123,16 +123,16 @@ class Statistics:
             "size": int(counts.size),
             "used": used,
             "under_100": int(((counts > 0) & (counts < 100)).sum()),
-            "entropy": float(-(share * np.log2(share)).sum()),  # bits a token
+            "entropy": float(-(share * np.log2(share)).sum()),  # bits per token
             "ranks": [[rank, int(counts[order[rank - 1]])] for rank in ranks],
             "longest": [{"text": shown(spelled[number]), "times": int(counts[number])} for number in longest],
         }
 
     def _count_source(self, source: str, numbers: list[int]) -> None:
-        so_far = self.sources.get(source, [0, 0, 0])
-        self.sources[source] = [a + b for a, b in zip(so_far, numbers, strict=True)]
+        before = self.sources.get(source, [0, 0, 0])
+        self.sources[source] = [a + b for a, b in zip(before, numbers, strict=True)]
 
 
 def shown(token: bytes) -> str:
-    """A token's bytes as text; bytes that are no UTF-8 as \\x.."""
+    """Returns a token's bytes as text, with \\x.. for bytes that are not UTF-8."""
     return token.decode("utf-8", "backslashreplace")

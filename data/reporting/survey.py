@@ -1,4 +1,4 @@
-"""A survey: documents through curation and statistics in one process, without writing any shards."""
+"""A survey: curation and statistics of documents in memory, to look at a corpus in Python without writing shards."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from hashlib import sha256
 
 import numpy as np
 
-from ..corpus.corpora import Document
+from ..corpus.reading import Document
 from ..curation.curate import CurateConfig, clean, refuse
 from ..curation.duplicates import SIGNATURE, duplicates, signature
-from ..curation.removals import Ledger, size
+from ..curation.removals import Removals, size
 from ..tokenizers.build import Tokenizer
 from .advice import Summary
+from .baselines import corpus_baselines
 from .report import summarise
 from .statistics import Statistics
-from .yardsticks import yardsticks
 
 
 def survey(
@@ -26,18 +26,18 @@ def survey(
     config: CurateConfig | None = None,
     in_val: Callable[[Document], bool] | None = None,
 ) -> tuple[Summary, dict[str, list[Document]]]:
-    """What report.json of these documents would hold, and the documents of each split that are left.
+    """Returns what report.json would hold, and the remaining documents of each split.
 
-    in_val: whether a document is held out; a tenth of them by default, by a hash of their text. All of the documents
-    are held in memory, which preparation does not do: this is for looking at a corpus in Python.
+    in_val: True for the documents to hold out; by default a tenth of them, by a hash of their text. All documents are
+    in memory, unlike in preparation.
     """
     config = config or CurateConfig()
-    ledger, kept, digests, signatures = Ledger(), [], [], []
+    removals, kept, digests, signatures = Removals(), [], [], []
     for document in documents:
         text, removed = clean(document.text, config)
-        ledger.cleaned(removed, document, config)
+        removals.add_cleaned(removed, document, config)
         if rule := refuse(text, config):
-            ledger.drop(rule, document)
+            removals.add_document(rule, document)
             continue
         kept.append(Document(document.name, text))
         digests.append(sha256(text.encode(errors="replace")).digest())
@@ -50,8 +50,8 @@ def survey(
     sketches = np.frombuffer(b"".join(signatures), np.uint8).reshape(-1, SIGNATURE) if config.near_duplicates else None
     copies = duplicates(hashes, sketches, is_val, config)
     for position, copy in sorted(copies.items()):
-        document, of = kept[position], kept[copy.of].name
-        ledger.copy(copy, document.name, n_bytes=size(document), of=of)
+        document, original = kept[position], kept[copy.original].name
+        removals.add_copy(copy, document.name, n_bytes=size(document), original=original)
     splits: dict[str, list[Document]] = {"train": [], "val": []}
     for position, document in enumerate(kept):
         if not (position in copies and copies[position].removed):
@@ -64,7 +64,7 @@ def survey(
             statistics[split].add(document, ids)
         end = np.array([tokenizer.end_id])
         streams[split] = [np.concatenate([end, *(part for ids in encoded for part in (ids, end))]).astype(np.int64)]
-    measured = yardsticks(streams["train"], streams["val"] if splits["val"] else None, tokenizer)
+    baselines = corpus_baselines(streams["train"], streams["val"] if splits["val"] else None, tokenizer)
     if not splits["val"]:
         del statistics["val"]
-    return summarise(statistics, ledger, tokenizer, settings=asdict(config), yardsticks=measured), splits
+    return summarise(statistics, removals, tokenizer, settings=asdict(config), baselines=baselines), splits

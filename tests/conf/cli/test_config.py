@@ -31,7 +31,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         ("train", "TrainConfig", "train"),
         ("finetune", "FinetuneConfig", "finetune"),
         ("sample", "MODES", "sample"),
-        ("data.preparation.prepare", "PrepareConfig", "prepare"),
+        ("data.preparation.config", "PrepareConfig", "prepare"),
         ("scripts.evaluate", "EvaluateConfig", "evaluate"),
         ("scripts.tokenizer", "ToolConfig", "tokenize"),
     ],

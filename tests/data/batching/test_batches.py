@@ -11,8 +11,9 @@ import pytest
 from data import InputError
 from data.batching.batches import IGNORE, WindowBatches, WindowEvaluation
 from data.batching.order import permute
-from data.preparation.prepare import PrepareConfig, open_split, prepare
-from data.preparation.shards import Tokens
+from data.preparation.config import PrepareConfig
+from data.preparation.prepare import prepare
+from data.preparation.shards import Tokens, open_split
 from data.tokenizers.build import TokenizerConfig
 
 

@@ -12,14 +12,15 @@ import torch
 from data import InputError
 from data.batching.batches import IGNORE, WindowBatches
 from data.batching.packing import DocumentWindows, pack
-from data.preparation.prepare import PrepareConfig, open_split, prepare
-from data.preparation.shards import Part, Tokens
+from data.preparation.config import PrepareConfig
+from data.preparation.prepare import prepare
+from data.preparation.shards import Part, Tokens, open_split
 from data.tokenizers.build import TokenizerConfig
-from model.distributed import parallel
+from model.distributed.stop_signal import StopSignal
 from model.training.evaluate import to_device
-from tests.end_to_end.test_train import digest
 from tests.families import FAMILIES, make
 from tests.programs import NANO, ok, run
+from tests.toy_training import digest
 
 END = 95  # of the tests' vocabulary of 96
 
@@ -214,7 +215,7 @@ def test_a_run_in_document_mode_reports_what_it_does_and_resumes_bit_for_bit(tmp
     assert "% used" in out and "document_mask: true" in (tmp_path / "whole" / "config.yaml").read_text()
     steps = iter(range(1, 99))
     with monkeypatch.context() as patched:
-        patched.setattr(parallel.StopSignal, "agreed", lambda self: next(steps) == 4)
+        patched.setattr(StopSignal, "agreed", lambda self: next(steps) == 4)
         assert "stopped after step 4" in ok("train", *options, "run_dir=parts", "document_mask=true")
     ok("train", "run_dir=parts", "resume=true")
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")

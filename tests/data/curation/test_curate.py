@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.corpus.corpora import documents
-from data.curation.characters import classes, mojibake, repaired, script_of
+from data.curation.characters import classes, count_mojibake, repair_mojibake, script_of
 from data.curation.curate import CurateConfig, clean, refuse
 
 PROSE = "Take the tablets with a glass of water, in the morning, before the first meal of the day."
@@ -86,7 +86,7 @@ def test_what_is_wrong_with_the_settings_is_said_all_at_once():
 
 def test_damage_is_seen_and_sound_text_left_alone():
     damaged = "Übelkeit, Müdigkeit – „häufig“ 5 µg, λόγος, привет, 患者 🙂".encode().decode("cp1252", "replace")
-    assert mojibake(damaged) == 10
+    assert count_mojibake(damaged) == 10
     for sound in (
         "Müdigkeit, Übelkeit",
         "CAFÉ» «Ça va?»",
@@ -96,8 +96,8 @@ def test_damage_is_seen_and_sound_text_left_alone():
         "ÅÄÖ",
         "Ñandú",
     ):
-        assert mojibake(sound) == 0 and repaired(sound) == (sound, 0)
-    assert mojibake("lost: \ufffd") == 1 and repaired("\ufffd") == ("\ufffd", 0)
+        assert count_mojibake(sound) == 0 and repair_mojibake(sound) == (sound, 0)
+    assert count_mojibake("lost: \ufffd") == 1 and repair_mojibake("\ufffd") == ("\ufffd", 0)
 
 
 def test_tables_of_characters_agree_with_their_names():

@@ -43,10 +43,10 @@ def test_copies_are_found_the_first_stays_and_what_differs_stays():
     rng = random.Random(1)
     texts = [text_of(rng) for _ in range(60)]
     texts += [texts[3], with_changes(texts[4], rng), texts[3]]
-    assert {i: (c.rule, c.of) for i, c in found(texts).items()} == {
+    assert {i: (c.rule, c.original) for i, c in found(texts).items()} == {
         60: ("duplicate", 3), 61: ("near duplicate", 4), 62: ("duplicate", 3)
     }  # fmt: skip
-    assert {i: c.of for i, c in found(texts, config=CurateConfig()).items()} == {60: 3, 62: 3}
+    assert {i: c.original for i, c in found(texts, config=CurateConfig()).items()} == {60: 3, 62: 3}
     assert found([]) == {} and found(["alone " * 30]) == {}
 
 
@@ -55,7 +55,7 @@ def test_the_training_document_goes_wherever_it_stands():
     texts = [text_of(rng) for _ in range(20)]
     texts += [texts[0], with_changes(texts[1], rng), texts[2], texts[2]]
     copies = found(texts, val={20, 21, 2, 3})
-    assert {i: (c.rule, c.of) for i, c in copies.items()} == {
+    assert {i: (c.rule, c.original) for i, c in copies.items()} == {
         0: ("in validation", 20), 1: ("near copy in validation", 21), 22: ("in validation", 2), 23: ("in validation", 2)
     }  # fmt: skip
     assert all(copy.removed for copy in copies.values())

@@ -12,7 +12,9 @@ import pytest
 from data import InputError
 from data.corpus.corpora import Document, documents
 from data.curation.curate import CurateConfig, clean, refuse
-from data.preparation.prepare import PrepareConfig, looked_at, open_split, prepare
+from data.preparation.config import PrepareConfig
+from data.preparation.prepare import prepare
+from data.preparation.shards import open_split
 from data.preparation.splitting import Splitting
 from data.reporting.survey import survey
 from data.tokenizers import build

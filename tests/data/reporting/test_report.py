@@ -1,4 +1,4 @@
-"""The data report: its figures are those of a plain count, however the work was divided; troubles are named."""
+"""The data report: statistics equal a naive count, however the work is divided; findings name problems and settings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ import pytest
 from conf import cli
 from data.corpus.corpora import Document
 from data.curation.curate import CurateConfig, clean
-from data.curation.removals import Ledger
-from data.preparation.prepare import PrepareConfig
+from data.curation.removals import Removals
+from data.preparation.config import PrepareConfig
 from data.reporting.advice import code, findings
-from data.reporting.report import report, summarise
+from data.reporting.frequent_lines import FrequentLines
+from data.reporting.report import report, summarise, windows
 from data.reporting.statistics import Statistics
 from data.reporting.survey import survey
-from data.reporting.text_stats import FrequentLines
-from data.reporting.yardsticks import epochs, windows, yardsticks
 from data.tokenizers import build as tokenizers
 from data.tokenizers.build import TokenizerConfig
 from tests.messy import BOILERPLATE, documents
@@ -38,7 +37,7 @@ def counted(some: list[Document], **options) -> Statistics:
     return statistics
 
 
-def test_the_figures_are_those_of_a_plain_count():
+def test_statistics_equal_a_naive_count():
     some = documents(120, seed=2)
     found = counted(some).to_dict(BYTE)
     text = "".join(document.text for document in some)
@@ -66,7 +65,7 @@ def test_the_figures_are_those_of_a_plain_count():
     assert found["longest"][0]["bytes"] == max(len(document.text.encode()) for document in some)
 
 
-def test_divided_pickled_and_merged_the_figures_are_the_same():
+def test_merged_statistics_of_parts_equal_those_of_the_whole():
     some = documents(90)
     parts = [pickle.loads(pickle.dumps(counted(some[start : start + 30]))) for start in (0, 30, 60)]
     for part in parts[1:]:
@@ -79,33 +78,33 @@ def test_memory_and_pickles_do_not_grow_with_the_corpus(monkeypatch):
     monkeypatch.setattr("data.reporting.text_stats.FLUSH", 10_000)
     rng = random.Random(0)
     statistics, sizes = Statistics(BYTE.vocab_size), []
-    statistics.texture.lines = FrequentLines(capacity=50)
+    statistics.text_stats.lines = FrequentLines(capacity=50)
     for number in range(2000):
         text = "".join(f"line {rng.random()} of many\n" for _ in range(20))
         statistics.add(Document(f"{number:05d}", text), np.zeros(100, np.uint16))
         if number in (400, 1999):
             sizes.append(len(pickle.dumps(statistics)))
-    assert sizes[1] < 1.2 * sizes[0] and len(statistics.texture.lines.counts) <= 250 + 20
+    assert sizes[1] < 1.2 * sizes[0] and len(statistics.text_stats.lines.counts) <= 250 + 20
 
 
-def test_a_close_look_at_a_share_takes_the_same_documents_everywhere():
+def test_the_detailed_statistics_sample_the_same_documents_in_every_process():
     some = [Document(f"{number}.txt", "text\n") for number in range(2000)]
-    half = counted(some, looked_at=0.5)
-    assert half.documents == 2000 and 900 < half.texture.documents < 1100
-    parts = [counted(some[:700], looked_at=0.5), counted(some[700:], looked_at=0.5)]
-    assert parts[0].texture.documents + parts[1].texture.documents == half.texture.documents
+    half = counted(some, sample_fraction=0.5)
+    assert half.documents == 2000 and 900 < half.text_stats.documents < 1100
+    parts = [counted(some[:700], sample_fraction=0.5), counted(some[700:], sample_fraction=0.5)]
+    assert parts[0].text_stats.documents + parts[1].text_stats.documents == half.text_stats.documents
 
 
-def test_what_was_seen_of_some_documents_is_reckoned_for_all():
+def test_counts_of_a_sample_are_scaled_to_all_documents():
     some = [
         Document(f"{n}.txt", f"{n} text und Ã¼ber\x07 {BOILERPLATE}\n{'1' * 200 * (n % 4 == 0)}") for n in range(2000)
     ]
     for share, words in ((1, "**500 documents**"), (0.25, "**about ")):
-        statistics = {"train": counted(some, looked_at=share)}
-        text = report(summarise(statistics, Ledger(), BYTE, settings=asdict(CurateConfig())), title="sample")
-        decide = text.split("## To decide")[1].split("##")[0]
+        statistics = {"train": counted(some, sample_fraction=share)}
+        text = report(summarise(statistics, Removals(), BYTE, settings=asdict(CurateConfig())), title="sample")
+        decide = text.split("## Findings that need a decision")[1].split("##")[0]
         (few,) = [line for line in decide.split("\n") if "min_letters" in line]
-        assert ("about" in decide) == ("documents, drawn by chance" in decide) == (share < 1)
+        assert ("about" in decide) == ("random sample" in decide) == (share < 1)
         number = few.split("**")[1].removeprefix("about ").split()[0]
         assert (words in few) if share == 1 else 400 <= int(number) <= 600, few
         assert ("**2,000 documents**" if share == 1 else "**about 2,000 documents**") in decide
@@ -128,7 +127,7 @@ def test_frequent_lines_survive_any_number_of_rare_ones():
         assert row["times"] <= times[row["line"]] <= row["times"] + tables[0].missed
 
 
-def test_what_was_dropped_is_counted_to_the_byte_and_nothing_vanishes():
+def test_removals_are_counted_to_the_byte():
     some = documents(400)
     rules = CurateConfig(near_duplicates=True, min_letters=0.5, drop_lines="*rights reserved*", line_copies=3)
     summary, kept = survey(some, BYTE, config=rules)
@@ -146,7 +145,7 @@ def test_what_was_dropped_is_counted_to_the_byte_and_nothing_vanishes():
 def test_the_report_names_what_needs_a_decision():
     summary, _ = survey(documents(600), BYTE)
     text = report(json.loads(json.dumps(summary)), title="messy | corpus", picture="report.png")
-    decide = text.split("## To decide")[1].split("##")[0]
+    decide = text.split("## Findings that need a decision")[1].split("##")[0]
     settings = ["near_duplicates", "repair_mojibake", "drop_lines", "min_letters", "control_characters"]
     for part in [*settings, "Ã¼", "Copyright ©", "Cyrillic", "Han", "ocr/"]:
         assert part in decide, part
@@ -159,7 +158,7 @@ def test_the_report_names_what_needs_a_decision():
 @pytest.mark.parametrize(
     "line", [BOILERPLATE, 'It\'s [1] "so" | `x`  $HOME ${a} \\ 文', "don't  a\tb; rm -rf {x: y}, (z)"]
 )
-def test_what_would_remove_a_line_can_be_pasted_into_a_shell_and_removes_it(line):
+def test_the_suggested_drop_lines_can_be_pasted_into_a_shell(line):
     some = [Document(f"{n}.txt", f"{n}: some text that is by itself\n{line}\n") for n in range(200)]
     text = report(survey(some, BYTE)[0], title="lines")
     (pasted,) = [part for part in text.split("`") if "curate.drop_lines=" in part]
@@ -173,7 +172,7 @@ def decisions(some: list[Document], **rules) -> str:
     return "\n".join(findings(survey(some, BYTE, config=CurateConfig(**rules))[0]))
 
 
-def test_what_max_mojibake_would_drop_is_counted_and_repair_comes_first():
+def test_findings_say_what_max_mojibake_would_drop_and_suggest_repair_first():
     some = [
         Document(f"{n}.txt", f"{n} " + "word " * 100 + ("Ã¼" if n < 40 else "Ã¼" * 40 * (n < 60))) for n in range(400)
     ]
@@ -190,7 +189,7 @@ def test_what_max_mojibake_would_drop_is_counted_and_repair_comes_first():
     )
 
 
-def test_halves_of_damaged_characters_are_not_to_be_removed_before_they_are_repaired():
+def test_control_characters_in_mojibake_are_repaired_before_they_are_removed():
     damaged = [Document(f"{n}.txt", f"{n} \u00c3\u009f and a little text") for n in range(200)]
     assert "`curate.repair_mojibake=true curate.control_characters=true`" in decisions(damaged)
     bells = [Document(f"{n}.txt", f"{n} \x07 and a little text") for n in range(200)]
@@ -199,20 +198,20 @@ def test_halves_of_damaged_characters_are_not_to_be_removed_before_they_are_repa
 
 
 @pytest.mark.parametrize("markup", ["<p>", '<a href="x">', "<br/>", "</DIV>", "&nbsp;", "&#160;"])
-def test_markup_is_noticed_and_unequal_signs_are_not(markup):
+def test_html_is_found_and_comparison_signs_are_not(markup):
     some = [
         Document(f"{n}.txt", f"{n} text with p < 0.05 & a <b and c> d {markup * (n % 50 == 0)}") for n in range(500)
     ]
-    assert "10 documents** (2.0%) have tags or entities" in "\n".join(
+    assert "10 documents** (2.0%) with HTML tags or entities" in "\n".join(
         findings(survey(some, BYTE, in_val=lambda document: False)[0])
     )
     assert "tags or entities" not in decisions([d for d in some if markup not in d.text])
 
 
-def test_lines_that_differ_in_digits_only_are_noticed_as_identifiers():
+def test_lines_that_differ_only_in_digits_are_reported_as_identifiers():
     forms = [Document(f"{n}.txt", f"Patient: X, MRN: {1000123 + n}\n{n} Tel. 0800 123456\nfine") for n in range(300)]
     (found,) = [line for line in decisions(forms).split("\n") if "identifiers" in line]
-    assert "`Patient: X, MRN: #`" in found and "look whether they name people" in found
+    assert "`Patient: X, MRN: #`" in found and "check whether they identify people" in found
     born = "born {:02}.{:02}.1961, room {}".format
     assert "`born #.#.#, room #`" in decisions([Document(f"{n}", born(n % 28, n % 12, n)) for n in range(300)])
     always = [Document(f"{n}.txt", f"by itself {n}\nTel. 0800 123456\n1 {10000 + n}") for n in range(300)]
@@ -223,38 +222,38 @@ def test_lines_that_differ_in_digits_only_are_noticed_as_identifiers():
     assert parts[0].to_dict(BYTE)["looked_at"]["shapes"] == whole["shapes"] and whole["shapes"][0]["times"] == 300
 
 
-def test_patterns_that_match_no_line_are_named():
+def test_unmatched_patterns_are_reported():
     some = [Document(f"{n}.txt", f"{n} text\nPatient: {n}\nPage 1\nÃ¼ber") for n in range(20)]
     text = decisions(some, drop_lines=["Patient", "Page ?", "Pag*", "über"], repair_mojibake=True)
-    assert "`Patient` matched no line; patterns match whole lines: `*Patient*` would" in text
+    assert "`Patient` matched no line; a pattern must match the whole line: `*Patient*` would" in text
     assert "matched no line" not in decisions(some, drop_lines="Page ?")
 
 
-def test_shares_are_told_to_a_percent():
+def test_quantiles_of_shares_are_in_whole_percent():
     some = [Document(f"{n}.txt", "a" * 93 + "1" * 7 + f" {n * 'b'}") for n in range(1, 3)]
     text = report(survey(some, BYTE, in_val=lambda document: False)[0], title="shares")
     (row,) = [line for line in text.split("\n") if line.startswith("| digits")]
     assert set(row.split("|")[2:-1]) <= {" 7% ", " 8% "}
 
 
-def test_a_clean_corpus_is_not_nagged_about():
+def test_a_clean_corpus_has_no_findings():
     rng = random.Random(0)
     words = [f"{a}{b}" for a in "ka lo mi ru ten vor zil".split() for b in "bar dus fen gol hip".split()]
     clean = [Document(f"{n}.txt", " ".join(rng.choice(words) for _ in range(60)) + ".\n") for n in range(90)]
     summary, _ = survey(clean, BYTE)
     text = report(summary, title="clean")
-    assert "To decide" not in text and "no rule found anything to remove" in text
+    assert "need a decision" not in text and "The rules removed nothing" in text
 
 
-def test_one_document_and_no_validation_make_a_report_too():
+def test_a_report_of_one_document_and_of_none():
     summary, kept = survey([Document("one", "x")], BYTE, in_val=lambda document: False)
     assert len(kept["train"]) == 1 and "val" not in summary["splits"]
     assert report(summary, title="one").startswith("# one\n")
-    empty = summarise({"train": Statistics(BYTE.vocab_size)}, Ledger(), BYTE, settings=asdict(CurateConfig()))
+    empty = summarise({"train": Statistics(BYTE.vocab_size)}, Removals(), BYTE, settings=asdict(CurateConfig()))
     assert report(empty, title="none").startswith("# none\n")
 
 
-def test_validation_text_that_training_has_too_is_noticed():
+def test_validation_passages_in_training_text_are_reported():
     rng = random.Random(0)
     passages = ["".join(rng.choice("abcdefgh ") for _ in range(600)) for _ in range(60)]
     train = [Document(f"t{n}", f"{n}: {p}\n") for n, p in enumerate(passages)]
@@ -262,11 +261,11 @@ def test_validation_text_that_training_has_too_is_noticed():
     fresh = [Document(f"v{n}", "".join(rng.choice("abcdefgh ") for _ in range(600))) for n in range(60)]
     for val, noticed in ((copied, True), (fresh, False)):
         summary, _ = survey(train + val, BYTE, in_val=lambda document: document.name[0] == "v")
-        assert ("Whole passages are in both" in report(summary, title="leak")) == noticed
+        assert ("The splits share whole passages" in report(summary, title="leak")) == noticed
         assert (summary["yardsticks"]["val_verbatim"] > 0.3) == noticed
 
 
-def test_a_template_is_not_taken_for_a_passage_in_both_splits():
+def test_a_shared_template_is_not_reported_as_shared_passages():
     rng = random.Random(0)
 
     template = ["".join(rng.choice("abcdefgh ") for _ in range(60)) for _ in range(1000)]
@@ -278,19 +277,10 @@ def test_a_template_is_not_taken_for_a_passage_in_both_splits():
     summary, _ = survey(map(form, range(700)), BYTE, in_val=lambda document: document.name.startswith("True"))
     found, text = summary["yardsticks"], report(summary, title="forms")
     assert found["xz_val_after"] < 0.7 * found["xz_val"] and found["val_verbatim"] == 0
-    assert "may share passages or templates" in text and "are in both" not in text
+    assert "may share passages or templates" in text and "share whole passages" not in text
 
 
-def test_yardsticks_are_bits_per_byte_of_the_text():
-    rng = np.random.default_rng(0)
-    train, val = (rng.integers(0, 4, 40_000) + ord("a") for _ in range(2))
-    found = yardsticks([train], [val], BYTE)
-    for name in ("unigram", "bigram", "gzip", "xz", "xz_val", "xz_val_after"):
-        assert 1.95 < found[name] < 2.7, name
-    assert found["train_bytes"] == found["val_bytes"] == 40_000
-
-
-def test_windows_and_epochs_are_those_of_training():
+def test_windows_are_those_of_training():
     from data.batching.batches import WindowBatches
     from data.preparation.shards import Split, Tokens
 
@@ -305,9 +295,8 @@ def test_windows_and_epochs_are_those_of_training():
     assert found["windows"] == len(part)
     assert found["lost"] == pytest.approx(1 - len(part) * 128 / 10_000)
     assert found["documents_longer"] == 0.25 and found["tokens_in_longer"] == 0.75
-    assert epochs(10_001, context=128, batch_size=8, steps=100) == pytest.approx(batches.epochs(100)[part.name])
 
 
-def test_names_and_lines_cannot_break_the_page():
+def test_names_and_lines_cannot_break_the_markdown():
     assert code("a|b`c\nd\x07\u202e") == "`a¦bˋc d\\x07\\u202e`"
     assert code("   ") == "`   `" and len(code("x" * 500)) == 92

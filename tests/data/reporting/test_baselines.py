@@ -1,4 +1,4 @@
-"""Reference losses: models that only count, checked against a calculation by hand and against each other."""
+"""Baseline losses: unigram and bigram models, compared with a naive calculation and with known entropies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from data.preparation.shards import Split, Tokens
-from data.reporting import references
-from data.reporting.references import reference_losses
+from data.reporting import baselines
+from data.reporting.baselines import baseline_losses, corpus_baselines
+from data.tokenizers import build
+from data.tokenizers.build import TokenizerConfig
 
 
 def split(ids) -> Split:
     return Split(None, "train", Tokens([np.asarray(ids, np.uint16)]), n_bytes=1, fingerprint="")
 
 
-def test_they_are_what_counting_by_hand_gives():
+def test_losses_equal_a_naive_count():
     train, val, size = [0, 1, 2, 1, 2, 1, 0], [0, 2, 1, 2, 3], 5
     counts, pairs = Counter(train), Counter(pairwise(train))
     nats = {"unigram": [], "bigram": []}
@@ -29,26 +31,35 @@ def test_they_are_what_counting_by_hand_gives():
         mixed = (pairs[first, second] + len(followers) * unigram) / (total + len(followers))
         nats["unigram"].append(-math.log(unigram))
         nats["bigram"].append(-math.log(mixed))
-    found = reference_losses(split(train), split(val), vocab_size=size)
+    found = baseline_losses(split(train), split(val), vocab_size=size)
     assert found["uniform"] == pytest.approx(math.log(5))
     for name, losses in nats.items():
         assert found[name] == pytest.approx(sum(losses) / len(losses)), name
 
 
-def test_a_token_never_followed_falls_back_to_the_unigram():
-    found = reference_losses(split([0, 0, 0, 1]), split([1, 0]), vocab_size=3)
+def test_a_token_without_followers_falls_back_to_the_unigram():
+    found = baseline_losses(split([0, 0, 0, 1]), split([1, 0]), vocab_size=3)
     assert found["bigram"] == pytest.approx(found["unigram"])
 
 
-def test_on_a_chain_the_bigram_finds_its_entropy_rate(monkeypatch):
+def test_the_bigram_loss_of_a_markov_chain_is_its_entropy_rate(monkeypatch):
     generator, ids = np.random.default_rng(0), [0]
     chain = np.array([[0.9, 0.1, 0.0], [0.0, 0.5, 0.5], [0.6, 0.2, 0.2]])
     for _ in range(40_000):
         ids.append(generator.choice(3, p=chain[ids[-1]]))
     rate = np.mean([-math.log(chain[a, b]) for a, b in pairwise(ids[20_000:])])
-    found = reference_losses(split(ids[:20_000]), split(ids[20_000:]), vocab_size=3)
+    found = baseline_losses(split(ids[:20_000]), split(ids[20_000:]), vocab_size=3)
     assert found["bigram"] == pytest.approx(rate, abs=0.01)
     assert found["bigram"] < found["unigram"] < found["uniform"] + 0.01
-    monkeypatch.setattr(references, "MOST", 6400)  # an even part of a larger text says the same
-    part = reference_losses(split(ids[:20_000]), split(ids[20_000:]), vocab_size=3)
+    monkeypatch.setattr(baselines, "MAX_TOKENS", 6400)  # an evenly spaced sample gives nearly the same
+    part = baseline_losses(split(ids[:20_000]), split(ids[20_000:]), vocab_size=3)
     assert part["bigram"] == pytest.approx(found["bigram"], abs=0.05) and part != found
+
+
+def test_baselines_are_bits_per_byte_of_the_text():
+    generator = np.random.default_rng(0)
+    train, val = (generator.integers(0, 4, 40_000) + ord("a") for _ in range(2))
+    found = corpus_baselines([train], [val], build.build(TokenizerConfig(kind="byte"), []))
+    for name in ("unigram", "bigram", "gzip", "xz", "xz_val", "xz_val_after"):
+        assert 1.95 < found[name] < 2.7, name
+    assert found["train_bytes"] == found["val_bytes"] == 40_000

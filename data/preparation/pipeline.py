@@ -1,0 +1,207 @@
+"""The passes over one corpus, divided among processes: scan, decide the split, build the tokenizer, encode."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from .. import InputError
+from ..corpus.corpora import Corpus
+from ..corpus.reading import Skipped
+from ..curation.removals import Removals
+from ..pool import Pool, available_cpus
+from ..reporting.advice import plural, unmatched_patterns
+from ..reporting.statistics import Statistics
+from ..tokenizers import build as tokenizers
+from ..tokenizers.build import Tokenizer
+from . import passes
+from .config import PrepareConfig
+from .inventory import Inventory
+from .manifest import tokenizer_settings
+from .passes import Encoding, Rules, Task
+from .shards import DTYPES, FORMAT, SplitWriter
+from .splitting import NONE, TRAIN, VAL, Splitting
+
+SMALL = 8 << 20  # bytes; a smaller corpus is not worth starting processes for
+Result = TypeVar("Result")
+
+
+class Progress(Protocol):
+    """Shows the progress of a pass over the corpus."""
+
+    def begin(self, what: str, total: int) -> None:
+        """Starts a pass over `total` bytes."""
+
+    def advance(self, n_bytes: int) -> None: ...
+    def end(self) -> None: ...
+
+
+class Pipeline:
+    """The passes over one corpus. Call scan(), decide_split(), build_tokenizer() and encode(), in this order.
+
+    All that is kept about each document is in temporary files, so memory does not grow with the corpus.
+    """
+
+    def __init__(
+        self, config: PrepareConfig, corpus: Corpus, say: Callable[[str], None], progress: Progress | None
+    ) -> None:
+        self.config, self.corpus, self.say, self.progress = config, corpus, say, progress
+        self.rules = Rules(corpus.options, config.curate, Splitting(config.val_include, config.val_fraction))
+        self.skipped, self.removals = Skipped(), Removals()
+        self.fingerprint = ""
+
+    def __enter__(self) -> Pipeline:
+        self.disk_bytes = self.corpus.n_bytes()
+        self._stack = ExitStack()
+        cpus = self.config.workers or (available_cpus() if self.disk_bytes > SMALL else 1)
+        self.pool = self._stack.enter_context(Pool(cpus))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stack.close()
+
+    def map_blocks(
+        self, what: str, function: Callable[[Any], Result], items: Iterable[Any]
+    ) -> Iterator[tuple[Any, Result]]:
+        """Runs one pass: yields (item, function(item)) for each block or task, in order, and shows progress."""
+        if self.progress:
+            self.progress.begin(what, self.disk_bytes)
+        try:
+            for item, result in self.pool.map(function, items):
+                yield item, result
+                if self.progress:
+                    self.progress.advance((item.block if isinstance(item, Task) else item).n_bytes)
+        finally:
+            if self.progress:
+                self.progress.end()
+
+    def scan(self) -> None:
+        """Reads all documents: fills the inventory, applies the rules on single documents, computes the fingerprint."""
+        settings = {"val_include": self.config.val_include, "val_fraction": self.config.val_fraction}
+        self.settings = settings | tokenizer_settings(self.config.tokenizer) | {"sample": self.config.tokenizer_sample}
+        self.settings["curate"] = asdict(self.config.curate)
+        digest = hashlib.sha256(json.dumps([FORMAT, self.settings], sort_keys=True).encode())
+        self.inventory = self._stack.enter_context(closing(Inventory(Path(self.config.datasets).expanduser())))
+        documents_per_source = [0] * len(self.corpus.sources)
+        for block, found in self.map_blocks("reading", partial(passes.scan, self.rules), self.corpus.blocks()):
+            self.skipped.merge(found.skipped, max_bad_lines=self.config.max_bad_lines)
+            self.removals.merge(found.removals)
+            digest.update(found.identities)
+            self.inventory.add(rows=found.rows, names=found.names, signatures=found.signatures)
+            documents_per_source[block.source] += self.inventory.counts[-1]
+        self.corpus.check_not_empty(self.inventory.documents, self.skipped)
+        if line := str(self.skipped):
+            self.say(line)
+        if unmatched := self.removals.unmatched_patterns(self.config.curate):
+            self.say(unmatched_patterns(unmatched))
+        self.inventory.finish()
+        digest.update(json.dumps(documents_per_source).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def decide_split(self) -> None:
+        """Decides the split (splitting.py) and removes copies; both need all documents."""
+        totals, read = self.inventory.totals(), self.inventory.documents
+        if not totals.documents:
+            rules = ", ".join(f"{rule} {entry['documents']:,}" for rule, entry in self.removals.to_dict().items())
+            raise InputError(
+                f"corpus={self.config.corpus!r}: curation removed all of its {plural(read, 'document')} ({rules}); "
+                "add text, or relax the curate.* rules"
+            )
+        self.rules = replace(self.rules, splitting=self.rules.splitting.decide(totals))
+        self.inventory.remove_copies(self.rules.splitting, self.config.curate, self.removals)
+        self.totals = self.inventory.totals()
+        if removed := read - self.totals.documents:
+            self.say(f"curation removed {removed:,} of {plural(read, 'document')}; report.md says which rules did")
+
+    def tasks(self) -> Iterator[Task]:
+        """Yields the blocks again, each with its rows from the scan."""
+        number, start, counts = -1, 0, self.inventory.counts
+        for number, block in enumerate(self.corpus.blocks()):
+            if number == len(counts):
+                raise InputError("the corpus grew during the preparation; run the command again")
+            yield Task(block, self.inventory.block_rows(number, start))
+            start += counts[number]
+        if number + 1 != len(counts):
+            raise InputError("documents disappeared during the preparation; run the command again")
+
+    def build_tokenizer(self) -> tuple[Tokenizer, float]:
+        """Returns the tokenizer, and the fraction of the training documents that it was trained on."""
+        config, rules = self.config.tokenizer, self.rules
+        if config.path is not None or config.kind in ("byte", "tiktoken"):
+            return tokenizers.build(config, ()), 1.0
+        if config.kind == "char":  # needs all characters, or it could not encode the validation text
+            found = self.map_blocks("tokenizer", partial(passes.characters, rules), self.tasks())
+            return tokenizers.build(config, (text for _, texts in found for text in texts)), 1.0
+        fraction = min(1.0, self.config.tokenizer_sample / max(1.0, rules.splitting.train_bytes(self.totals)))
+        if fraction < 1:
+            self.say(f"training the tokenizer on {fraction:.1%} of the training documents (tokenizer_sample=)")
+        if config.kind == "bpe":
+            counts: defaultdict[str, int] = defaultdict(int)
+            count = partial(passes.pretoken_counts, rules, fraction, config.pattern)
+            for _, more in self.map_blocks("tokenizer", count, self.tasks()):
+                for pretoken, number in more.items():
+                    counts[pretoken] += number
+            tokenizer = tokenizers.build(config, (), counts=counts)
+        else:
+            read = partial(passes.training_text, rules, fraction)
+            found = self.map_blocks("tokenizer", read, self.tasks())
+            tokenizer = tokenizers.build(config, (text for _, texts in found for text in texts))
+        if line := tokenizers.shortfall(config, tokenizer):
+            self.say(line)
+        return tokenizer, fraction
+
+    def encode(
+        self, folder: Path, tokenizer: Tokenizer, dtype: str
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Statistics]]:
+        """Writes the shards. Returns each split's entry for index.json, and its statistics."""
+        splits = [TRAIN] if self.rules.splitting.kind == NONE else [TRAIN, VAL]
+        fraction = report_sample_fraction(self.totals.documents, self.totals.n_bytes)
+        tokenizer_id = (str(folder / "tokenizer"), tokenizer.fingerprint)
+        encoding = Encoding(tokenizer_id, DTYPES[dtype], self.corpus.sources, fraction)
+        statistics = {split: Statistics(tokenizer.vocab_size, sample_fraction=fraction) for split in splits}
+        with ExitStack() as stack:
+            writers = {
+                split: stack.enter_context(SplitWriter(folder, split, dtype=dtype, end_id=tokenizer.end_id))
+                for split in splits
+            }
+            parts_begun = 0
+
+            def begin_parts(until: int) -> None:
+                nonlocal parts_begun
+                for source in self.corpus.sources[parts_begun:until]:
+                    for writer in writers.values():
+                        writer.begin_part(source)
+                parts_begun = until
+
+            for task, found in self.map_blocks("encoding", partial(passes.encode, self.rules, encoding), self.tasks()):
+                begin_parts(task.block.source + 1)
+                for split, encoded in found.items():
+                    writers[split].add(encoded.ids, tokens=encoded.tokens, n_bytes=encoded.n_bytes, names=encoded.names)
+                    statistics[split].merge(encoded.statistics)
+            begin_parts(len(self.corpus.sources))
+            return {split: writer.close() for split, writer in writers.items()}, statistics
+
+
+def report_sample_fraction(documents: int, n_bytes: int) -> float:
+    """Returns the fraction of the documents whose characters and lines the report analyses.
+
+    The analysis costs as much as encoding, so the fraction is a tenth, but at least about 32 MB and at most about
+    64 MB of text, and at least ten documents.
+    """
+    return min(1.0, max(32e6, min(0.1 * n_bytes, 64e6), 10 * n_bytes / max(1, documents)) / max(1, n_bytes))
+
+
+def release_freed_memory() -> None:
+    """Returns freed memory, which glibc's malloc keeps, to the system. Does nothing under another C library."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
