@@ -21,6 +21,7 @@ from data.labelled.examples import (
 )
 from data.tokenizers.build import load as load_tokenizer
 from model.checkpoints import reader
+from model.checkpoints.lock import lock_run
 from model.device import Compute, keep_freed_memory
 from model.distributed import parallel, strategies
 from train import LoopConfig, fit
@@ -82,7 +83,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     val_data = ExampleEvaluation(val_examples, tokenizer, context=context, one_width=one_width)
     with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
-            stack.enter_context(reader.lock(Path(cfg.run_dir or "")))
+            stack.enter_context(lock_run(Path(cfg.run_dir or "")))
         stack.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
             print(train_data.preview(cfg.preview))

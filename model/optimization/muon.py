@@ -63,9 +63,9 @@ class Muon:
 
 
 def newton_schulz(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """Approximates the nearest (semi-)orthogonal matrices to g (N, rows, columns), by five quintic iterations in `dtype`.
+    """Approximates the nearest (semi-)orthogonal matrices to g (N, rows, columns) by five iterations in `dtype`.
 
-    The coefficients (Jordan 2024) trade accuracy for speed: singular values end up between about 0.7 and 1.2.
+    The quintic coefficients (Jordan 2024) trade accuracy for speed: singular values end up between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]

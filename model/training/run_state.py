@@ -107,7 +107,8 @@ def restore(
         if before != resolved.get(name):
             say(f"note: {name} was {before}, is now {resolved.get(name)}; results may differ in the last bits")
     if world.is_main and checkpoint.manifest.get("val_loss", math.nan) == state.best_val_loss:
-        writer.point(checkpoint.directory.parent, "best", checkpoint.directory.name)  # a kill may have prevented it
+        # A kill may have prevented this.
+        writer.write_pointer(checkpoint.directory.parent, "best", checkpoint.directory.name)
     say(f"resuming {checkpoint.directory} at step {state.step}")
     return replace(state, resolved=resolved)
 
@@ -139,7 +140,7 @@ def save(
         save_tokenizer=save_tokenizer,
         tensors=tensors,
         state=asdict(state),
-        facts={"tokens": state.tokens, **measured, **facts},
+        manifest={"tokens": state.tokens, **measured, **facts},
         peers=saver.peers,
     )
     saver.save(snapshot, best=result.loss if best and result else None)

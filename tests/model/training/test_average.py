@@ -1,4 +1,4 @@
-"""Averages of the weights: what is evaluated and saved is the mean, training goes on from the weights themselves."""
+"""Weight averaging: the mean is evaluated and saved, and training continues from the live weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.programs import ok, run
 
 
 def path(kind: str, steps: int, **settings: float) -> tuple[list[float], WeightAverage]:
-    """The mean after each of `steps` steps of a model whose one watched weight is the step's number."""
+    """The mean after each step of a model whose weight is the number of the step."""
     model = make("modern", n_layer=1)
     average, seen = WeightAverage(model, kind, **settings), []
     for step in range(1, steps + 1):
@@ -25,13 +25,13 @@ def path(kind: str, steps: int, **settings: float) -> tuple[list[float], WeightA
     return seen, average
 
 
-def test_tail_is_the_plain_mean_of_the_last_steps_and_begins_there():
+def test_tail_is_the_plain_mean_of_the_last_steps():
     seen, _ = path("tail", 20, fraction=0.25)
-    assert seen[:15] == list(range(1, 16))  # before it begins, the weights are their own mean
+    assert seen[:15] == list(range(1, 16))  # before the tail starts, the weights are their own mean
     assert seen[15:] == pytest.approx([sum(range(16, step + 1)) / (step - 15) for step in range(16, 21)])
 
 
-def test_a_run_made_longer_after_its_tail_begins_another_tail():
+def test_an_extended_run_starts_another_tail():
     model = make("modern", n_layer=1)
     average = WeightAverage(model, "tail", fraction=0.1)
     for step in range(1, 41):
@@ -58,7 +58,7 @@ def test_none_keeps_nothing():
     assert seen == [1, 2, 3, 4, 5] and average.state_dict() == {} and not average.mean
 
 
-def test_the_weights_have_their_own_bits_again_afterwards():
+def test_the_live_weights_come_back_bit_for_bit():
     model = make("gpt2")
     average = WeightAverage(model, "ema")
     average.update(1, 9)
@@ -73,14 +73,14 @@ def test_the_weights_have_their_own_bits_again_afterwards():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_saved_average_without_its_weights_is_refused():
+def test_a_saved_average_without_live_weights_is_refused():
     model = make("modern", n_layer=1)
-    with pytest.raises(InputError, match=r"lacks the weights 'embed\.weight'"):
+    with pytest.raises(InputError, match=r"lacks the live weights of 'embed\.weight'"):
         WeightAverage(model, "ema").load_state_dict({"average.count": torch.tensor(3)})
 
 
 @pytest.mark.parametrize("kind", ["ema", "tail"])
-def test_averaging_changes_no_step_and_resumes_bit_for_bit(base, monkeypatch, tmp_path, kind):
+def test_averaging_changes_no_update_and_resumes_bit_for_bit(base, monkeypatch, tmp_path, kind):
     monkeypatch.chdir(tmp_path)
     options = [*base[:-2], "steps=8", "eval_every=4", "model.dropout=0.1", "optimizer.learning_rate=0.1"]
     mean = [f"weight_average={kind}", "ema_decay=0.5", "tail_fraction=0.75"]
@@ -95,7 +95,7 @@ def test_averaging_changes_no_step_and_resumes_bit_for_bit(base, monkeypatch, tm
 
     one, two = reader.find(tmp_path / "straight"), reader.find(tmp_path / "halved")
     assert reader.sha256(one.directory / "model.safetensors") == reader.sha256(two.directory / "model.safetensors")
-    # The raw weights are those of the run that averages nothing; the model's are the mean of its last steps.
+    # The live weights are those of a run without averaging; the model's are the mean of its last steps.
     plain = {step: reader.verify(tmp_path / f"plain/step_{step:08d}").weights() for step in range(1, 9)}
     tensors, _ = one.train_state()
     assert all(torch.equal(tensors[f"raw.{name}"], value) for name, value in plain[8].items())
@@ -105,7 +105,7 @@ def test_averaging_changes_no_step_and_resumes_bit_for_bit(base, monkeypatch, tm
     assert not torch.equal(one.weights()["embed.weight"], plain[8]["embed.weight"])
 
 
-def test_wrong_settings_are_told(base):
+def test_wrong_settings_are_reported(base):
     refused = run("train", *base, "weight_average=mean", "ema_decay=1", "tail_fraction=0")
     assert refused.status == 2
     for part in ("average='mean' is not one of none, ema, tail", "ema_decay=1", "tail_fraction=0"):
