@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -74,10 +75,11 @@ def fit(
     cfg = train.LoopConfig(run_dir=str(run_dir), batch_size=8, device="cpu", **settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = None if start is None else reader.find(run_dir.parent / start)
-    train.fit(
-        cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=parallel.World.from_environment(),
-        compute=Compute.resolve("cpu", dtype=cfg.dtype), fingerprints={}, start=checkpoint,
-    )  # fmt: skip
+    with mock.patch("conf.display.plots.plot_loss"):  # a plot takes as long as the steps
+        train.fit(
+            cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=parallel.World.from_environment(),
+            compute=Compute.resolve("cpu", dtype=cfg.dtype), fingerprints={}, start=checkpoint,
+        )  # fmt: skip
     return model.state_dict()
 
 
