@@ -1,4 +1,4 @@
-"""A/B pairs of training runs at equal tokens over several seeds: a table of the final losses and their spread."""
+"""Ablations: pairs of training runs at equal tokens over several seeds, and a table of their final losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from conf import cli
 from conf.run.runs import split_settings, train_once
 
-# Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal value.
+# Quantiles of Student's t, two-sided 95 %, for 1, 2... degrees of freedom. Above 30 the normal quantile is used.
 T95 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -28,41 +28,41 @@ TEXT = {"kind": "text"}
 class AblationsConfig:
     """The keys of `python -m scripts.ablations`."""
 
-    # a line a pair: NAME | settings of A | settings of B
+    # a file with one pair per line: NAME | settings of A | settings of B
     pairs: str = field(default="scripts/ablations.txt", metadata=PATH)
     common: str = field(default="", metadata=TEXT)  # settings of every run, as on train.py's command line
-    name: str | None = field(default=None, metadata=TEXT)  # with a and b: this pair alone, without the file
-    a: str = field(default="", metadata=TEXT)  # settings of A: what is there already
-    b: str = field(default="", metadata=TEXT)  # settings of B: what is on trial
-    seeds: int = 3  # runs of A and of B, with the seeds 1, 2...
-    # where the runs and the tables go; a run that is finished there is not done again
+    name: str | None = field(default=None, metadata=TEXT)  # compares only a= and b=, under this name
+    a: str = field(default="", metadata=TEXT)  # settings of A, the baseline
+    b: str = field(default="", metadata=TEXT)  # settings of B, the change
+    seeds: int = 3  # runs per side, with the seeds 1, 2...
+    # where the runs and the tables go; finished runs are not repeated
     out: str = field(default="out/ablations", metadata=PATH)
-    times: bool = True  # show how long B took beside A; false where the machine had other work
-    debug: bool = False  # show the traceback of a user's mistake
+    times: bool = True  # show the ratio of the training times; false if the machine was busy
+    debug: bool = False  # show the traceback of a mistake too
 
     def validate(self) -> list[str]:
-        found = [] if self.seeds >= 2 else [f"seeds={self.seeds}: a spread takes at least 2"]
+        found = [] if self.seeds >= 2 else [f"seeds={self.seeds}: must be at least 2 for a standard deviation"]
         if self.name is None and (self.a or self.b):
-            found.append("name is required with a= and b=: what the pair is called")
+            found.append("name is required with a= and b=")
         return found
 
 
 @dataclass
 class Result:
-    """What a pair of settings came to, each list by seed."""
+    """The losses of a pair of settings, in the order of the seeds."""
 
     name: str
     a: str
     b: str
-    a_losses: list[float] = field(default_factory=list)  # nats per token, whole validation split, after the last step
+    a_losses: list[float] = field(default_factory=list)  # final loss on the whole validation split, nats per token
     b_losses: list[float] = field(default_factory=list)
-    tokens: int = 0  # each run's
-    a_seconds: float = 0.0  # mean, of whole runs
+    tokens: int = 0  # of each run
+    a_seconds: float = 0.0  # mean training time of a run
     b_seconds: float = 0.0
 
     @property
     def difference(self) -> float:
-        """Mean of B - A over the seeds; below 0, B is better."""
+        """The mean of B - A over the seeds. If it is negative, B is better."""
         return mean(self.differences)
 
     @property
@@ -71,7 +71,7 @@ class Result:
 
     @property
     def margin(self) -> float:
-        """Half the 95 % interval of the difference (paired t): seeds share the order of the data."""
+        """Half the width of the 95 % interval (paired t): both runs of a seed see the data in the same order."""
         n = len(self.differences)
         return (T95[n - 2] if n - 2 < len(T95) else 1.96) * deviation(self.differences) / math.sqrt(n)
 
@@ -87,12 +87,12 @@ def mean(values: list[float]) -> float:
 
 
 def deviation(values: list[float]) -> float:
-    """The sample's standard deviation."""
+    """The sample standard deviation."""
     return math.sqrt(sum((value - mean(values)) ** 2 for value in values) / (len(values) - 1))
 
 
 def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
-    """(name, settings of A, settings of B) of each pair. InputError names the line that is none."""
+    """Returns (name, settings of A, settings of B) for each pair. Raises InputError for a malformed line."""
     if cfg.name is not None:
         return [(cfg.name, cfg.a, cfg.b)]
     pairs = []
@@ -106,19 +106,20 @@ def read_pairs(cfg: AblationsConfig) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def as_name(settings: str, given: list[str]) -> str:
-    """Of the run of one side's settings, which many a pair may share: `given` are all that it is called with."""
-    known = re.sub(r"[^\w.=]+", "-", settings)[:100].strip("-") or "as-it-is"
-    return f"{known}-{hashlib.sha256(shlex.join(given).encode()).hexdigest()[:8]}"
+def run_name(settings: str, given: list[str]) -> str:
+    """The folder of a run: its side's settings, readable, and a hash of everything that train.py is given."""
+    readable = re.sub(r"[^\w.=]+", "-", settings)[:100].strip("-") or "as-it-is"
+    return f"{readable}-{hashlib.sha256(shlex.join(given).encode()).hexdigest()[:8]}"
 
 
 def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
+    """Trains both sides with every seed."""
     result = Result(name, a, b)
     for seed in range(1, cfg.seeds + 1):
         ends = {}
-        for side, settings in (("a", a), ("b", b)):  # in turn, so that a machine's moods strike both
+        for side, settings in (("a", a), ("b", b)):  # in turn, so that changes of the machine's speed affect both
             given = [*split_settings("common", cfg.common), *split_settings(side, settings), f"seed={seed}"]
-            ends[side] = train_once(Path(cfg.out) / "runs" / as_name(settings, given), given)
+            ends[side] = train_once(Path(cfg.out) / "runs" / run_name(settings, given), given)
             print(f"{name} {side.upper()} seed {seed}: {ends[side]['val_loss']:.4f}", flush=True)
         if ends["a"]["tokens"] != ends["b"]["tokens"]:
             raise cli.InputError(
@@ -133,10 +134,10 @@ def compare(cfg: AblationsConfig, name: str, a: str, b: str) -> Result:
 
 
 def markdown(results: list[Result], cfg: AblationsConfig) -> str:
-    """The table that a person reads."""
+    """The results as a table."""
     lines = [
-        f"Final validation losses (nats per token), mean and standard deviation over {cfg.seeds} seeds; every run with "
-        f"`{cfg.common or 'the defaults'}`. B - A is paired by seed, with its 95 % interval (t); below 0, B is better.",
+        f"Final validation losses (nats per token), mean and standard deviation over {cfg.seeds} seeds. All runs use "
+        f"`{cfg.common or 'the defaults'}`. B - A is paired by seed, with a 95 % interval (t); below 0: B is better.",
         "",
         "| what | A | B | loss A | loss B | B - A | | tokens |" + " time B / A |" * cfg.times,
         "|" + " --- |" * (8 + cfg.times),

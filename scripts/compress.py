@@ -1,4 +1,4 @@
-"""What xz -9e makes of a run's validation text after the training text, beside the model's bits/byte."""
+"""Compares a run's bits/byte with xz -9e, which compresses the validation text after the training text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PATH = {"kind": "path"}
 class CompressConfig:
     """The keys of `python -m scripts.compress`."""
 
-    run_dir: str | None = field(default=None, metadata=PATH)  # a run of train.py
-    datasets: str = field(default="datasets", metadata=PATH)  # where its prepared corpus is
+    run_dir: str | None = field(default=None, metadata=PATH)  # a run directory of train.py
+    datasets: str = field(default="datasets", metadata=PATH)  # the folder of its prepared corpus
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -28,23 +28,23 @@ class CompressConfig:
 
 
 def text_of(split: Split, directory: Path) -> bytes:
-    """The text of a split, out of its tokens."""
+    """Decodes the text of a split, without the end tokens."""
     tokenizer = load(directory / "tokenizer")
     ids = split.tokens[:]
     return tokenizer.decode_bytes(ids[ids != tokenizer.end_id].tolist())
 
 
 def prepared_corpus(datasets: Path, fingerprint: str) -> Path:
-    """The folder of a prepared corpus; its name ends in the beginning of its fingerprint."""
+    """Finds a prepared corpus, whose folder ends in the first 12 characters of its fingerprint."""
     for folder in datasets.glob(f"*-{fingerprint[:12]}"):
         return folder
-    raise InputError(f"datasets={datasets} lacks the run's prepared corpus ({fingerprint[:12]}); prepare it again")
+    raise InputError(f"datasets={datasets} lacks the run's prepared corpus {fingerprint[:12]}; prepare it again")
 
 
 def xz_size(content: bytes) -> int:
-    """Bytes after xz -9e with a dictionary that reaches back over all of the content (at most 1 GiB)."""
-    reach = min(max(len(content), 2**26), 2**30)
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": reach}]
+    """The size after xz -9e, with a dictionary as large as the content (at most 1 GiB)."""
+    dict_size = min(max(len(content), 2**26), 2**30)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dict_size}]
     return len(lzma.compress(content, filters=filters))
 
 
@@ -52,7 +52,7 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "")
     best = reader.find(run_dir / "best")
     if "val_bits_per_byte" not in best.manifest:
-        raise InputError(f"{best.directory} was saved without an evaluation")
+        raise InputError(f"{best.directory} was saved without an evaluation; train with a validation split")
     model = best.manifest["val_bits_per_byte"]
     prepared = prepared_corpus(Path(cfg.datasets), best.manifest["data_fingerprint"])
     train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))

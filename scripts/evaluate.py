@@ -1,4 +1,4 @@
-"""Scores a checkpoint: bits/byte on a corpus or exact match on labelled examples, beside another checkpoint's."""
+"""Scores checkpoints: bits/byte on a corpus, or exact match on labelled examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from data.batching.batches import WindowEvaluation
 from data.curation.curate import CurateConfig
 from data.labelled.accuracy import group_interval, wilson_interval
 from data.labelled.examples import Example, read_examples
-from data.preparation.prepare import PrepareConfig, prepare
+from data.preparation.config import PrepareConfig
+from data.preparation.prepare import prepare
 from data.preparation.shards import open_split
 from data.tokenizers.build import TokenizerConfig
 from model.inference.sampling import SamplingConfig
@@ -32,16 +33,16 @@ class EvaluateConfig:
     """The keys of `python -m scripts.evaluate`."""
 
     checkpoint: str | None = field(default=None, metadata=PATH)
-    versus: str | None = field(default=None, metadata=PATH)  # another checkpoint, scored on the same
-    # a corpus: loss and bits/byte over all of it
+    versus: str | None = field(default=None, metadata=PATH)  # another checkpoint to compare with
+    # a corpus: reports loss and bits/byte
     corpus: Any = field(default=None, metadata={"kind": "path", "list": True})
     include: Any = field(default=None, metadata=PATTERNS)
     exclude: Any = field(default=None, metadata=PATTERNS)
     text_field: str = field(default="text", metadata=TEXT)
-    document_separator: str | None = field(default=None, metadata=TEXT)  # this and the next two as for scripts.prepare
+    document_separator: str | None = field(default=None, metadata=TEXT)  # these three: as in scripts.prepare
     invalid_utf8: str = "auto"
     max_bad_lines: int = 0
-    examples: str | None = field(default=None, metadata=PATH)  # labelled examples: exact match of greedy completions
+    examples: str | None = field(default=None, metadata=PATH)  # labelled examples: reports the exact match
     datasets: str = field(default="datasets", metadata=PATH)
     batch_size: int = 32
     device: str = "auto"
@@ -60,7 +61,7 @@ class EvaluateConfig:
 
 
 def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
-    """Loss in nats/token and bits/byte over the whole corpus, in windows of the model's context."""
+    """Returns the loss (nats/token) and bits/byte over the whole corpus, in windows of the model's context."""
     corpus = PrepareConfig(
         corpus=cfg.corpus,
         include=cfg.include,
@@ -72,7 +73,7 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
         val_fraction=0.0,
         datasets=cfg.datasets,
         tokenizer=TokenizerConfig(path=str(lm.directory / "tokenizer")),
-        curate=CurateConfig(exact_duplicates=False, overlap=False),  # all of it
+        curate=CurateConfig(exact_duplicates=False, overlap=False),  # score every document
     )
     data = WindowEvaluation(open_split(prepare(corpus), "train"), context=lm.model.config.context)
     score = evaluate(lm.model, data, compute=lm.compute, batch_size=cfg.batch_size)
@@ -80,25 +81,25 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
 
 
 def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Example]) -> dict[str, float]:
-    """Exact match of the greedy completion, with a 95 % interval over groups, and how often it stops by itself."""
+    """Returns the exact match of greedy completions, its 95 % interval over groups, and the share that ended."""
     longest = max(len(lm.tokenizer.encode(example.completion)) for example in examples)
     room = max(1, lm.model.config.context - longest)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))  # rows of like length pad little
-    right, ended = np.zeros(len(examples)), np.zeros(len(examples))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))  # similar lengths need little padding
+    correct, ended = np.zeros(len(examples)), np.zeros(len(examples))
     for start in range(0, len(order), cfg.batch_size):
         rows = order[start : start + cfg.batch_size]
         prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # leaves room for the longest completion
-        made = lm.complete(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
-        for i, answer in zip(rows, made, strict=True):
+        answers = lm.complete(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
+        for i, answer in zip(rows, answers, strict=True):
             ended[i] = answer.ended == "end"
-            right[i] = ended[i] and answer.text == examples[i].completion
+            correct[i] = ended[i] and answer.text == examples[i].completion
     groups = [f"group {e.group}" if e.group is not None else f"example {i}" for i, e in enumerate(examples)]
     if len(set(groups)) == len(groups):
-        low, high = wilson_interval(int(right.sum()), len(right))
+        low, high = wilson_interval(int(correct.sum()), len(correct))
     else:
-        low, high = group_interval(right, groups, seed=cfg.seed)
+        low, high = group_interval(correct, groups, seed=cfg.seed)
     return {
-        "accuracy": float(right.mean()),
+        "accuracy": float(correct.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
         "stopped": float(ended.mean()),
@@ -110,7 +111,7 @@ def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
     examples = read_examples(cfg.examples) if cfg.examples is not None else []
     if examples:
         label, most = Counter(example.completion for example in examples).most_common(1)[0]
-        print(f"{len(examples)} examples; always answering {label!r} is right in {most / len(examples):.1%}")
+        print(f"{len(examples)} examples; always answering {label!r} is correct in {most / len(examples):.1%}")
     results = []
     for path in filter(None, (cfg.checkpoint, cfg.versus)):
         lm = load(path, device=cfg.device, dtype=cfg.dtype)
@@ -121,7 +122,7 @@ def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
             print(
                 f"{path}: exact match {result['accuracy']:.1%} (95 % interval {over} "
                 f"{result['accuracy_low']:.1%} to {result['accuracy_high']:.1%}), "
-                f"stopped by itself in {result['stopped']:.1%}"
+                f"ended by itself in {result['stopped']:.1%}"
             )
         else:
             result = score_corpus(cfg, lm)

@@ -1,8 +1,8 @@
-"""Kills a training run again and again at random moments, lets it resume, and compares its end with an undisturbed one.
+"""Kills a training run at random moments, resumes it each time, and compares its end with an uninterrupted run.
 
-Each attempt is a process of its own that ends by SIGKILL: in one of ten cases at any moment since its start, else while
-it trains and saves; every other one saves in the background (or all, or none: background=). What was done so far stands
-in OUT/faults.json: the same command goes on from there.
+Each attempt is a process that ends by SIGKILL: one in ten at any moment after its start, the others during training and
+saving. Every second attempt saves in the background (background= sets that for all). OUT/faults.json records the kills;
+the same command continues from there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from model import InputError
 from model.checkpoints import reader
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-TINY = (  # so small that starting Python takes longer than to train a hundred steps
+TINY = (  # so small that a hundred steps take less time than starting Python
     "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "model.dropout=0.1", "tokenizer=char",
     "batch_size=4", "device=cpu", "dtype=float32", "compile=false", "log_every=1", "eval_every=15",
-    # A schedule that does not depend on the number of steps: when the last kill comes is not known before.
+    # A schedule that does not depend on the number of steps, which is unknown until the last kill.
     "optimizer.schedule=constant", "optimizer.warmup_steps=0",
 )  # fmt: skip
+USUAL_START = 4.0  # seconds from the start of a process to its first step, roughly
 TEXT = "Listen to your heart. Listen to your gut, your body; listen to the wind, that listens to nobody.\n"
 
 
@@ -35,13 +36,13 @@ TEXT = "Listen to your heart. Listen to your gut, your body; listen to the wind,
 class FaultsConfig:
     """The keys of `python -m scripts.faults`."""
 
-    out: str = field(default="out/faults", metadata={"kind": "path"})  # where the runs live
-    kills: int = 200  # how often the run is killed in all
-    at_once: int | None = None  # how often in this call at most; null: until all are done
+    out: str = field(default="out/faults", metadata={"kind": "path"})  # the folder of the runs
+    kills: int = 200  # kills in all
+    at_once: int | None = None  # maximum number of kills in this call; null: all
     save_every: int = 5  # steps between two checkpoints
-    window: float = 0.5  # seconds of training in which a kill may come
-    background: bool | None = None  # how the run saves; null: both ways in turn
-    seed: int = 1  # of the moments
+    window: float = 0.5  # a kill comes within this many seconds of training
+    background: bool | None = None  # save in the background; null: in every second attempt
+    seed: int = 1  # of the random moments
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -57,62 +58,63 @@ def command(cfg: FaultsConfig, name: str, *more: str) -> list[str]:
 
 
 def in_background(cfg: FaultsConfig, number: int) -> bool:
+    """True if this attempt saves in the background."""
     return number % 2 == 1 if cfg.background is None else cfg.background
 
 
-def figures(run_dir: Path) -> int | None:
-    """Which file of figures is there: a process replaces that of the one before it, which knows of lost steps too."""
+def metrics_inode(run_dir: Path) -> int | None:
+    """Identifies the metrics file. A process that resumes replaces it, which drops the lines of lost steps."""
     path = run_dir / "metrics.jsonl"
     return path.stat().st_ino if path.exists() else None
 
 
 def last_step(run_dir: Path) -> int:
-    """The last completed step that the run wrote down."""
+    """The last step in the run's metrics."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
 def attempt(cfg: FaultsConfig, number: int) -> tuple[int, int]:
-    """Starts the run or goes on with it, and kills it; the last step it did and the newest that is intact.
+    """Starts or resumes the run and kills it. Returns its last completed step and its newest intact checkpoint's step.
 
-    Raises InputError where it ended by itself, or did not go on from the newest step.
+    Raises InputError if the run ended by itself, or did not resume from the newest checkpoint.
     """
     moments = random.Random(cfg.seed * 1_000_003 + number)
     run_dir = Path(cfg.out) / "killed"
     before = reader.newest(run_dir, say=print)
-    expected, earlier = before.step if before else 0, figures(run_dir)
+    expected, earlier = before.step if before else 0, metrics_inode(run_dir)
     log = Path(cfg.out) / "attempt.log"
-    any_moment, share = moments.random() < 0.1, moments.random()
+    any_moment, fraction = moments.random() < 0.1, moments.random()
     how = ["steps=1000000000", f"resume={'true' if before else 'auto'}"]
     how.append(f"save_in_background={in_background(cfg, number)}")
     with log.open("w", encoding="utf-8") as file:
         start = time.monotonic()
         process = subprocess.Popen(command(cfg, "killed", *how), stdout=file, stderr=subprocess.STDOUT)
-        while not any_moment and process.poll() is None and not trains(run_dir, expected, earlier):
-            time.sleep(0.002)
-        usual_start = 4.0 if any_moment else 0.0
-        while process.poll() is None and time.monotonic() - start < share * usual_start:
-            time.sleep(0.002)
-        if not any_moment:
-            time.sleep(share * cfg.window)
+        if any_moment:
+            while process.poll() is None and time.monotonic() - start < fraction * USUAL_START:
+                time.sleep(0.002)
+        else:
+            while process.poll() is None and not is_training(run_dir, expected, earlier):
+                time.sleep(0.002)
+            time.sleep(fraction * cfg.window)
         process.send_signal(signal.SIGKILL)
         status = process.wait()
-    said = log.read_text(encoding="utf-8")
+    output = log.read_text(encoding="utf-8")
     if status != -signal.SIGKILL:
-        last = (said.strip().splitlines() or ["no message"])[-1]
+        last = (output.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"{log}: the run ended by itself with status {status}: {last}")
-    for found in re.findall(r"resuming .* at step (\d+)", said):
+    for found in re.findall(r"resuming .* at step (\d+)", output):
         if int(found) != expected:
-            raise InputError(f"{log}: went on from step {found} instead of {expected}")
+            raise InputError(f"{log}: resumed from step {found} instead of {expected}")
     now = reader.newest(run_dir, say=print)
     intact = now.step if now else 0
-    return (last_step(run_dir) if figures(run_dir) != earlier else intact), intact
+    return (last_step(run_dir) if metrics_inode(run_dir) != earlier else intact), intact
 
 
-def trains(run_dir: Path, step: int, earlier: int | None) -> bool:
-    """Whether a process that began with these figures there, and goes on from that step, has trained."""
-    return figures(run_dir) != earlier and last_step(run_dir) > step
+def is_training(run_dir: Path, step: int, earlier: int | None) -> bool:
+    """True once a process that resumed from `step`, when the metrics file was `earlier`, has completed a step."""
+    return metrics_inode(run_dir) != earlier and last_step(run_dir) > step
 
 
 def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
@@ -127,26 +129,26 @@ def main(cfg: FaultsConfig, overrides: cli.Overrides) -> None:
         done, intact = attempt(cfg, len(lost))
         lost.append(max(0, done - intact))
         record_path.write_text(json.dumps(record), encoding="utf-8")
-        print(f"kill {len(lost)} of {cfg.kills} after step {done}: {lost[-1]} steps lost, goes on from {intact}")
+        print(f"kill {len(lost)} of {cfg.kills} after step {done}: {lost[-1]} steps lost, resumes from {intact}")
     if len(lost) < cfg.kills:
         return
     newest = reader.newest(out / "killed")
     steps = f"steps={(newest.step if newest else 0) + 10}"
-    for name in ("killed", "undisturbed"):
+    for name in ("killed", "uninterrupted"):
         ended = subprocess.run(command(cfg, name, steps, "resume=auto"), capture_output=True, text=True)
         if ended.returncode:
             raise InputError(f"{out / name}: {ended.stderr.strip()}")
-    files = [reader.find(out / name).directory / "model.safetensors" for name in ("killed", "undisturbed")]
+    files = [reader.find(out / name).directory / "model.safetensors" for name in ("killed", "uninterrupted")]
     equal = reader.sha256(files[0]) == reader.sha256(files[1])
-    print(f"{len(lost)} kills in {steps[6:]} steps, each followed by a resume that went on from the newest saved step")
+    print(f"{len(lost)} kills in {steps[6:]} steps; every resume started from the newest checkpoint")
     for background, what in ((False, "waiting for each save"), (True, "saving in the background")):
         some = [steps for number, steps in enumerate(lost) if in_background(cfg, number) == background]
         if not some:
             continue
         above = sum(steps > cfg.save_every for steps in some)
         mean = sum(some) / len(some)
-        print(f"steps lost {what}: {mean:.1f} on average, {max(some)} at most, above {cfg.save_every} {above} times")
-    print(f"the final weights are {'' if equal else 'not '}the same, bit for bit, as those of an undisturbed run")
+        print(f"steps lost {what}: mean {mean:.1f}, maximum {max(some)}, {above} times above {cfg.save_every}")
+    print(f"the final weights are {'' if equal else 'not '}the same, bit for bit, as those of an uninterrupted run")
     if not equal:
         raise InputError(f"{files[0]} and {files[1]} differ")
 

@@ -1,10 +1,11 @@
-"""Prepares a corpus on its own: documents and a tokenizer to token shards, as train.py does by itself."""
+"""Prepares a corpus without training: documents and a tokenizer become token shards, as in train.py."""
 
 from __future__ import annotations
 
 from conf import cli
 from conf.display import data_report, progress
-from data.preparation.prepare import PrepareConfig, prepare
+from data.preparation.config import PrepareConfig
+from data.preparation.prepare import prepare
 
 
 def main(cfg: PrepareConfig, overrides: cli.Overrides) -> None:

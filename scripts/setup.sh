@@ -1,19 +1,19 @@
-# Makes .venv and installs this project's dependencies into it, once; sourced by quickstart.sh and test.sh.
-# Usage: install_into_venv EXTRA    (EXTRA: "" or "[test]")
+# Creates .venv and installs the dependencies of this project into it, once. Sourced by quickstart.sh and test.sh.
+# Usage: install_into_venv EXTRA    (EXTRA is "" or "[test]")
 
 PYTHON=${PYTHON:-python3}
 
 install_into_venv() {
     local extra=$1 stamp wanted
     if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        echo "error: $("$PYTHON" --version 2>&1) is too old, Python 3.11 or newer is needed; name one: PYTHON=python3.12 bash $0" >&2
+        echo "error: $("$PYTHON" --version 2>&1) is too old; Python 3.11 or newer is needed, for example: PYTHON=python3.12 bash $0" >&2
         exit 2
     fi
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-        echo "Making the virtual environment .venv ..."
+        echo "Creating the virtual environment .venv ..."
         if ! "$PYTHON" -m venv --clear .venv; then
             rm -rf .venv
-            echo "error: $PYTHON cannot make virtual environments (Debian: apt install python3-venv)" >&2
+            echo "error: $PYTHON cannot create virtual environments; install venv (Debian: apt install python3-venv)" >&2
             exit 2
         fi
     fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fresh machine -> the tests, green. Arguments go to pytest; --slow adds the tests that take long.
+# Installs the dependencies and runs the tests. Arguments go to pytest; --slow adds the slow tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh

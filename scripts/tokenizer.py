@@ -1,4 +1,4 @@
-"""Tokenizers on their own: trains one, compares several on a corpus, shows how they cut a text, exports one."""
+"""Works on tokenizers without a model: train one, compare several, show how they split a text, export one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data.tokenizers.fertility import Words, fertility
 from data.tokenizers.huggingface import to_tokenizer_json
 
 MODES = ("train", "compare", "show", "export")
-TRAINED: dict[str, dict[str, Any]] = {  # what a name in `tokenizers` stands for; `name:8192` sets the vocabulary's size
+TRAINED: dict[str, dict[str, Any]] = {  # names that `tokenizers` takes; `name:8192` sets the vocabulary size
     "byte": {"kind": "byte"},
     "char": {"kind": "char"},
     "bpe": {"kind": "bpe", "pattern": "gpt2"},
@@ -30,7 +30,7 @@ TRAINED: dict[str, dict[str, Any]] = {  # what a name in `tokenizers` stands for
     "unigram": {"kind": "sentencepiece", "algorithm": "unigram"},
     "sentencepiece-bpe": {"kind": "sentencepiece", "algorithm": "bpe"},
 }
-HELD_OUT = 10  # one document in so many is compared on, the others are trained on
+HELD_OUT = 10  # compare: tokenizers are trained on 9 of 10 documents, and compared on the others
 
 PATHS = {"kind": "path", "list": True}
 PATTERNS = {"kind": "pattern", "list": True}
@@ -44,31 +44,31 @@ class ToolConfig:
 
     mode: str = "train"  # train | compare | show | export
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # the one to train
-    # compare, show, export: folders, bpe:8192, char..., encodings and ranks files of tiktoken
+    # compare, show, export: folders, names such as bpe:8192 or char, encodings and ranks files of tiktoken
     tokenizers: Any = field(default=None, metadata=PATHS)
-    # train, compare, show: what is learned from and compared on
+    # train, compare, show: the text to train and compare on
     corpus: Any = field(default="shakespeare", metadata=PATHS)
     include: Any = field(default=None, metadata=PATTERNS)
     exclude: Any = field(default=None, metadata=PATTERNS)
     # this and the next three as python -m scripts.prepare takes them (data/prepare.py)
     text_field: str = field(default="text", metadata=TEXT)
-    # a line equal to it stands between the documents of one file of text
+    # the line that separates documents within a text file
     document_separator: str | None = field(default=None, metadata=TEXT)
     invalid_utf8: str = "auto"  # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
-    max_bad_lines: int = 0  # so many broken lines of .jsonl files are left out; one more is an error
+    max_bad_lines: int = 0  # broken lines of .jsonl files to tolerate
     datasets: str = field(default="datasets", metadata=PATH)  # where downloads are kept
-    text: str | None = field(default=None, metadata=TEXT)  # show; null: standard input
+    text: str | None = field(default=None, metadata=TEXT)  # show: the text; null: standard input
     out: str | None = field(default=None, metadata=PATH)  # train: a new folder; export: the tokenizer.json to write
-    workers: int = 0  # processes that training uses; 0: as many as there are CPUs
-    max_bytes: int = 20_000_000  # compare: of at most so much text
-    json: str | None = field(default=None, metadata={"kind": "output"})  # compare: the figures
+    workers: int = 0  # training processes; 0: as many as there are CPUs
+    max_bytes: int = 20_000_000  # compare: maximum size of the text
+    json: str | None = field(default=None, metadata={"kind": "output"})  # compare: a file for the figures
     debug: bool = False
 
     def validate(self) -> list[str]:
         found = [] if self.mode in MODES else [f"mode={self.mode!r} is not one of {', '.join(MODES)}"]
         names = self.names
         if not all(isinstance(name, str) and name for name in names):
-            found.append(f"tokenizers={self.tokenizers!r} must be a name or a list of names, none of them empty")
+            found.append(f"tokenizers={self.tokenizers!r} must be a name or a list of names")
         if self.mode in ("train", "export") and not self.out:
             what = "a new folder, such as out=out/tokenizer" if self.mode == "train" else "a file, out=tokenizer.json"
             found.append(f"out is required: {what}")
@@ -76,9 +76,9 @@ class ToolConfig:
             found.append("tokenizers is required: the folder of the one to export, such as tokenizers=out/tokenizer")
         if self.mode in ("compare", "show") and not names:
             found.append("tokenizers is required: for example tokenizers=[bpe:4096,unigram:4096,out/tokenizer]")
-        for name, least in (("workers", 0), ("max_bytes", 1), ("max_bad_lines", 0)):
-            if getattr(self, name) < least:
-                found.append(f"{name}={getattr(self, name)} must be at least {least}")
+        for name, minimum in (("workers", 0), ("max_bytes", 1), ("max_bad_lines", 0)):
+            if getattr(self, name) < minimum:
+                found.append(f"{name}={getattr(self, name)} must be at least {minimum}")
         return found + ReadOptions(separator=self.document_separator, invalid_utf8=self.invalid_utf8).validate()
 
     @property
@@ -89,7 +89,8 @@ class ToolConfig:
 
 
 def texts_of(cfg: ToolConfig) -> list[str]:
-    left_out = Skipped()
+    """Reads the corpus; prints what was left out."""
+    skipped = Skipped()
     found = documents(
         cfg.corpus,
         include=cfg.include,
@@ -99,16 +100,16 @@ def texts_of(cfg: ToolConfig) -> list[str]:
         invalid_utf8=cfg.invalid_utf8,
         max_bad_lines=cfg.max_bad_lines,
         cache=Path(cfg.datasets).expanduser(),
-        skipped=left_out,
+        skipped=skipped,
     )
     texts = [document.text for document in found]
-    if line := str(left_out):
+    if line := str(skipped):
         print(line)
     return texts
 
 
 def split(texts: list[str]) -> tuple[list[str], list[str]]:
-    """(what to learn from, what to compare on): different documents where there are enough."""
+    """Returns (training texts, texts to compare on): different documents if there are enough."""
     if len(texts) < HELD_OUT:
         return texts, texts
     numbered = list(enumerate(texts))
@@ -116,38 +117,38 @@ def split(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def trained_here(name: str) -> bool:
-    """Whether a name means a tokenizer to be trained; else it is there already, and who knows what it has seen."""
+    """True if the name means a tokenizer to train; others exist already, and may have seen the text."""
     return name.partition(":")[0] in TRAINED and not os.path.exists(name)
 
 
 def named(cfg: ToolConfig, name: str, texts: list[str] | None) -> Tokenizer:
-    """The tokenizer that a name stands for; texts: to learn from, None if there are none."""
+    """Trains or loads the tokenizer of that name. texts: the training texts; None if training is not possible."""
     kind, _, size = name.partition(":")
     if trained_here(name):
         if size and not size.isdecimal():
             raise InputError(f"tokenizers: {name!r}: {size!r} is not a size; write {kind}:4096")
         if texts is None:
             raise InputError(
-                f"tokenizers: {name!r} must be trained first: mode=train out=FOLDER, then tokenizers=FOLDER"
+                f"tokenizers: train {name!r} first with mode=train out=FOLDER, then give tokenizers=FOLDER"
             )
-        wanted = replace(cfg.tokenizer, path=None, vocab_size=int(size or cfg.tokenizer.vocab_size), **TRAINED[kind])
-        return build(wanted, texts, workers=cfg.workers)
+        config = replace(cfg.tokenizer, path=None, vocab_size=int(size or cfg.tokenizer.vocab_size), **TRAINED[kind])
+        return build(config, texts, workers=cfg.workers)
     path = Path(name).expanduser()
     for folder in (path, path / "tokenizer"):
         if (folder / "tokenizer.json").is_file():
             return load(folder)
     if path.is_dir():
-        raise InputError(f"tokenizers: there is no tokenizer.json in {name}")
+        raise InputError(f"tokenizers: {name} contains no tokenizer.json; give the folder of a tokenizer or checkpoint")
     try:
         return build(replace(cfg.tokenizer, kind="tiktoken", encoding=name, path=None), [])
     except InputError as error:
-        raise InputError(f"tokenizers: {name!r} is no folder, nor one of {', '.join(TRAINED)}; {error}") from None
+        raise InputError(f"tokenizers: {name!r} is neither a folder nor one of {', '.join(TRAINED)}; {error}") from None
 
 
 def train(cfg: ToolConfig) -> None:
     folder = Path(cfg.out or "").expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"out={cfg.out} is there already; name a new folder")
+        raise InputError(f"out={cfg.out} already exists; name a new folder")
     texts = texts_of(cfg)
     start = time.perf_counter()
     tokenizer = build(cfg.tokenizer, texts, workers=cfg.workers)
@@ -164,7 +165,7 @@ def train(cfg: ToolConfig) -> None:
 def compare(cfg: ToolConfig) -> None:
     texts = texts_of(cfg)
     learn, held = split(texts)
-    held = beginning(held, cfg.max_bytes)
+    held = first_bytes(held, cfg.max_bytes)
     n_bytes = sum(len(text.encode()) for text in held)
     words = [Words.from_text(text) for text in held]
     rows = []
@@ -193,16 +194,16 @@ def compare(cfg: ToolConfig) -> None:
         )
     where = "the training text"
     if len(texts) >= HELD_OUT:
-        where = f"{len(held):,} documents that what is trained here does not learn from"
+        where = f"{len(held):,} documents held out of training"
     comparison_table(rows, title=f"{n_bytes:,} bytes, {where}")
     if cfg.json:
         Path(cfg.json).write_text(json.dumps({"bytes": n_bytes, "tokenizers": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def beginning(texts: list[str], most: int) -> list[str]:
-    """The first of the texts, as many as have at most so many bytes; at least one."""
+def first_bytes(texts: list[str], max_bytes: int) -> list[str]:
+    """As many of the first texts as fit into max_bytes, but at least one."""
     sizes = np.cumsum([len(text.encode()) for text in texts])
-    return texts[: max(1, int(np.searchsorted(sizes, most, side="right")))]
+    return texts[: max(1, int(np.searchsorted(sizes, max_bytes, side="right")))]
 
 
 def show(cfg: ToolConfig) -> None:
@@ -219,12 +220,12 @@ def show(cfg: ToolConfig) -> None:
 
 
 def export(cfg: ToolConfig) -> None:
-    place = Path(cfg.out or "").expanduser()
-    if place.is_dir():
-        place /= "tokenizer.json"
+    path = Path(cfg.out or "").expanduser()
+    if path.is_dir():
+        path /= "tokenizer.json"
     content = to_tokenizer_json(named(cfg, cfg.names[0], None))
-    place.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{place}: {len(content['model']['vocab']):,} tokens; special tokens' names in text are special tokens there")
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{path}: {len(content['model']['vocab']):,} tokens; there, a special token's name in a text is that token")
 
 
 def main(cfg: ToolConfig, overrides: cli.Overrides) -> None:

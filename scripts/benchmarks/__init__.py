@@ -1,1 +1,1 @@
-"""The benchmarks of `python -m scripts.bench`, one a file."""
+"""The benchmarks of `python -m scripts.bench`, one per file."""

@@ -1,4 +1,4 @@
-"""Bulk sampling: tokens per second in batches, beside one prompt at a time with the same model and number format."""
+"""Bulk sampling: tokens per second in batches, against one prompt at a time with the same model and dtype."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from model.inference.sampling import SamplingConfig
 from model.language_model import LanguageModel
 from sample import load
 
-from .measure import Target, print_json, take_turns
+from .measure import describe_rates, print_json, take_turns
 
-WANTED = 12.0  # times the speed of single prompts, for models of at most 11M parameters
 SINGLE = "one at a time"
 
 
@@ -35,7 +34,7 @@ class Config:
     batch_sizes: list[int] = field(default_factory=lambda: [16, 64, 128])
     prompt_tokens: int = 20
     max_new_tokens: int = 100
-    singles: int = 3  # prompts continued one after the other in each repeat
+    singles: int = 3  # prompts that are continued one at a time in each repeat
     temperature: float = 1.0
     top_p: float | None = None
     repeats: int = 5
@@ -52,12 +51,12 @@ class Config:
         return found
 
 
-class Numbers:
-    """Stands in for a tokenizer where the weights are random and the text means nothing."""
+class NumberTokenizer:
+    """A tokenizer for random weights: writes each id as a number."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.special_tokens = vocab_size, {"<|endoftext|>": vocab_size}
-        self.end_id = vocab_size  # beyond what the model knows: no text ends early
+        self.end_id = vocab_size  # an id that the model cannot sample, so no text ends early
 
     def encode(self, text: str) -> list[int]:
         return [int(number) for number in text.split()]
@@ -70,23 +69,23 @@ class Numbers:
 
 
 def random_model(dtype: str) -> LanguageModel:
-    """The modern preset in the size of nanoGPT's recipe for characters: speed does not ask what weights say."""
+    """The default architecture at the size of nanoGPT's character model; the weights do not matter for speed."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(vocab_size=128, n_layer=6, n_head=6, d_model=384, context=256)).eval()
-    return LanguageModel(model, Numbers(128), Compute.resolve("cpu", dtype=dtype), Path())
+    return LanguageModel(model, NumberTokenizer(128), Compute.resolve("cpu", dtype=dtype), Path())
 
 
 def contender(lm: LanguageModel, prompts: list[list[int]], request: Request, rows: int) -> Callable[[], int]:
-    """Continues all prompts in batches of `rows`, and counts the new tokens."""
+    """Returns a function that continues all prompts in batches of `rows`, and returns the number of new tokens."""
 
     def run() -> int:
-        made = 0
+        new_tokens = 0
         for start in range(0, len(prompts), rows):
             batch = prompts[start : start + rows]
             indices = range(start, start + len(batch))
             results = continue_batch(lm, batch, [request] * len(batch), indices=indices, rows=rows)
-            made += sum(len(result.tokens) for result in results)
-        return made
+            new_tokens += sum(len(result.tokens) for result in results)
+        return new_tokens
 
     return run
 
@@ -96,19 +95,18 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
     lm = random_model(cfg.dtype) if cfg.checkpoint is None else load(cfg.checkpoint, device="cpu", dtype=cfg.dtype)
     request = Request(SamplingConfig(temperature=cfg.temperature, top_p=cfg.top_p), cfg.max_new_tokens)
-    drawn = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     shape = (max(*cfg.batch_sizes, cfg.singles), cfg.prompt_tokens)
-    prompts = torch.randint(1, lm.model.config.vocab_size, shape, generator=drawn).tolist()
+    prompts = torch.randint(1, lm.model.config.vocab_size, shape, generator=generator).tolist()
     contenders = {SINGLE: contender(lm, prompts[: cfg.singles], request, 1)}
     contenders |= {f"batch of {size}": contender(lm, prompts[:size], request, size) for size in cfg.batch_sizes}
-    tokens = {name: run() for name, run in contenders.items()}  # warms up; each repeat makes the same
+    tokens = {name: run() for name, run in contenders.items()}  # also warms up; all repeats make the same tokens
     times = take_turns(contenders, repeats=cfg.repeats)
-    rows: dict[str, Any] = {name: times[name].row(tokens[name]) for name in contenders}
+    rows: dict[str, Any] = {name: times[name].rates(tokens[name]) for name in contenders}
     parameters = sum(weight.numel() for weight in lm.model.parameters())
-    print(f"{parameters / 1e6:.1f}M parameters, {cfg.dtype}, {torch.get_num_threads()} threads, new tokens a second:")
+    print(f"{parameters / 1e6:.1f}M parameters, {cfg.dtype}, {torch.get_num_threads()} threads; new tokens/s:")
+    ratios = {}
     for name, row in rows.items():
-        print(f"{name:<16} {row['per_second']:>8,.0f}  ({row['lowest']:,.0f} to {row['highest']:,.0f})")
-    ratios = {name: rows[name]["per_second"] / rows[SINGLE]["per_second"] for name in rows if name != SINGLE}
-    best = max(ratios, key=lambda name: ratios[name])
-    print(Target(f"{best} against {SINGLE}", ratios[best], WANTED))
+        ratios[name] = round(row["per_second"] / rows[SINGLE]["per_second"], 2)
+        print(f"{describe_rates(name, row)}  {ratios[name]:.2f}x")
     print_json({"benchmark": "bulk", "parameters": parameters, "dtype": cfg.dtype, "speeds": rows, "ratios": ratios})

@@ -1,4 +1,4 @@
-"""Planted copies: how many exact and near copies among many documents are found, how many others, and how fast."""
+"""Duplicate detection: exact and near copies planted among many documents, how many are found, and how fast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.curation.duplicates import SIGNATURE, duplicates, shingle_hashes, sign
 
 from .measure import print_json, timed
 
-CLASSES = ((100, 200), (200, 1000), (1000, 5000))  # words a document: their results are shown apart too
+LENGTHS = ((100, 200), (200, 1000), (1000, 5000))  # words; copies are planted, and recall is shown, in each class
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Config:
 
     # where the words come from; a list for several, such as '[pystdlib,shakespeare]'
     corpus: Any = field(default="pystdlib", metadata={"kind": "path", "list": True})
-    documents: int = 20_000  # in all
-    exact: int = 1_000  # of which are exact copies of others
-    near: int = 1_000  # and copies in which
-    changed: float = 0.05  # this share of the words is another word
+    documents: int = 20_000  # originals and copies
+    exact: int = 1_000  # exact copies
+    near: int = 1_000  # near copies
+    changed: float = 0.05  # share of the words that differ in a near copy
     similarity: float = 0.65  # curate.similarity
     seed: int = 0
     datasets: str = field(default="datasets", metadata={"kind": "path"})  # where downloads are kept
@@ -41,13 +41,13 @@ class Config:
     def validate(self) -> list[str]:
         found = CurateConfig(similarity=self.similarity).validate()
         if not 0 < self.exact + self.near < self.documents // 2:
-            found.append("exact + near copies must be fewer than half of the documents, and more than none")
+            found.append("exact + near copies must be more than none, and fewer than half of the documents")
         return found
 
 
 @dataclass
 class Planted:
-    """Documents in random order, and where the copies are."""
+    """Documents in random order, and the positions of the copies."""
 
     texts: list[str]
     is_val: np.ndarray  # (N,) bool
@@ -55,23 +55,23 @@ class Planted:
     near: list[tuple[int, int]]
 
 
-def windows(words: list[str], count: int, rng: random.Random) -> Iterator[str]:
-    """Texts of 100 to 5,000 words, most of them short, side by side so that no two share anything.
+def originals(words: list[str], count: int, rng: random.Random) -> Iterator[str]:
+    """Cuts a text into documents of 100 to 5,000 words, most of them short, that share nothing.
 
-    words: what re.split gives for (\\w+): separators and words take turns.
+    words: the result of re.split with (\\w+), in which separators and words alternate.
     """
     if len(words) // 2 < 120 * count:
-        raise InputError(f"the corpus has {len(words) // 2:,} words, too few for {count:,} documents of 100 and more")
+        raise InputError(f"the corpus has {len(words) // 2:,} words, too few for {count:,} documents of 100 or more")
     place = 0
     for left in range(count, 0, -1):
-        mean = (len(words) - place) / 2 / left  # words for each that is still to come
+        mean = (len(words) - place) / 2 / left  # words per remaining document
         length = min(5000, int(100 * rng.paretovariate(max(1.05, mean / max(1, mean - 100)))))
         yield "".join(words[place : place + 2 * length])
         place += 2 * length
 
 
-def changed(text: str, share: float, vocabulary: list[str], rng: random.Random) -> str:
-    """The text with a share of its words, at least one, replaced by others."""
+def near_copy(text: str, share: float, vocabulary: list[str], rng: random.Random) -> str:
+    """Replaces a share of the words, at least one, by other words."""
     parts = re.split(r"(\w+)", text)
     places = range(1, len(parts), 2)
     for place in rng.sample(places, max(1, round(share * len(places)))):
@@ -81,37 +81,38 @@ def changed(text: str, share: float, vocabulary: list[str], rng: random.Random) 
     return "".join(parts)
 
 
-def plant(cfg: Config) -> Planted:
-    """The documents of the benchmark, a tenth of them in validation."""
-    rng = random.Random(cfg.seed)
-    words = [part for d in documents(cfg.corpus, cache=cfg.datasets) for part in re.split(r"(\w+)", d.text + "\n")]
-    originals = list(windows(words, cfg.documents - cfg.exact - cfg.near, rng))
-    vocabulary = words[1:200_000:2]
-    by_class = [[i for i, text in enumerate(originals) if low <= length_of(text) < high] for low, high in CLASSES]
-    chosen: list[int] = []  # evenly from all classes, as far as they have any
-    for members in by_class:
-        rng.shuffle(members)
-    while len(chosen) < cfg.exact + cfg.near:
-        chosen += [members.pop() for members in by_class if members]
-    rng.shuffle(chosen)
-    copies = [originals[i] for i in chosen[: cfg.exact]]
-    copies += [changed(originals[i], cfg.changed, vocabulary, rng) for i in chosen[cfg.exact : cfg.exact + cfg.near]]
-    order = list(range(cfg.documents))
-    rng.shuffle(order)  # order[k]: where document k comes to stand
-    texts = [""] * cfg.documents
-    for place, text in zip(order, originals + copies, strict=True):
-        texts[place] = text
-    pairs = [(order[i], order[len(originals) + k]) for k, i in enumerate(chosen[: cfg.exact + cfg.near])]
-    is_val = np.array([rng.random() < 0.1 for _ in texts])
-    return Planted(texts, is_val, pairs[: cfg.exact], pairs[cfg.exact :])
-
-
-def length_of(text: str) -> int:
+def n_words(text: str) -> int:
     return len(re.findall(r"\w+", text))
 
 
+def plant(cfg: Config) -> Planted:
+    """The documents of the benchmark. A tenth of them are in validation."""
+    rng = random.Random(cfg.seed)
+    words = [part for d in documents(cfg.corpus, cache=cfg.datasets) for part in re.split(r"(\w+)", d.text + "\n")]
+    texts = list(originals(words, cfg.documents - cfg.exact - cfg.near, rng))
+    vocabulary = words[1:200_000:2]
+    by_length = [[i for i, text in enumerate(texts) if low <= n_words(text) < high] for low, high in LENGTHS]
+    copied: list[int] = []  # the originals to copy, evenly from all classes as long as they last
+    for members in by_length:
+        rng.shuffle(members)
+    while len(copied) < cfg.exact + cfg.near:
+        copied += [members.pop() for members in by_length if members]
+    rng.shuffle(copied)
+    del copied[cfg.exact + cfg.near :]
+    copies = [texts[i] for i in copied[: cfg.exact]]
+    copies += [near_copy(texts[i], cfg.changed, vocabulary, rng) for i in copied[cfg.exact :]]
+    position = list(range(cfg.documents))
+    rng.shuffle(position)
+    shuffled = [""] * cfg.documents
+    for place, text in zip(position, texts + copies, strict=True):
+        shuffled[place] = text
+    pairs = [(position[i], position[len(texts) + k]) for k, i in enumerate(copied)]
+    is_val = np.array([rng.random() < 0.1 for _ in shuffled])
+    return Planted(shuffled, is_val, pairs[: cfg.exact], pairs[cfg.exact :])
+
+
 def jaccard(one: str, two: str) -> float:
-    """The share of their shingles that both texts have, counted."""
+    """The exact Jaccard similarity of two texts' shingles."""
     first, second = set(shingle_hashes(one).tolist()), set(shingle_hashes(two).tolist())
     return len(first & second) / max(1, len(first | second))
 
@@ -120,54 +121,50 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     planted = plant(cfg)
     texts, is_val = planted.texts, planted.is_val
     rules = CurateConfig(near_duplicates=True, similarity=cfg.similarity)
-    signature(texts[0], rules)  # the tables of characters, once a process
-    result: dict[str, Any] = {}
+    signature(texts[0], rules)  # builds the tables of characters, once per process
 
-    def sign() -> None:
+    def sign() -> tuple[np.ndarray, np.ndarray]:
         digests = b"".join(sha256(text.encode()).digest() for text in texts)
-        result["digests"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
         signatures = b"".join(signature(text, rules) or b"" for text in texts)
-        result["signatures"] = np.frombuffer(signatures, np.uint8).reshape(-1, SIGNATURE)
+        return (
+            np.frombuffer(digests, np.uint8).reshape(-1, 32),
+            np.frombuffer(signatures, np.uint8).reshape(-1, SIGNATURE),
+        )
 
-    def compare() -> None:
-        result["found"] = duplicates(result["digests"], result["signatures"], is_val, rules)
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    sign_seconds, disturbed, (digests, signatures) = timed(sign)
+    compare_seconds, _, found = timed(lambda: duplicates(digests, signatures, is_val, rules))
+    pairs = planted.exact + planted.near
+    in_pairs = {position for pair in pairs for position in pair}
+    others = {position: copy for position, copy in found.items() if not {position, copy.original} & in_pairs}
+    wrong = sum(jaccard(texts[position], texts[copy.original]) < cfg.similarity for position, copy in others.items())
 
-    n_bytes = sum(len(text.encode()) for text in texts)
-    (signing, disturbed), (comparing, _) = timed(sign), timed(compare)
-    found = result["found"]
-    copies = {position for pair in planted.exact + planted.near for position in pair}
-    others = {position: copy for position, copy in found.items() if not {position, copy.of} & copies}
-    nearness = [jaccard(texts[position], texts[copy.of]) for position, copy in others.items()]
-    wrong = sum(value < cfg.similarity for value in nearness)
-    plain = cfg.documents - len(copies)
+    def recall(some: list[tuple[int, int]]) -> float:
+        return sum(one in found or two in found for one, two in some) / max(1, len(some))
 
-    def recall(pairs: list[tuple[int, int]]) -> float:
-        return sum(one in found or two in found for one, two in pairs) / max(1, len(pairs))
-
-    across = [pair for pair in planted.exact + planted.near if is_val[pair[0]] != is_val[pair[1]]]
+    across = [pair for pair in pairs if is_val[pair[0]] != is_val[pair[1]]]
     removed = [pair for pair in across if any(p in found and found[p].removed and not is_val[p] for p in pair)]
-    lengths = [(pair, length_of(texts[pair[0]])) for pair in planted.near]
+    lengths = [(pair, n_words(texts[pair[0]])) for pair in planted.near]
     figures = {
         "documents": cfg.documents,
-        "megabytes": round(n_bytes / 1e6, 1),
+        "megabytes": round(megabytes, 1),
         "exact copies found": recall(planted.exact),
         "near copies found": recall(planted.near),
     }
-    for low, high in CLASSES:
+    for low, high in LENGTHS:
         figures[f"near copies found, {low:,} to {high:,} words"] = recall([p for p, n in lengths if low <= n < high])
     figures |= {
         "copies across the splits": len(across),
-        "of these removed from training": len(removed) / max(1, len(across)),
+        "share of these removed from training": len(removed) / max(1, len(across)),
         "other documents found": len(others),
-        "of these less near than asked, by counting": wrong,
-        "the least near of them": min(nearness, default=1.0),
-        "false positives: these, as a share of all others": wrong / plain,
-        "seconds for digests and signatures": round(signing, 2),
-        "megabytes a second": round(n_bytes / 1e6 / signing, 1),
-        "seconds for the comparison": round(comparing, 2),
+        "false positives among these (by exact similarity)": wrong,
+        "false positives, share of all other documents": wrong / (cfg.documents - len(in_pairs)),
+        "seconds for digests and signatures": round(sign_seconds, 2),
+        "megabytes per second": round(megabytes / sign_seconds, 1),
+        "seconds for the comparison": round(compare_seconds, 2),
         "peak memory, megabytes (texts included)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "disturbed": disturbed,
     }
     for name, value in figures.items():
-        print(f"{name:<46} {value:,.4g}" if isinstance(value, float) else f"{name:<46} {value:,}")
+        print(f"{name:<50} {value:,.4g}" if isinstance(value, float) else f"{name:<50} {value:,}")
     print_json({"benchmark": "curate"} | figures)

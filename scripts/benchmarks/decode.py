@@ -1,14 +1,12 @@
-"""Tokens per second of one text, beside transformers' and nanoGPT's own `generate` with the same weights."""
+"""Decoding one text: tokens per second, against transformers' and nanoGPT's generate with the same weights."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,29 +21,18 @@ from model.inference.generate import generate
 from model.inference.quantize import compare_logits, prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 
-from .measure import Target, Times, memory_rate, print_json, take_turns
+from . import nanogpt
+from .measure import describe_rates, memory_bandwidth, print_json, take_turns
 
-# GPT-2's family (Radford et al. 2019), for which all three have a model: 10.7M parameters are those of nanoGPT's
-# recipe for Shakespeare's characters, 124M those of GPT-2 small.
+# GPT-2 (Radford et al. 2019), which all three implement. 10m is the size of nanoGPT's character model.
 SHAPES: dict[str, dict[str, Any]] = {
-    "10m": {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context": 512},
     "5m": {"vocab_size": 4096, "n_layer": 4, "n_head": 4, "d_model": 256, "context": 512},  # the quickstart's size
+    "10m": {"vocab_size": 65, "n_layer": 6, "n_head": 6, "d_model": 384, "context": 512},
     "124m": {"vocab_size": 50257, "n_layer": 12, "n_head": 12, "d_model": 768, "context": 1024},
-    "toy": {"vocab_size": 96, "n_layer": 2, "n_head": 2, "d_model": 64, "context": 128},  # to try the benchmark itself
-}
-WANTED = {  # (shape, ours, theirs): how many times as fast ours is to be
-    ("10m", "float32", "nanoGPT float32"): 20.0,
-    ("10m", "float32", "transformers float32"): 3.7,
-    ("10m", "bfloat16", "transformers bfloat16"): 4.5,
-    ("10m", "int8", "transformers bfloat16"): 8.0,
-    ("5m", "float32", "transformers float32"): 3.7,
-    ("5m", "bfloat16", "transformers bfloat16"): 4.5,
-    ("5m", "int8", "transformers bfloat16"): 8.0,
-    ("124m", "float32", "transformers float32"): 2.3,
-    ("124m", "bfloat16", "transformers bfloat16"): 2.0,
-    ("124m", "int8", "transformers bfloat16"): 2.8,
+    "toy": {"vocab_size": 96, "n_layer": 2, "n_head": 2, "d_model": 64, "context": 128},  # to test the benchmark
 }
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+PROMPT = [11, 42, 5, 60, 23, 7, 33, 1]
 
 
 @dataclass
@@ -53,19 +40,19 @@ class Config:
     """The keys of `python -m scripts.bench decode`."""
 
     shape: str = "10m"  # 5m | 10m | 124m | toy
-    tokens: int = 500  # new ones, greedily chosen
-    # the folder of a nanoGPT checkout: its model.py joins in
+    tokens: int = 500  # new ones, chosen greedily
+    # the folder of a nanoGPT checkout; null: without nanoGPT
     against: str | None = field(default=None, metadata={"kind": "path"})
     transformers: bool = True
     dtypes: list[str] = field(default_factory=lambda: list(BYTES))
-    compile: bool = True  # of a step; the seconds that it takes are printed apart
+    compile: bool = True  # the seconds to compile are printed, and not counted
     repeats: int = 5
-    threads: int = 0  # 0: as many as there are CPUs
+    threads: int = 0  # 0: torch's default
     seed: int = 1
     debug: bool = False
 
     def validate(self) -> list[str]:
-        found = []
+        found = nanogpt.problems(self.against)
         if self.shape not in SHAPES:
             found.append(f"shape={self.shape!r} is not one of {', '.join(SHAPES)}")
         elif not 1 <= self.tokens <= SHAPES[self.shape]["context"] - len(PROMPT):
@@ -76,21 +63,17 @@ class Config:
             found.append(f"repeats={self.repeats} must be at least 1")
         if self.transformers and not importlib.util.find_spec("transformers"):
             found.append("transformers is not installed: pip install -e '.[bench]', or give transformers=false")
-        if self.against is not None and not (Path(self.against) / "model.py").is_file():
-            found.append(f"against={self.against} holds no model.py; give the folder of a checkout of nanoGPT")
         return found
 
 
-PROMPT = [11, 42, 5, 60, 23, 7, 33, 1]
-
-
 def make_model(shape: str, seed: int) -> GPT:
-    """Random weights, large enough that the greedy text does not fall into a loop at once."""
-    gpt2: dict[str, Any] = {"position": "learned", "norm": "layer", "norm_affine": True, "norm_eps": 1e-5}
-    gpt2 |= {"activation": "gelu", "bias": True, "tie_embeddings": True}
+    """A GPT-2 with random weights, large enough that the greedy text does not loop at once."""
     torch.manual_seed(seed)
-    gpt2 |= {"qk_norm": False, "embedding_norm": False}
-    model = GPT(ModelConfig(**SHAPES[shape] | gpt2))
+    config = ModelConfig(
+        **SHAPES[shape], position="learned", norm="layer", norm_affine=True, norm_eps=1e-5, activation="gelu",
+        bias=True, tie_embeddings=True, qk_norm=False, embedding_norm=False,
+    )  # fmt: skip
+    model = GPT(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2 and "embed" not in name:
@@ -98,8 +81,8 @@ def make_model(shape: str, seed: int) -> GPT:
     return model.eval()
 
 
-def their_state(model: GPT, *, transposed: bool) -> dict[str, Tensor]:
-    """The weights under the names that GPT-2 has in nanoGPT and in transformers, which stores some transposed."""
+def gpt2_state(model: GPT, *, transposed: bool) -> dict[str, Tensor]:
+    """The weights under GPT-2's names. transformers stores the matrices of its blocks transposed."""
     own, size = model.state_dict(), model.config.vocab_size
     state = {"transformer.wte.weight": own["embed.weight"][:size], "lm_head.weight": own["embed.weight"][:size]}
     state["transformer.wpe.weight"] = own["position_embed.weight"]
@@ -110,8 +93,8 @@ def their_state(model: GPT, *, transposed: bool) -> dict[str, Tensor]:
         for layer in range(model.config.n_layer):
             for ours, theirs in names.items():
                 value = own[f"blocks.{layer}.{ours}.{kind}"]
-                turned = value.T if transposed and value.dim() == 2 else value
-                state[f"transformer.h.{layer}.{theirs}.{kind}"] = turned
+                value = value.T if transposed and value.dim() == 2 else value
+                state[f"transformer.h.{layer}.{theirs}.{kind}"] = value
     return state
 
 
@@ -121,72 +104,60 @@ def load(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return module.eval()
 
 
-def nanogpt(model: GPT, folder: str, tokens: int) -> Callable[[], list[int]]:
-    """nanoGPT's generate, greedy by top_k=1, with GPT-2's own form of GELU instead of the exact one."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder) / "model.py")
-    assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    c = model.config
+def nanogpt_contender(model: GPT, folder: str, tokens: int) -> Callable[[], list[int]]:
+    """nanoGPT's generate, greedy through top_k=1, with GPT-2's tanh form of GELU."""
+    theirs, c = nanogpt.module(folder), model.config
     shape = {"block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.n_layer, "n_head": c.n_head}
-    theirs = module.GPT(module.GPTConfig(**shape, n_embd=c.d_model, dropout=0.0, bias=True))
-    load(theirs, their_state(model, transposed=False))
-    for block in theirs.transformer.h:
+    module = theirs.GPT(theirs.GPTConfig(**shape, n_embd=c.d_model, dropout=0.0, bias=True))
+    load(module, gpt2_state(model, transposed=False))
+    for block in module.transformer.h:
         block.mlp.gelu = nn.GELU(approximate="tanh")
-    return lambda: theirs.generate(torch.tensor([PROMPT]), tokens, top_k=1)[0, len(PROMPT) :].tolist()
+    return lambda: module.generate(torch.tensor([PROMPT]), tokens, top_k=1)[0, len(PROMPT) :].tolist()
 
 
-def transformers_gpt2(model: GPT, dtype: torch.dtype, tokens: int) -> Callable[[], list[int]]:
-    """transformers' generate as it comes: with its cache, greedy, and never ended by a token."""
+def transformers_contender(model: GPT, dtype: torch.dtype, tokens: int) -> Callable[[], list[int]]:
+    """transformers' generate with its defaults: eager, with its cache; greedy, and no token ends the text."""
     import transformers
 
     c = model.config
-    shape: dict[str, Any] = {
-        "vocab_size": c.vocab_size,
-        "n_positions": c.context,
-        "n_embd": c.d_model,
-        "n_layer": c.n_layer,
-    }
-    settings = transformers.GPT2Config(**shape, n_head=c.n_head, bos_token_id=None, eos_token_id=None)
-    theirs: Any = load(transformers.GPT2LMHeadModel(settings), their_state(model, transposed=True)).to(dtype)
+    shape: dict[str, Any] = {"n_positions": c.context, "n_embd": c.d_model, "n_layer": c.n_layer, "n_head": c.n_head}
+    config = transformers.GPT2Config(**shape, vocab_size=c.vocab_size, bos_token_id=None, eos_token_id=None)
+    module: Any = load(transformers.GPT2LMHeadModel(config), gpt2_state(model, transposed=True)).to(dtype)
     ids = torch.tensor([PROMPT])
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "do_sample": False, "use_cache": True}
-    return lambda: theirs.generate(ids, **options)[0, len(PROMPT) :].tolist()
+    return lambda: module.generate(ids, **options)[0, len(PROMPT) :].tolist()
 
 
 def greedy(decoder: Decoder, tokens: int) -> list[int]:
-    logits, made = decoder.prefill([PROMPT]), []
+    logits, new = decoder.prefill([PROMPT]), []
     for _ in range(tokens - 1):
-        made.append(logits.argmax(-1))
-        logits = decoder.step(made[-1])
-    return torch.stack([*made, logits.argmax(-1)]).flatten().tolist()
+        new.append(logits.argmax(-1))
+        logits = decoder.step(new[-1])
+    return torch.stack([*new, logits.argmax(-1)]).flatten().tolist()
 
 
-def forced(decoder: Decoder, text: list[int]) -> Tensor:
-    """The logits (T, V) of a text that is fed token by token: after the prompt and after each of its tokens."""
+def teacher_forced(decoder: Decoder, text: list[int]) -> Tensor:
+    """Feeds a text token by token; returns the logits (T, V) from which each of its tokens would be drawn."""
     rows = [decoder.prefill([PROMPT]), *(decoder.step(torch.tensor([token])) for token in text[:-1])]
     return torch.cat(rows)
 
 
-def same(ours: list[int], theirs: list[int], logits: Tensor) -> str:
-    """Whether two greedy texts are one; where they part, how close the two best logits were."""
+def describe_difference(ours: list[int], theirs: list[int], logits: Tensor) -> str:
+    """ "equal", or where two greedy texts part, and how close the two best logits were there."""
     for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
             best = logits[place].topk(2).values
-            return f"parts at token {place}, where the two best logits are {(best[0] - best[1]).item():.1e} apart"
+            return f"differs from token {place}, where the two best logits are {(best[0] - best[1]).item():.1e} apart"
     return "equal"
 
 
+@torch.no_grad()
 def main(cfg: Config, overrides: cli.Overrides) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    torch.set_grad_enabled(False)
     exact = make_model(cfg.shape, cfg.seed)
     n_weights = sum(p.numel() for p in exact.parameters()) - exact.config.context * exact.config.d_model
-    print(
-        f"{n_weights / 1e6:.1f}M weights read for a token, {cfg.tokens} greedy tokens after {len(PROMPT)}, "
-        f"{torch.get_num_threads()} threads"
-    )
+    print(f"{n_weights / 1e6:.1f}M weights are read per token; {torch.get_num_threads()} threads")
     contenders: dict[str, Callable[[], list[Any]]] = {}
     capacity = len(PROMPT) + cfg.tokens
     decoders: dict[str, Decoder] = {}
@@ -203,53 +174,45 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
         contenders["float32, by generate()"] = lambda: [
             new.id for [new] in generate(exact, [PROMPT], max_new_tokens=cfg.tokens, **options) if new is not None
         ]
+    peers = {dtype: "bfloat16" if dtype == "int8" else dtype for dtype in cfg.dtypes}  # the others have no int8
     if cfg.transformers:
-        for name in {"bfloat16" if name == "int8" else name for name in cfg.dtypes}:
-            contenders[f"transformers {name}"] = transformers_gpt2(exact, getattr(torch, name), cfg.tokens)
+        for name in dict.fromkeys(peers.values()):
+            contenders[f"transformers {name}"] = transformers_contender(exact, getattr(torch, name), cfg.tokens)
     if cfg.against is not None:
-        contenders["nanoGPT float32"] = nanogpt(exact, cfg.against, cfg.tokens)
+        contenders["nanoGPT float32"] = nanogpt_contender(exact, cfg.against, cfg.tokens)
 
     eager = Decoder(exact, rows=1, capacity=capacity, compute=Compute.for_decoding("cpu"))
     text = greedy(eager, cfg.tokens)
-    wanted = forced(eager, text)
-    print(f"the greedy text has {len(set(text))} different tokens")
-    equal = {name: same(text, run(), wanted) for name, run in contenders.items() if "float32" in name}
-    for name, verdict in equal.items():
-        print(f"  {name:<24} {verdict}")
-    losses = {name: compare_logits(wanted, forced(decoder, text)) for name, decoder in decoders.items()}
-    for name, loss in losses.items():
-        print(f"  {name:<24} {loss}")
+    logits = teacher_forced(eager, text)
+    print(f"{cfg.tokens} greedy tokens, {len(set(text))} different ones; against eager float32:")
+    texts = {name: describe_difference(text, run(), logits) for name, run in contenders.items() if "float32" in name}
+    losses = {name: compare_logits(logits, teacher_forced(decoder, text)) for name, decoder in decoders.items()}
+    for found in (texts, losses):
+        for name, value in found.items():
+            print(f"  {name:<24} {value}")
 
     times = take_turns(contenders, repeats=cfg.repeats)
-    rate = memory_rate()
-    reached = {name: n_weights * BYTES[name] * cfg.tokens / times[name].median / rate for name in decoders}
-    show(cfg, times, compile_seconds, reached)
-    print(f"{rate / 1e9:.0f} GB/s is what torch reads from memory, summing a tensor that no cache can hold")
-    targets = [
-        Target(f"{ours} over {theirs}", times[theirs].median / times[ours].median, wanted_ratio)
-        for (shape, ours, theirs), wanted_ratio in WANTED.items()
-        if shape == cfg.shape and ours in times and theirs in times
-    ]
-    for target in targets:
-        print(target)
+    bandwidth = memory_bandwidth()
+    used = {name: n_weights * BYTES[name] * cfg.tokens / times[name].median / bandwidth for name in decoders}
+    rows = {name: taken.rates(cfg.tokens) for name, taken in times.items()}
+    print(f"\ntokens/s, {cfg.repeats} repeats; memory bandwidth {bandwidth / 1e9:.0f} GB/s")
+    for name, row in rows.items():
+        line = describe_rates(name, row)
+        if name in used:
+            line += f"  {used[name]:.0%} of the bandwidth"
+            line += f", compiled in {compile_seconds[name]} s" if cfg.compile else ""
+        print(line)
+    ratios = {
+        f"{dtype} / {other}": round(rows[dtype]["per_second"] / rows[other]["per_second"], 2)
+        for dtype, peer in peers.items()
+        for other in (f"transformers {peer}", f"nanoGPT {dtype}")
+        if other in rows
+    }
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.2f}x")
     print_json(
         {"benchmark": "decode", "shape": cfg.shape, "tokens": cfg.tokens, "threads": torch.get_num_threads()}
-        | {"tokens_per_second": {name: taken.row(cfg.tokens) for name, taken in times.items()}}
-        | {"compile_seconds": compile_seconds, "greedy_text": equal}
+        | {"tokens_per_second": rows, "ratios": ratios, "compile_seconds": compile_seconds, "greedy_text": texts}
         | {"logit_difference": {name: asdict(loss) for name, loss in losses.items()}}
-        | {"memory_bytes_per_second": rate, "part_of_memory_rate": reached}
-        | {"ratios": {target.name: {"value": target.value, "target": target.wanted} for target in targets}}
+        | {"memory_bytes_per_second": bandwidth, "part_of_memory_rate": used}
     )
-
-
-def show(cfg: Config, times: dict[str, Times], compile_seconds: dict[str, float], reached: dict[str, float]) -> None:
-    print(f"\n{'':<24} {'tokens/s':>9} {'lowest':>8} {'highest':>8}   of {cfg.repeats} repeats")
-    for name, taken in times.items():
-        row = taken.row(cfg.tokens)
-        line = f"{name:<24} {row['per_second']:>9.1f} {row['lowest']:>8.1f} {row['highest']:>8.1f}"
-        if name in reached:
-            line += f"   {reached[name]:.0%} of the memory's rate"
-            line += f", compiled in {compile_seconds[name]} s" if cfg.compile else ""
-        if taken.disturbed:
-            line += f"   ({taken.disturbed} disturbed by others)"
-        print(line)

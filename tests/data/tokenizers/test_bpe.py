@@ -6,6 +6,7 @@ import doctest
 import gc
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import regex
@@ -15,11 +16,33 @@ from hypothesis import strategies as st
 
 from data.tokenizers import bpe, pretokenize
 from data.tokenizers.pretokenize import PATTERNS
-from scripts.benchmarks.tokenizer import by_definition
 
 # tiktoken and regex may know different versions of Unicode: no characters that Python itself does not know.
 ASSIGNED = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60)
 TEXT = ASSIGNED | st.text("ab' \n\t\x1c\x85\xa0\u3000é1٣-!", max_size=40)
+
+
+def by_definition(pretokens: Counter[str], *, vocab_size: int, min_frequency: int) -> list[bytes]:
+    """Slow byte pair encoding: counts all pairs of all words again after each merge."""
+    words = [([bytes([byte]) for byte in pretoken.encode()], count) for pretoken, count in pretokens.items()]
+    tokens = [bytes([byte]) for byte in range(256)]
+    while len(tokens) < vocab_size:
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
+        for parts, count in words:
+            for pair in pairwise(parts):
+                pairs[pair] += count
+        if max(pairs.values(), default=0) < min_frequency:
+            break
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], tokens.index(pair[0]), tokens.index(pair[1])))
+        if left + right not in tokens:
+            tokens.append(left + right)
+        for parts, _ in words:
+            place = 0
+            while place < len(parts) - 1:
+                if parts[place] == left and parts[place + 1] == right:
+                    parts[place : place + 2] = [left + right]
+                place += 1
+    return tokens
 
 
 def naive_train(texts: list[str], vocab_size: int, pattern: str, min_frequency: int = 1) -> list[bytes]:
