@@ -113,7 +113,7 @@ def test_activation_checkpointing_keeps_fewer_tensors_and_the_same_names():
 def test_auto_finds_a_divisor_that_fits_and_leaves_the_model_unchanged(monkeypatch):
     model = make("modern", n_layer=1).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert best_micro_batch_size(model, 12, compute=CPU) in divisors(12)
+    assert best_micro_batch_size(model, 6, compute=CPU) in divisors(6)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     monkeypatch.setattr("model.training.microbatch.sequences_per_second", lambda _, ids, starts: float(len(ids)))
