@@ -1,4 +1,4 @@
-"""Runs the programs as a user would: in this process where that is enough, in one of their own where it is not."""
+"""Runs the programs as a user would: in this process if that is enough, else in their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ CONFIGS = {
     "speeches": ("scripts.speeches", "SpeechesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),
+    "tokenize": ("scripts.tokenizer", "ToolConfig"),
 }
 NANO = [  # the smallest thing that is still a model
     "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "tokenizer=char", "device=cpu",
@@ -40,27 +42,32 @@ class Ended:
 
 
 def run(name: str, *arguments: str) -> Ended:
-    """python NAME.py ARGUMENTS, in this process."""
+    """Runs `python NAME.py ARGUMENTS` in this process."""
     module_name, schema = CONFIGS[name]
     module = importlib.import_module(module_name)
-    out, err = io.StringIO(), io.StringIO()
+    return capture(lambda: cli.run(module.main, getattr(module, schema), name=name, argv=list(arguments)))
+
+
+def capture(program: Callable[[], object]) -> Ended:
+    """Runs a function that ends as a program does; returns its output and exit status."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.run(module.main, getattr(module, schema), name=name, argv=list(arguments))
+            program()
         except SystemExit as exit:
             status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     return Ended(status, out.getvalue(), err.getvalue())
 
 
 def ok(name: str, *arguments: str) -> str:
-    """What a run that must succeed printed."""
+    """Runs a program that must succeed. Returns what it printed."""
     ended = run(name, *arguments)
     assert ended.status == 0, ended.err
     return ended.out
 
 
 def start(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-    """python COMMAND in a process of its own, with the clone on its path."""
+    """Starts `python COMMAND` in a new process, with the clone on its path."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=cwd or ROOT,
@@ -82,7 +89,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 180) -> Ended:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Everything in a folder but prepared corpora, which may be kept: they are whole or not there at all."""
+    """The content of all files in a folder. Prepared corpora may come to be; they are only checked to be complete."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
