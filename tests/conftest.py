@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.programs import NANO, ok, one_line, run, snapshot
 POEM = "Listen to your heart. Listen to your gut, your body; listen to the wind, that listens to nobody.\n"
 
 
-# A shell has its background jobs ignore interrupts, and the programs that the tests start would take that over.
+# A shell makes background jobs ignore interrupts, and the programs that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small tensors are faster on one thread, and then the tests do not fight over the cores."""
+    """Small tensors are faster on one thread, and parallel tests then share the cores."""
     torch.set_num_threads(1)
 
 
@@ -35,7 +35,7 @@ def poem(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
-    """Runs a program that must refuse: one line that holds all `parts`, and not a byte changed. Returns the line."""
+    """Runs a program that must fail with one line containing all `parts` and change no file. Returns the line."""
     monkeypatch.chdir(tmp_path)
 
     def call(name: str, *arguments: str, parts: tuple[str, ...]) -> str:
@@ -66,7 +66,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """The one step directory of a copy of that run, to be harmed."""
+    """The only step directory of a copy of that run, for a test to damage."""
     shutil.copytree(trained, tmp_path / "source")
     [step] = reader.steps(tmp_path / "source")
     return step
@@ -74,7 +74,7 @@ def copy(trained, tmp_path):
 
 @pytest.fixture
 def starts(tmp_path, poem):
-    """The arguments with which each program starts from the run `source`."""
+    """For each program, the arguments that start it from the run `source`."""
     lines = [json.dumps({"prompt": f"{number}. Listen to your ", "completion": "heart"}) for number in range(4)]
     (tmp_path / "labels.jsonl").write_text("\n".join(lines), encoding="utf-8")
     common = ("checkpoint=source", "device=cpu", "dtype=float32")

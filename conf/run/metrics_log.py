@@ -147,7 +147,7 @@ class MetricsLog:
         peak_memory: float | None,
         best_val_loss: float | None,
     ) -> list[str]:
-        """The time, speed, memory and result of a finished run, in lines. peak_flops: per second, all devices together."""
+        """Time, speed, memory and result of a finished run, in lines. peak_flops: per second, of all devices."""
         speed, figures = self.tokens_per_second, []
         if speed is not None:
             figures.append(f"{count(speed)} tok/s")

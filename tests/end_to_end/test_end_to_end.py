@@ -1,4 +1,4 @@
-"""The whole path as a user walks it: own text -> model -> text and next tokens -> fine-tuned model."""
+"""From a user's own text to a model, to text and next tokens, to a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from sample import load
 from tests.conftest import POEM
 from tests.programs import NANO, ROOT, finish, ok, run, start
 
 
-def test_a_folder_of_mixed_files_is_one_command_and_is_prepared_anew_only_when_it_changes(tmp_path):
+def test_a_folder_of_mixed_files_is_prepared_again_only_when_it_changes(tmp_path):
     corpus = tmp_path / "my notes"
     corpus.mkdir()
     (corpus / "a.txt").write_text(POEM * 20, encoding="utf-8")
@@ -35,18 +36,21 @@ def test_a_folder_of_mixed_files_is_one_command_and_is_prepared_anew_only_when_i
     assert len(prepared()) == 2
 
 
-@pytest.fixture
-def trained(poem, tmp_path):
-    """A run that has learned the poem by heart, its corpus deleted."""
-    run_dir = tmp_path / "run"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that has memorised the poem, its corpus deleted. Tests only read it."""
+    folder = tmp_path_factory.mktemp("memorised")
+    poem = folder / "poem.txt"
+    poem.write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
+    torch.set_num_threads(1)
     out = ok(
-        "train", f"corpus={poem}", f"datasets={tmp_path / 'datasets'}", *NANO, "model.d_model=64", "model.n_layer=2",
-        "steps=150", "batch_size=8", "eval_every=75", f"run_dir={run_dir}",
+        "train", f"corpus={poem}", f"datasets={folder / 'datasets'}", *NANO, "model.d_model=64", "model.n_layer=2",
+        "steps=150", "batch_size=8", "eval_every=75", f"run_dir={folder / 'run'}",
     )  # fmt: skip
     assert "stopped after step" not in out, "a signal reached the run"
-    shutil.rmtree(tmp_path / "datasets")
+    shutil.rmtree(folder / "datasets")
     poem.unlink()
-    return run_dir
+    return folder / "run"
 
 
 def test_from_text_to_text_to_labels(trained, tmp_path):
@@ -88,7 +92,7 @@ def test_from_text_to_text_to_labels(trained, tmp_path):
         "finetune", f"checkpoint={moved}", f"examples={examples}", f"val_examples={examples}", "device=cpu",
         "dtype=float32", "batch_size=9", "steps=60", "optimizer.learning_rate=0.01", f"run_dir={tmp_path / 'labels'}",
     )  # fmt: skip
-    assert "learned:  |l|o|n|g|<|endoftext|>" in out or "learned:  |s|h|o|r|t|<|endoftext|>" in out
+    assert "with loss:  |l|o|n|g|<|endoftext|>" in out or "with loss:  |s|h|o|r|t|<|endoftext|>" in out
     scores = tmp_path / "scores.json"
     out = ok(
         "evaluate", f"checkpoint={tmp_path / 'labels'}", f"versus={moved}", f"examples={examples}", f"json={scores}",
@@ -103,7 +107,7 @@ def test_from_text_to_text_to_labels(trained, tmp_path):
     )
 
 
-def test_a_share_of_none_of_a_few_examples_is_not_called_certain(trained, tmp_path):
+def test_an_accuracy_of_zero_over_a_few_examples_has_a_wide_interval(trained, tmp_path):
     examples, scores = tmp_path / "examples.jsonl", tmp_path / "scores.json"
     rows = [{"prompt": f"{number} to", "completion": "never this"} for number in range(6)]
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows))

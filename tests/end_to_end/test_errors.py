@@ -1,4 +1,4 @@
-"""A user's mistake ends with one clear line and status 2; nothing good is damaged, nothing is left half made."""
+"""A user's mistake ends in one clear line and status 2, damages nothing and leaves nothing half made."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_all_mistakes_are_listed_at_once(base, tmp_path, monkeypatch):
         (None, [], ("corpus='text'", "no such file", "shakespeare")),
         ({}, [], ("corpus='text'", "no text")),
         ("", [], ("corpus='text'", "no text")),
-        ("\n", [], ("corpus='text'", "is left", "empty 1")),
+        ("\n", [], ("corpus='text'", "curation removed all", "empty 1")),
         ("hi there", [], ("datasets/text-", "9 tokens", "model.context=8")),
         (bytes(range(256)), [], ("text:2", "0x80", "iconv")),
         (POEM, ["include=nothing*"], ("include='nothing*'", "1 documents")),

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics, texts, reference lines, wandb's own file read back, the report at the end."""
+"""The log of a run: metrics, sampled texts, baselines, wandb's own file read back, the summary at the end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_stopwatch_counts_nothing_twice(monkeypatch):
     assert watch.mean("inner") == 2 and watch.mean("never") is None
 
 
-def test_the_report_tells_time_speed_and_what_to_type_next(here):
+def test_the_summary_has_time_speed_and_the_next_command(here):
     out = ok("train", *here, "steps=6", "log_every=2", "run_dir=run")
     for part in (
         "finished in",
@@ -61,7 +61,7 @@ def test_the_report_tells_time_speed_and_what_to_type_next(here):
     assert "python sample.py checkpoint=run prompt=" in out and "peak memory" in out
 
 
-def test_texts_during_training_change_no_weight_and_are_kept(here, tmp_path):
+def test_sampling_during_training_changes_no_weight(here, tmp_path):
     options = [*here, "steps=6", "model.dropout=0.1"]
     ok("train", *options, "run_dir=silent")
     out = ok("train", *options, "run_dir=talking", "sample_every=2", "sample_prompt=Listen to")
@@ -72,7 +72,7 @@ def test_texts_during_training_change_no_weight_and_are_kept(here, tmp_path):
     assert "step 4: Listen to" in out
 
 
-def test_reference_lines_are_written_and_drawn(here, tmp_path):
+def test_baselines_are_written_and_plotted(here, tmp_path):
     ok("train", *here, "steps=4", "log_every=1", "run_dir=run")
     found = json.loads((tmp_path / "run" / "references.json").read_text())
     assert found["uniform"] > found["unigram"] > found["bigram"] > 0
@@ -122,7 +122,7 @@ def test_wandb_offline_has_config_metrics_and_a_table_of_texts(here, tmp_path):
     assert [row[:2] for row in content["data"]] == [[2, "Listen"], [4, "Listen"]]
 
 
-def test_cutting_back_keeps_the_lines_up_to_a_step(tmp_path):
+def test_lines_up_to_a_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     assert metrics_log.lines_up_to(path, 2) == ['{"step": 1}', '{"step": 2}']
@@ -148,7 +148,7 @@ class Disk:
         self.file.close()
 
 
-def test_figures_wait_for_room_on_a_full_disk(tmp_path):
+def test_metrics_wait_for_room_on_a_full_disk(tmp_path):
     settings = {"wandb": {"mode": "disabled"}}
     with metrics_log.MetricsLog(
         tmp_path, steps=9, start=0, elapsed_seconds=0.0, settings=settings, enabled=True
