@@ -82,7 +82,7 @@ def next_words(cfg: settings.WordConfig, lm: LanguageModel, prompt: str, samplin
         top=cfg.top,
         tolerance=cfg.tolerance,
         max_expansions=cfg.max_expansions,
-        token_healing=cfg.token_healing,
+        ignore_trailing_spaces=cfg.ignore_trailing_spaces,
         rule=WordRule(cfg.word_rule),
         sampling=sampling,
     )

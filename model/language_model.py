@@ -117,14 +117,14 @@ class LanguageModel:
         top: int = 20,
         tolerance: float = 0.001,
         max_expansions: int = 1024,
-        token_healing: bool = True,
+        ignore_trailing_spaces: bool = True,
         rule: WordRule | None = None,
         sampling: SamplingConfig | None = None,
     ) -> NextWords:
         """The most probable next words (and other outcomes), each with a lower and an upper bound.
 
         The search stops when the order of the `top` is certain, when the unexplored mass is at most `tolerance`, or
-        after `max_expansions` tokens; see next_word/README.md. With token_healing, spaces at the end of the prompt do
+        after `max_expansions` tokens; see next_word/README.md. With ignore_trailing_spaces, spaces at the prompt's end do
         not matter. `rule` defines words.
         """
         rule = rule or WordRule()
@@ -138,7 +138,7 @@ class LanguageModel:
             top=top,
             tolerance=tolerance,
             max_expansions=max_expansions,
-            token_healing=token_healing,
+            ignore_trailing_spaces=ignore_trailing_spaces,
             sampling=sampling,
             compute=self.compute,
         )
@@ -150,18 +150,20 @@ class LanguageModel:
         if branches < 1 or depth < 1:
             raise InputError(f"branches={branches} and depth={depth} must be at least 1")
 
-        def tree(text: str, parent: float, depth: int, *, token_healing: bool) -> list[Continuation]:
+        def tree(text: str, parent: float, depth: int, *, ignore_trailing_spaces: bool) -> list[Continuation]:
             nodes = []
-            for outcome in self.next_words(text, top=branches, token_healing=token_healing, rule=rule).words:
+            for outcome in self.next_words(
+                text, top=branches, ignore_trailing_spaces=ignore_trailing_spaces, rule=rule
+            ).words:
                 word = " " * (outcome.spaced > 0.5) + outcome.word
                 cumulative = parent * outcome.lower
                 is_leaf = depth == 1 or outcome.kind in ("special", "byte")
                 # Without token healing, which would remove a space that is a node of the tree.
-                children = [] if is_leaf else tree(text + word, cumulative, depth - 1, token_healing=False)
+                children = [] if is_leaf else tree(text + word, cumulative, depth - 1, ignore_trailing_spaces=False)
                 nodes.append(Continuation(word, outcome.kind, outcome.lower, cumulative, children))
             return nodes
 
-        return tree(prompt.rstrip(" "), 1.0, depth, token_healing=True)
+        return tree(prompt.rstrip(" "), 1.0, depth, ignore_trailing_spaces=True)
 
     def overflow(self, prompt: str, max_new_tokens: int) -> str | None:
         """A sentence saying that prompt and new text may exceed the context, or None if they fit."""

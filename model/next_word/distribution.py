@@ -67,14 +67,14 @@ def next_word_distribution(
     top: int = 20,
     tolerance: float = 0.001,
     max_expansions: int = 1024,
-    token_healing: bool = True,
+    ignore_trailing_spaces: bool = True,
     sampling: SamplingConfig | None = None,
     compute: Compute | None = None,
 ) -> NextWords:
     """Returns the `top` most probable outcomes after a prompt, with bounds.
 
     The search stops when the order is proven (probabilities within 1e-9 count as equal), when the unexplored mass is at
-    most `tolerance`, or after `max_expansions` tokens. token_healing=False keeps spaces at the end of
+    most `tolerance`, or after `max_expansions` tokens. ignore_trailing_spaces=False keeps spaces at the end of
     the prompt, which otherwise do not matter; its last token is healed either way. `sampling` applies its filters
     (temperature, top_k, top_p...) to every token after the prompt. A prompt that leaves no room in the model's context
     is truncated on the left. Raises InputError for invalid settings.
@@ -88,7 +88,13 @@ def next_word_distribution(
     if problems:
         raise InputError(*problems)
     search = start_search(
-        model, tables, prompt, encode=encode, token_healing=token_healing, sampling=sampling, compute=compute
+        model,
+        tables,
+        prompt,
+        encode=encode,
+        ignore_trailing_spaces=ignore_trailing_spaces,
+        sampling=sampling,
+        compute=compute,
     )
     batch = 32 if top <= 32 else 128  # small batches choose better, large ones cost less per token
     stopped, evaluated = expand_until_certain(
@@ -112,23 +118,23 @@ def start_search(
     prompt: str,
     *,
     encode: Callable[[str], list[int]],
-    token_healing: bool = True,
+    ignore_trailing_spaces: bool = True,
     sampling: SamplingConfig | None = None,
     compute: Compute | None = None,
 ) -> Search:
     """Reads the prompt and returns the search before its first expansion. Leaves room in the context for a word."""
     compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
-    ids, healed, start = split_prompt(prompt, tables, encode=encode, token_healing=token_healing)
+    ids, healed, start = split_prompt(prompt, tables, encode=encode, ignore_trailing_spaces=ignore_trailing_spaces)
     room = min(32, model.config.context // 2)
     predictor = TreePredictor(model, ids[room - model.config.context :], compute=compute)
     return Search(predictor, tables, start=start, healed=healed, sampling=checked(sampling))
 
 
 def split_prompt(
-    prompt: str, tables: Tables, *, encode: Callable[[str], list[int]], token_healing: bool = True
+    prompt: str, tables: Tables, *, encode: Callable[[str], list[int]], ignore_trailing_spaces: bool = True
 ) -> tuple[list[int], bytes, State]:
     """Returns the ids to read, the bytes of the removed last token, and the word machine's state after those bytes."""
-    text = prompt.rstrip(" ") if token_healing else prompt
+    text = prompt.rstrip(" ") if ignore_trailing_spaces else prompt
     vocabulary, ids = tables.vocabulary, encode(text)
     start = tables.rule.start(text, spaced=text.endswith(" "))
     healed = vocabulary.tokens[ids[-1]] if ids else b""  # empty for a special token, which no text can continue

@@ -61,13 +61,13 @@ def ask(prompt: str, **options):
 
 def test_trailing_spaces_change_nothing():
     assert ask("ab b") == ask("ab b ") == ask("ab b   ")
-    assert ask("ab b", token_healing=False) == ask("ab b")
-    assert ask("ab b ", token_healing=False) != ask("ab b")
+    assert ask("ab b", ignore_trailing_spaces=False) == ask("ab b")
+    assert ask("ab b ", ignore_trailing_spaces=False) != ask("ab b")
 
 
 def test_exact_bytes_keep_the_trailing_space():
     """After `b ` every outcome follows the space, and none continues the prompt's word."""
-    found = ask("b ", token_healing=False)
+    found = ask("b ", ignore_trailing_spaces=False)
     assert found.continues == 0
     assert ask("b").continues > 0
 
