@@ -1,4 +1,4 @@
-"""Every command line and every line of Python in the README is real."""
+"""READMEs: every command line composes, Python blocks run, and every file, folder and link exists."""
 
 from __future__ import annotations
 
@@ -7,111 +7,161 @@ import importlib
 import re
 import shlex
 import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from conf import cli
-from conf.cli.arguments import read_arguments
-from conf.cli.config import group_options
-from data.preparation.prepare import PrepareConfig
-from finetune import FinetuneConfig
-from sample import MODES, LanguageModel
-from scripts.ablations import AblationsConfig
-from scripts.cloze import ClozeConfig
-from scripts.compress import CompressConfig
-from scripts.evaluate import EvaluateConfig
-from scripts.faults import FaultsConfig
-from scripts.speeches import SpeechesConfig
-from scripts.tokenizer import ToolConfig
-from tests.programs import ROOT
-from train import TrainConfig
+from scripts import bench
+from tests.programs import ROOT, capture
+from tests.test_architecture import FILES
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = {
-    "train.py": ("train", TrainConfig),
-    "sample.py": ("sample", MODES),
-    "finetune.py": ("finetune", FinetuneConfig),
-    "scripts.prepare": ("prepare", PrepareConfig),
-    "scripts.evaluate": ("evaluate", EvaluateConfig),
-    "scripts.ablations": ("ablations", AblationsConfig),
-    "scripts.speeches": ("speeches", SpeechesConfig),
-    "scripts.cloze": ("cloze", ClozeConfig),
-    "scripts.compress": ("compress", CompressConfig),
-    "scripts.faults": ("faults", FaultsConfig),
-    "scripts.tokenizer": ("tokenize", ToolConfig),
+PACKAGES = ("model", "data", "conf", "scripts", "tests")
+PAGES = sorted([ROOT / "README.md", *(path for name in PACKAGES for path in (ROOT / name).rglob("*.md"))])
+PROGRAMS = {  # how a command line names it: (module, settings, name of its yaml)
+    "train.py": ("train", "TrainConfig", "train"),
+    "sample.py": ("sample", "MODES", "sample"),
+    "finetune.py": ("finetune", "FinetuneConfig", "finetune"),
+    "scripts.prepare": ("scripts.prepare", "PrepareConfig", "prepare"),
+    "scripts.evaluate": ("scripts.evaluate", "EvaluateConfig", "evaluate"),
+    "scripts.ablations": ("scripts.ablations", "AblationsConfig", "ablations"),
+    "scripts.speeches": ("scripts.speeches", "SpeechesConfig", "speeches"),
+    "scripts.cloze": ("scripts.cloze", "ClozeConfig", "cloze"),
+    "scripts.compress": ("scripts.compress", "CompressConfig", "compress"),
+    "scripts.faults": ("scripts.faults", "FaultsConfig", "faults"),
+    "scripts.tokenizer": ("scripts.tokenizer", "ToolConfig", "tokenize"),
 }
-SET_UP = ("git clone", "source .venv/bin/activate")
-LINKED = ["scripts/quickstart.sh", "scripts/test.sh"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)  # (language, content)
+STARTS = ("python ", "bash ", "torchrun ", "srun ", "pip ", "git ", "source ", "cd ", "echo ", "cat ", "zcat ")
+FILE_NAME = re.compile(r"(?<![\w./*~{-])(?:[\w-]+/)*[\w-]+\.(?:py|sh|toml)\b(?!\()")
+THEIRS = ("model.py",)  # files of nanoGPT that are named here
+FOLDER = re.compile(r"`((?:model|data|conf|scripts|tests)/[\w/]*)`")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)  # (language, content)
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
-def command_lines() -> list[str]:
-    inline = re.findall(r"`(python [^`]+|bash [^`]+)`", README)
-    starts = ("python", "bash", "echo", "torchrun", "git", "source")
-    return [
-        line for language, block in BLOCKS if not language for line in block.splitlines() if line.startswith(starts)
-    ] + inline
+def command_lines(page: Path) -> list[str]:
+    """The command lines in blocks and in `inline code`, continued lines joined."""
+    text = page.read_text(encoding="utf-8")
+    blocks = (content for language, content in BLOCK.findall(text) if language in ("", "bash", "sh"))
+    lines = [line for content in blocks for line in content.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`((?:python|bash|torchrun) [^`]+)`", BLOCK.sub("", text))
+    return [line for line in [*lines, *(line.replace("\n", " ") for line in inline)] if line.startswith(STARTS)]
 
 
-def compose(words: list[str]) -> None:
-    """Composes one program's settings as it does itself; raises for what it would refuse."""
-    program, *arguments = words
-    if program == "scripts.bench":
-        name, *arguments = arguments
-        benchmark = importlib.import_module(f"scripts.benchmarks.{name}")
-        cli.compose(benchmark.Config, name=f"bench_{name}", arguments=arguments)
-    elif "--help" not in arguments:
-        name, schema = PROGRAMS[program]
-        if "-m" in arguments:  # a sweep: each value is checked when its job runs
-            arguments.remove("-m")
-            read_arguments(schema, arguments, options=group_options(name), multirun=True)
+def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composes each command of a line as the program itself does, without the work; ~ is expanded as in bash."""
+    for command in re.split(r" && | \| ", line):
+        words = [re.sub(r"^(\w+)=~/", rf"\1={Path.home()}/", word) for word in shlex.split(command, comments=True)]
+        if words[0] in ("git", "cd", "source", "echo", "cat", "zcat") or "scripts.NAME" in words:
+            continue
+        if words[0] == "bash":
+            assert subprocess.run(["bash", "-n", ROOT / words[1]], check=False).returncode == 0, line
+        elif words[0] == "pip":
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert words[1:3] == ["install", "-e"] and words[3][2:-1] in extras, line
+        elif words[:3] == ["python", "-m", "pytest"]:
+            paths = [word.partition("::")[0] for word in words[3:] if word.startswith("tests")]
+            assert all((ROOT / path).exists() for path in paths), line
         else:
-            shown = arguments[-2:] == ["--cfg", "job"]
-            cli.compose(schema, name=name, arguments=arguments[: -2 if shown else None], check=not shown)
+            place = next((n for n, word in enumerate(words) if word in PROGRAMS or word == "scripts.bench"), None)
+            assert place is not None, line
+            if place > 1 and words[0] == "torchrun" and (ranks := re.search(r"nproc_per_node=(\d+)", line)):
+                monkeypatch.setenv("WORLD_SIZE", ranks[1])
+            ended = capture(lambda: start(words[place], words[place + 1 :]))  # noqa: B023
+            assert ended.status == 0, f"{line}\n{ended.err}"
 
 
-@pytest.mark.parametrize("line", command_lines())
-def test_command_lines_compose(line, tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()  # as the commands before it have left it
-    monkeypatch.chdir(tmp_path)
-    if line.startswith(SET_UP):
-        return
-    words = shlex.split(line.split(" | ")[-1])
-    if words[0] == "bash":
-        assert subprocess.run(["bash", "-n", ROOT / words[1]], check=False).returncode == 0
-        assert words[1] in LINKED
-    elif words[0] == "torchrun":
-        monkeypatch.setenv("WORLD_SIZE", words[2].split("=")[1])
-        compose(words[words.index("train.py") :])
+def start(program: str, arguments: list[str]) -> None:
+    """Starts a program whose main does nothing."""
+    if program == "scripts.bench":
+        if not arguments or arguments[0].startswith("-"):
+            return bench.main(arguments)
+        assert arguments[0] in bench.BENCHMARKS, arguments[0]
+        schema, name = importlib.import_module(f"scripts.benchmarks.{arguments[0]}").Config, f"bench_{arguments[0]}"
+        arguments = arguments[1:]
     else:
-        assert words[0] == "python"
-        compose(words[2:] if words[1] == "-m" else words[1:])
+        module, attribute, name = PROGRAMS[program]
+        schema = getattr(importlib.import_module(module), attribute)
+    cli.run(lambda cfg, overrides: None, schema, name=name, argv=arguments)
 
 
-def test_there_are_command_lines_of_every_program():
-    text = "\n".join(command_lines())
-    assert all(program in text for program in (*PROGRAMS, *LINKED))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_command_lines_compose(page, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()  # as earlier commands leave it
+    (tmp_path / "nanoGPT").mkdir()
+    (tmp_path / "nanoGPT" / "model.py").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))  # --multirun changes both
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    for line in command_lines(page):
+        with monkeypatch.context() as patch:
+            check(line, patch)
 
 
-def test_a_wrong_command_line_would_be_seen():
-    with pytest.raises(cli.InputError, match="corpus"):
-        compose(shlex.split("train.py corpsu=~/notes run_dir=out/notes"))
+def test_every_program_has_a_command_line():
+    text = "\n".join(line for page in PAGES for line in command_lines(page))
+    assert all(name in text for name in (*PROGRAMS, "scripts/quickstart.sh", "scripts/test.sh"))
+    assert all(f"scripts.bench {name}" in text for name in bench.BENCHMARKS)
 
 
-def test_python_in_the_readme_names_what_exists():
-    (block,) = (block for language, block in BLOCKS if language == "python")
-    for node in ast.walk(ast.parse(block)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            assert hasattr(LanguageModel, node.func.attr), node.func.attr
-        if isinstance(node, ast.ImportFrom):
-            module = __import__(node.module or "", fromlist=["*"])
-            assert all(hasattr(module, alias.name) for alias in node.names)
+@pytest.mark.parametrize(
+    "line", ["python train.py corpsu=~/notes", "python -m scripts.bench decoed", "bash nowhere.sh"]
+)
+def test_a_wrong_command_line_is_noticed(line, monkeypatch):
+    with pytest.raises(AssertionError):
+        check(line, monkeypatch)
 
 
-def test_the_tree_lists_the_files_that_there_are():
-    for folder in ("model", "data"):
-        listed = set(re.findall(r"^  (\w+\.py)", README.split(f"\n{folder}/\n")[1].split("\n```")[0], re.MULTILINE))
-        files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
-        assert files <= listed, files - listed
+def test_python_blocks_run(trained, tmp_path, monkeypatch, capsys):
+    """A block that begins with an import runs, with a run in out/notes and a folder ~/notes; others only compile."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").symlink_to(trained)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("Listen to your heart. " * 99)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    blocks = [block for page in PAGES for language, block in BLOCK.findall(page.read_text()) if language == "python"]
+    assert blocks
+    for block in blocks:
+        ast.parse(block)
+        if block.startswith(("from ", "import ")):
+            exec(block, {"__name__": "readme"})
+
+
+@cache
+def known_files() -> set[str]:
+    """Every file of the code by every end of its path: a.py, inference/a.py, model/inference/a.py."""
+    scripts = [*FILES, *(ROOT / "scripts").glob("*.sh"), ROOT / "pyproject.toml"]
+    parts = [path.relative_to(ROOT).parts for path in scripts]
+    return {"/".join(names[start:]) for names in parts for start in range(len(names))}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_named_files_folders_and_links_exist(page):
+    text = page.read_text(encoding="utf-8")
+    assert not set(FILE_NAME.findall(text)) - known_files() - set(THEIRS)
+    assert all((ROOT / folder).is_dir() or (ROOT / f"{folder}.py").exists() for folder in FOLDER.findall(text))
+    assert all((page.parent / link).exists() for link in LINK.findall(text))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name == "README.md"], ids=name_of)
+def test_a_readme_names_the_files_and_folders_beside_it(page):
+    text = page.read_text(encoding="utf-8")
+    files = {path.name for path in FILES if path.parent == page.parent} - {"__init__.py"}
+    folders = {path.parent.name for path in FILES if path.parent.parent == page.parent}
+    assert not {name for name in files | folders if not re.search(rf"\b{re.escape(name)}\b", text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_prose_is_wrapped(page):
+    """Tables, links, code and images may be longer."""
+    lines = BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines()
+    assert all(len(line) <= 120 or line.startswith(("|", "![")) for line in lines)

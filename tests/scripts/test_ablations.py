@@ -1,17 +1,15 @@
-"""scripts.ablations: pairs of runs at equal tokens, their figures right, a table for people and one for programs."""
+"""scripts.ablations: pairs of runs at equal tokens, correct figures, a table and JSON."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
 
 import pytest
 
 from conf.cli import InputError
-from conf.run.runs import defaults_hash
+from scripts import ablations
 from scripts.ablations import T95, AblationsConfig, Result, markdown, read_pairs
-from tests.programs import NANO, ok, run
+from tests.programs import ok, run
 
 
 def test_the_interval_is_the_paired_t_interval():
@@ -28,7 +26,7 @@ def test_the_interval_is_the_paired_t_interval():
         assert len({line.count("|") for line in table}) == 1 and table[-1].endswith(" 2.00 |") == times
 
 
-def test_the_file_of_pairs_is_read_and_a_bad_line_named(tmp_path):
+def test_a_malformed_line_of_the_pairs_is_named(tmp_path):
     assert all(len(pair) == 3 for pair in read_pairs(AblationsConfig()))
     path = tmp_path / "pairs.txt"
     path.write_text("# a comment\n\none | a=1 | b=2\ntwo | a=1\n")
@@ -36,33 +34,29 @@ def test_the_file_of_pairs_is_read_and_a_bad_line_named(tmp_path):
         read_pairs(AblationsConfig(pairs=str(path)))
 
 
-def in_this_process(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-    ended = run("train", *command[2:])
-    return subprocess.CompletedProcess(command, ended.status, ended.out, ended.err)
+def test_a_pair_is_compared_at_equal_tokens_with_every_seed(tmp_path, monkeypatch):
+    runs = []
 
+    def train_once(run_dir, settings):
+        runs.append((run_dir, settings))
+        known = dict(word.split("=") for word in settings)
+        tokens, slow = 100 * int(known["steps"]), "optimizer.learning_rate" in known
+        return {"val_loss": int(known["seed"]) + slow, "tokens": tokens, "elapsed_seconds": 1 + slow}
 
-def test_a_pair_is_trained_compared_and_not_done_again(poem, tmp_path, monkeypatch):
-    monkeypatch.setattr("conf.run.runs.subprocess.run", in_this_process)
-    common = shlex.join([f"corpus={poem}", f"datasets={tmp_path / 'datasets'}", *NANO, "steps=4"])
-    options = [f"common={common}", f"out={tmp_path / 'out'}", "name=small rate", "b=optimizer.learning_rate=1e-6"]
-    first = ok("ablations", *options, "seeds=2")
-    assert "small rate A seed 1" in first and "small rate B seed 2" in first
+    monkeypatch.setattr(ablations, "train_once", train_once)
+    (tmp_path / "out").mkdir()
+    options = [f"out={tmp_path / 'out'}", "name=small rate", "b=optimizer.learning_rate=1e-6", "seeds=2"]
+    printed = ok("ablations", *options, "common=steps=4")
+    assert "small rate A seed 1" in printed and "small rate B seed 2" in printed
     [figures] = json.loads((tmp_path / "out" / "ablations.json").read_text())
-    assert len(figures["a_losses"]) == 2 and figures["tokens"] == 4 * 4 * 32 and figures["difference"] > 0
-    assert (tmp_path / "out" / "ablations.md").read_text() in first
-    runs = sorted((tmp_path / "out" / "runs").iterdir())
-    assert all(run.name.endswith(defaults_hash()) for run in runs)  # with other defaults they would be made anew
-    assert ok("ablations", *options, "seeds=2") == first and len(runs) == 4
-    # Other settings of every run make other runs, and none goes on from one of these.
-    before = [(run / "metrics.jsonl").read_text() for run in runs]
-    longer = [options[0].replace("steps=4", "steps=5"), *options[1:]]
-    ok("ablations", *longer, "seeds=2")
-    [figures] = json.loads((tmp_path / "out" / "ablations.json").read_text())
-    assert figures["tokens"] == 5 * 4 * 32 and len(list((tmp_path / "out" / "runs").iterdir())) == 8
-    assert [(run / "metrics.jsonl").read_text() for run in runs] == before
-    refused = run("ablations", *options[:-1], "b=steps=5", "name=more", "seeds=2")
+    assert figures["a_losses"] == [1, 2] and figures["b_losses"] == [2, 3] and figures["tokens"] == 400
+    assert figures["difference"] == 1 and figures["b_seconds"] == 2 * figures["a_seconds"] == 2
+    assert (tmp_path / "out" / "ablations.md").read_text() in printed
+    # The same settings are the same run; other settings of every run make it another.
+    ok("ablations", *options, "common=steps=4")
+    ok("ablations", *options, "common=steps=5")
+    assert runs[:4] == runs[4:8] and len({run_dir for run_dir, _ in runs}) == 8
+    refused = run("ablations", *options[:1], "name=more", "b=steps=5", "common=steps=4", "seeds=2")
     assert refused.status == 2 and "make steps * batch_size equal" in refused.err
-    refused = run("ablations", *options[:-1], "b=run_dir='it", "name=none", "seeds=2")
+    refused = run("ablations", *options[:1], "name=none", "b=run_dir='it", "common=steps=4", "seeds=2")
     assert refused.status == 2 and "run_dir='it" in refused.err and "close the quote" in refused.err
-    refused = run("ablations", *options[:-1], "b=model.n_layer=0", "name=none", "seeds=2")
-    assert refused.status == 2 and "model.n_layer=0 must be at least 1" in refused.err

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from conf import cli
 from conf.cli import InputError
 from data.corpus.corpora import Document
+from data.preparation.config import PrepareConfig
 from scripts.bench import main
 from scripts.benchmarks import curate, decode, measure, nanogpt, next_word, prepare, tokens, train
 from tests.programs import capture, ok
@@ -35,6 +37,14 @@ class GPT(torch.nn.Module):
         return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 """
 
+PREPARE = """
+import json, subprocess, sys
+with open("arguments", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+subprocess.run([sys.executable, "-c", "import time; held = b'x' * 50_000_000; time.sleep(0.3)"])
+print("prepared-here")
+"""
+
 
 def bench(*arguments):
     """Runs a benchmark that must succeed; returns its line of JSON."""
@@ -54,7 +64,9 @@ def test_decode_prints_its_table_and_a_line_of_json(monkeypatch):
 
 
 def test_bulk_counts_the_tokens_of_each_batch_size():
-    result = bench("bulk", "batch_sizes=[2,4]", "max_new_tokens=3", "prompt_tokens=4", "singles=1", "repeats=1", "threads=1")
+    result = bench(
+        "bulk", "batch_sizes=[2,4]", "max_new_tokens=3", "prompt_tokens=4", "singles=1", "repeats=1", "threads=1"
+    )
     assert set(result["ratios"]) == {"one at a time", "batch of 2", "batch of 4"}
 
 
@@ -66,15 +78,24 @@ def test_next_word_times_prompts_that_end_in_a_word(trained, poem):
     assert all(prompt[-1].isalnum() and len(prompt.split()) <= 40 for prompt in prompts)
 
 
-def test_prepare_makes_a_corpus_and_measures_memory(tmp_path, monkeypatch):
+def test_prepare_makes_a_corpus_and_measures_the_memory_of_all_processes(tmp_path, monkeypatch):
+    """With a program in place of scripts.prepare, whose child holds 50 MB."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "prepare.py").write_text(PREPARE)
     plays = [Document("play", "\n\n".join(f"Paragraph {number} of a play." for number in range(999)))]
     monkeypatch.setattr(prepare, "documents", lambda corpus, cache: iter(plays))
     monkeypatch.setattr(prepare, "FILE_SIZE", 600_000)
-    result = bench("prepare", "sizes=[1e6]", f"folder={tmp_path}", "vocab_size=300", "workers=1", "every=0.02")
+    monkeypatch.setattr(prepare, "ROOT", tmp_path)
+    result = bench("prepare", "sizes=[1e6]", f"folder={tmp_path / 'work'}", "vocab_size=300", "every=0.02")
     assert len(result["runs"]) == 2
     for row in result["runs"].values():
-        assert row["bytes"] > 1e6 and 1e7 < row["peak_pss"] <= row["peak_rss"]
-    assert len(list((tmp_path / "jsonl-1MB").iterdir())) == 2 and not (tmp_path / "prepared").exists()
+        assert row["bytes"] > 1e6 and 5e7 < row["peak_pss"] <= row["peak_rss"]
+    assert len(list((tmp_path / "work" / "jsonl-1MB").iterdir())) == 2 and not (tmp_path / "work" / "prepared").exists()
+    trained, given = map(json.loads, (tmp_path / "arguments").read_text().splitlines())
+    for arguments in (trained, given):
+        config, _ = cli.compose(PrepareConfig, name="prepare", arguments=arguments)
+        assert config.corpus == str(tmp_path / "work" / "jsonl-1MB")
+    assert given[-1] == "tokenizer.path=prepared-here/tokenizer"
 
 
 def test_curate_finds_the_planted_copies(tmp_path):
@@ -103,6 +124,7 @@ def test_train_times_the_programs_own_training(poem, tmp_path, monkeypatch):
         return ok("prepare", *command[3:]) if "scripts.prepare" in command else ok("train", *command[2:])
 
     monkeypatch.setattr(train, "run_process", in_this_process)
+    monkeypatch.setattr("scripts.prepare.data_report.show", lambda *_: None)  # draws a plot
     settings = ["shapes=[toy]", "device=cpu", "compile=false", f"corpus={poem}", f"datasets={tmp_path / 'datasets'}"]
     result = bench("train", *settings, "repeats=1", "steps=5", "common=dtype=float32")
     row = result["shapes"]["toy"]["contenders"]["ours"]
