@@ -1,4 +1,4 @@
-"""A messy corpus as people have them: abstracts and leaflets with copies, boilerplate, damage, stray scripts, noise."""
+"""A messy corpus for tests: abstracts and leaflets, with copies, boilerplate, mojibake, other scripts and noise."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def leaflet(rng: random.Random) -> str:
 
 
 def documents(count: int = 2000, *, seed: int = 0) -> list[Document]:
-    """About `count` documents; a share of each kind of trouble is among them. Names say what kind each one is."""
+    """Returns `count` documents, a share of them with each kind of problem. Most names tell the kind."""
     rng = random.Random(seed)
     found = []
     for number in range(count):

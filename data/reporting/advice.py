@@ -224,7 +224,7 @@ def _not_read(summary: Summary) -> Iterator[str]:
             )
         elif reason == BAD_LINE:
             yield (
-                f"**{plural(entry['documents'], 'broken line')} of JSON** {some} skipped, as `max_bad_lines=` allows. "
+                f"**{plural(entry['documents'], 'broken line')}** of JSON {some} skipped, as `max_bad_lines=` allows. "
                 "Fix the file, or the program that wrote it."
             )
 

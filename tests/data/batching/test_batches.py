@@ -1,4 +1,4 @@
-"""Batches: every window once an epoch, the same global batch for any number of ranks, targets one token on."""
+"""Batches: each window once per epoch, the same global batch for any number of ranks, targets are the next tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data.tokenizers.build import TokenizerConfig
 
 
 def split_of(n_tokens: int):
-    """A split whose token at position i is i, in shards of 50."""
+    """A split whose token at position i is i, in shards of about 50."""
     tokens = Tokens(np.array_split(np.arange(n_tokens, dtype=np.uint32), max(1, n_tokens // 50)))
     return SimpleNamespace(
         name="train",
@@ -38,7 +38,7 @@ def test_permute_is_a_permutation_that_differs_by_seed_and_epoch(size):
         assert orders[0] != orders[1] != orders[2] != orders[0] and orders[0] != sorted(orders[0])
 
 
-def test_permute_of_a_part_is_the_part_of_the_permutation():
+def test_permute_of_some_positions_gives_the_same_items():
     whole = permute(np.arange(10**4), size=10**4, seed=3, epoch=5)
     assert np.array_equal(permute(np.arange(500, 600), size=10**4, seed=3, epoch=5), whole[500:600])
     huge = permute(np.arange(10), size=10**12, seed=3, epoch=5)
@@ -46,12 +46,12 @@ def test_permute_of_a_part_is_the_part_of_the_permutation():
 
 
 def test_permute_is_close_to_uniform():
-    where_0_lands = Counter(int(permute(np.array([0]), size=6, seed=s, epoch=0)[0]) for s in range(3000))
-    assert all(400 < where_0_lands[position] < 600 for position in range(6))
+    counts = Counter(int(permute(np.array([0]), size=6, seed=s, epoch=0)[0]) for s in range(3000))
+    assert all(400 < counts[item] < 600 for item in range(6))
 
 
 @pytest.mark.parametrize("n_tokens, context, batch_size", [(1000, 7, 4), (1000, 10, 13), (23, 11, 4), (12, 11, 3)])
-def test_every_window_comes_exactly_once_an_epoch(n_tokens, context, batch_size):
+def test_each_window_comes_exactly_once_per_epoch(n_tokens, context, batch_size):
     batches = WindowBatches(split_of(n_tokens), context=context, batch_size=batch_size, seed=1)
     windows = max(1, (n_tokens - 1) // context - 1)
     assert len(batches.parts[0]) == windows and batches.epochs(windows) == {"the corpus": batch_size}
@@ -66,8 +66,8 @@ def test_every_window_comes_exactly_once_an_epoch(n_tokens, context, batch_size)
         assert len(offsets) > 1 and list(starts[:windows]) != sorted(starts[:windows])
 
 
-def test_offsets_use_the_whole_slack_and_stay_inside():
-    batches = WindowBatches(split_of(24), context=5, batch_size=3, seed=0)  # 3 windows an epoch, 8 tokens to spare
+def test_offsets_cover_all_possible_positions():
+    batches = WindowBatches(split_of(24), context=5, batch_size=3, seed=0)  # 3 windows per epoch, 8 spare tokens
     first = {int(batches.batch(step).inputs[:, 0].min()) for step in range(300)}
     assert first == set(range(9))
     assert max(int(batches.batch(step).targets.max()) for step in range(300)) == 23
@@ -82,11 +82,11 @@ def test_targets_are_the_next_tokens():
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_the_union_of_the_ranks_rows_does_not_depend_on_their_number(ranks):
+def test_the_rows_of_all_ranks_make_up_the_global_batch(ranks):
     batches = WindowBatches(split_of(500), context=16, batch_size=8, seed=0)
     for step in (0, 5, 77):
-        share = 8 // ranks
-        parts = [batches.batch(step, slice(rank * share, (rank + 1) * share)) for rank in range(ranks)]
+        per_rank = 8 // ranks
+        parts = [batches.batch(step, slice(rank * per_rank, (rank + 1) * per_rank)) for rank in range(ranks)]
         whole = batches.batch(step)
         assert np.array_equal(np.concatenate([part.inputs for part in parts]), whole.inputs)
         assert np.array_equal(np.concatenate([part.targets for part in parts]), whole.targets)

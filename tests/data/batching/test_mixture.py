@@ -1,8 +1,7 @@
-"""Mixtures: exact shares of the rows, each part's windows once an epoch of its own, whatever the ranks."""
+"""Mixtures: exact proportions of the rows, each part's windows once per epoch of its own, for any number of ranks."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -10,17 +9,18 @@ import pytest
 
 from data import InputError
 from data.batching.batches import IGNORE
-from data.batching.mixture import interleave, shares, validate, whole_numbers
-from data.preparation.shards import Part, open_split
+from data.batching.mixture import interleave, rows_per_part, validate, whole_numbers
+from data.preparation.shards import Part
+from model.training.measure import measure
 from tests.data.batching.test_packing import batches_of, lengths_of, split_of
 from tests.programs import NANO, ok, run
 
 
 @pytest.mark.parametrize("weights", [[1], [3, 1], [1, 3], [1, 1, 1], [5, 2, 11, 7], [1, 1000]])
-def test_shares_are_exact_after_each_round_and_close_before_it(weights):
+def test_proportions_are_exact_after_each_round_and_close_in_between(weights):
     total, seen = sum(weights), [0] * len(weights)
     for row in range(3 * total):
-        assert seen == shares(row, weights)
+        assert seen == rows_per_part(row, weights)
         assert all(abs(s - row * w / total) < len(weights) for s, w in zip(seen, weights, strict=True))
         if row % total == 0:
             assert seen == [row // total * w for w in weights]
@@ -29,11 +29,11 @@ def test_shares_are_exact_after_each_round_and_close_before_it(weights):
         seen[part] += 1
 
 
-def test_rows_far_on_are_found_without_those_before():
+def test_a_distant_row_is_found_without_the_earlier_ones():
     weights = whole_numbers([0.7, 0.2, 0.1])
     assert weights == [7, 2, 1] and whole_numbers([3.0, 1]) == [3, 1] and whole_numbers([1e-9, 1]) == [1, 10**9]
     row = 10**18 * 10
-    assert shares(row, weights) == [7 * 10**18, 2 * 10**18, 10**18] and interleave(row, weights)[1] >= 10**18
+    assert rows_per_part(row, weights) == [7 * 10**18, 2 * 10**18, 10**18] and interleave(row, weights)[1] >= 10**18
 
 
 def two_parts(first=60, second=25):
@@ -44,10 +44,10 @@ def two_parts(first=60, second=25):
     return split_of(lengths, parts=parts), middle
 
 
-@pytest.mark.parametrize("mode", ["stream", "documents"])
-def test_each_part_comes_in_its_share_and_its_windows_once_an_epoch_of_its_own(mode):
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_each_part_gets_its_rows_and_each_window_comes_once_per_epoch_of_its_part(packing):
     split, middle = two_parts()
-    data = batches_of(split, mode=mode, mixture_weights=[1, 3], batch_size=6)
+    data = batches_of(split, packing=packing, mixture_weights=[1, 3], batch_size=6)
     sizes, steps = [len(part) for part in data.parts], 300
     rows = defaultdict(list)
     for step in range(steps):
@@ -64,30 +64,30 @@ def test_each_part_comes_in_its_share_and_its_windows_once_an_epoch_of_its_own(m
         for epoch in epochs:
             seen = Counter(target for window in epoch for target in window)
             assert set(seen.values()) == {1} and seen.keys() <= everything[part]
-            assert mode == "stream" or seen.keys() == everything[part]
+            assert packing == "stream" or seen.keys() == everything[part]
         assert len(epochs) > 1 and epochs[0] != epochs[1]
-        if mode == "stream":  # in the long run each token is a target, the part's first and last too
+        if packing == "stream":  # over many epochs, each token is a target, also the first and last of the part
             first, last = (data.parts[part].pieces(np.arange(500), np.full(500, w)) for w in (0, size - 1))
             assert min(start + 1 for ((start, _),) in first) == min(everything[part])
             assert max(start + length for ((start, length),) in last) == max(everything[part])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("mode", ["stream", "documents"])
-def test_a_mixture_is_a_function_of_seed_and_step_whatever_the_ranks(ranks, mode):
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_a_mixture_is_a_function_of_seed_and_step_for_any_number_of_ranks(ranks, packing):
     split, _ = two_parts()
-    settings = {"mode": mode, "weights": [0.35, 0.65], "batch_size": 8, "document_mask": True}
+    settings = {"packing": packing, "mixture_weights": [0.35, 0.65], "batch_size": 8, "document_mask": True}
     straight = batches_of(split, **settings)
     whole = [straight.batch(step) for step in range(30)]
     for step in (0, 7, 29):
-        resumed, share = batches_of(split, **settings), 8 // ranks
-        parts = [resumed.batch(step, slice(rank * share, (rank + 1) * share)) for rank in range(ranks)]
+        resumed, per_rank = batches_of(split, **settings), 8 // ranks
+        parts = [resumed.batch(step, slice(rank * per_rank, (rank + 1) * per_rank)) for rank in range(ranks)]
         for expected, *pieces in zip(whole[step], *parts, strict=True):
             assert np.concatenate(pieces).tobytes() == expected.tobytes()
     assert not np.array_equal(whole[3].inputs, batches_of(split, **settings | {"seed": 1}).batch(3).inputs)
 
 
-def test_parts_of_equal_size_have_orders_of_their_own():
+def test_parts_of_equal_size_have_different_orders():
     lengths = [9] * 80
     split = split_of(lengths, parts=[Part("a", 0, 401), Part("b", 401, 801)])
     data = batches_of(split, mixture_weights=[1, 1], batch_size=2, context=10)
@@ -96,48 +96,38 @@ def test_parts_of_equal_size_have_orders_of_their_own():
     assert (a % 400).tolist() != (b % 400).tolist()
 
 
-def test_wrong_weights_are_told():
+def test_wrong_weights_are_refused():
     corpus = ["a", "b"]
     assert (
         validate(None, corpus) == validate([3, 1], corpus) == validate([0.5, 2.0], corpus) == validate([1], "a") == []
     )
     for weights in ([1], [1, 2, 3], 3, "a"):
-        assert "give one for each: corpus=[a,b] mixture_weights=[3,1]" in validate(weights, corpus)[0]
+        assert "give one number per source: corpus=[a,b] mixture_weights=[3,1]" in validate(weights, corpus)[0]
     for weights in ([1, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1], [1, "x"], [True, None]):
         assert "each must be a number above 0" in validate(weights, corpus)[0]
-    with pytest.raises(InputError, match=r"has 2 numbers, but here knows 1 part"):
+    with pytest.raises(InputError, match=r"has 2 numbers, but here has 1 part"):
         batches_of(split_of([20, 20]), mixture_weights=[1, 1])
     split = split_of([60, 3], parts=[Part("a", 0, 62), Part("b", 62, 66)])
     with pytest.raises(InputError, match=r"train split of b has 5 tokens, .* set model.context=4"):
-        batches_of(split, mode="stream", mixture_weights=[1, 1])
-    batches_of(split, mode="documents", mixture_weights=[1, 1])
+        batches_of(split, packing="stream", mixture_weights=[1, 1])
+    batches_of(split, packing="documents", mixture_weights=[1, 1])
 
 
-def test_a_run_on_a_mixture_says_how_often_each_part_is_seen(tmp_path, monkeypatch):
+def test_a_run_on_a_mixture_reports_the_epochs_of_each_part(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(measure.__kwdefaults__, "seconds", 0.0)
     (tmp_path / "a.txt").write_text("".join(f"{i} is less than {i + 1}.\n" for i in range(300)))
     (tmp_path / "b.txt").write_text("To be, or not to be, that is the question.\n" * 60)
-    base = [f"corpus=[{tmp_path}/a.txt,{tmp_path}/b.txt]", "datasets=datasets", *NANO, "steps=4"]
-    refused = run("train", *base, "run_dir=x", "mixture_weights=[3,1,2]")
-    assert (
-        refused.status == 2
-        and refused.err.count("\n") == 1
-        and "mixture_weights=[3, 1, 2] is 3 numbers for 2" in refused.err
-    )
-    refused = run("train", *base, "run_dir=x", "mixture_weights=[3,-1]")
-    assert refused.status == 2 and refused.err.count("\n") == 1 and "above 0" in refused.err
-    ok("prepare", *(option for option in base if option.split("=")[0] in ("corpus", "datasets", "tokenizer")))
-    (index,) = tmp_path.glob("datasets/*/index.json")
-    content = json.loads(index.read_text())
-    for name, figures in content["splits"].items():  # where preparation does not say it yet
-        middle = int(open_split(index.parent, name).document_offsets[1])
-        parts = [("a.txt", 0, middle), ("b.txt", middle, figures["tokens"])]
-        figures.setdefault("parts", [dict(zip(("name", "start", "stop"), part, strict=True)) for part in parts])
-    index.write_text(json.dumps(content))
-    for mode in ("stream", "documents"):
-        planned = ok("train", *base, "mixture_weights=[3,1]", "dry_run=true", f"packing={mode}")
-        assert "75.0% of the rows" in planned and "25.0% of the rows" in planned
-        (line,) = [line for line in planned.splitlines() if line.startswith("epochs")]
-        assert "over" in line and "a.txt" in line and "b.txt" in line
-        out = ok("train", *base, "mixture_weights=[3,1]", f"run_dir={mode}", f"packing={mode}")
-        assert "epochs over" in out and out.count("a.txt") >= 2
+    base = [f"corpus=[{tmp_path}/a.txt,{tmp_path}/b.txt]", "datasets=datasets", *NANO, "steps=2"]
+    for weights, message in (
+        ("[3,1,2]", "mixture_weights=[3, 1, 2] is 3 numbers for 2 sources"),
+        ("[3,-1]", "above 0"),
+    ):
+        refused = run("train", *base, "run_dir=x", f"mixture_weights={weights}")
+        assert refused.status == 2 and refused.err.count("\n") == 1 and message in refused.err
+    planned = ok("train", *base, "mixture_weights=[3,1]", "dry_run=true")
+    (line,) = [line for line in planned.splitlines() if line.startswith("epochs")]
+    assert "over" in line and "a.txt" in line and "b.txt" in line
+    out = ok("train", *base, "mixture_weights=[3,1]", "run_dir=run", "packing=documents")
+    assert "epochs over" in out and out.count("a.txt") >= 2
+    assert all("75.0% of the rows" in text and "25.0% of the rows" in text for text in (planned, out))

@@ -1,4 +1,4 @@
-"""data.curate: each rule removes what it says, counts it, and with none on nothing changes."""
+"""Rules for single documents: each removes what it says and counts it; by default no text changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data.curation.curate import CurateConfig, clean, refuse
 PROSE = "Take the tablets with a glass of water, in the morning, before the first meal of the day."
 
 
-def test_by_default_no_document_changes_and_only_those_without_text_go():
+def test_by_default_no_document_changes_and_only_empty_ones_are_dropped():
     odd = [
         "a",
         "\x07\x0c",
@@ -20,7 +20,7 @@ def test_by_default_no_document_changes_and_only_those_without_text_go():
         "1 2 3",
         "}\n}\n}\n",
         "\ud800",
-        *(d.text for d in documents("pystdlib")),
+        *(d.text for d in documents("pystdlib", include="[a-j]*")),
     ]
     assert all(clean(text, CurateConfig()) == (text, {}) and refuse(text, CurateConfig()) is None for text in odd)
     assert refuse("", CurateConfig()) == refuse(" \n\t\u3000", CurateConfig()) == "empty"
@@ -37,7 +37,7 @@ def test_by_default_no_document_changes_and_only_those_without_text_go():
         ({"repair_mojibake": True}, "Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "привет", 1),
     ],
 )
-def test_cleaning_removes_what_it_says_and_counts_it(rules, text, left, count):
+def test_cleaning_removes_and_counts(rules, text, left, count):
     (rule,) = rules
     n_bytes = len(text.encode()) - len(left.encode())
     assert clean(text, CurateConfig(**rules)) == (left, {rule: (count, n_bytes)})
@@ -57,14 +57,14 @@ def test_cleaning_removes_what_it_says_and_counts_it(rules, text, left, count):
         ({"max_mojibake": 0.05}, "fÃ¼r fÃ¼r", "für für " * 9 + "fÃ¼r"),
     ],
 )
-def test_each_filter_drops_what_is_beyond_its_limit_and_names_itself(rules, dropped, stays):
+def test_each_filter_drops_documents_beyond_its_limit(rules, dropped, stays):
     config = CurateConfig(**rules)
     assert not config.validate()
     assert refuse(dropped, config) == next(iter(rules)) and refuse(stays, config) is None
     assert refuse(dropped, CurateConfig()) is None
 
 
-def test_a_share_of_symbols_is_exact():
+def test_the_share_of_symbols_is_exact():
     config = CurateConfig(max_symbols=0.0)
     assert all(refuse("a" * n + "1" * m, config) is None for n in range(30) for m in range(1, 30))
 
@@ -75,7 +75,7 @@ def test_letters_are_counted_in_every_script_and_in_long_documents():
     assert refuse("a" * 999_999 + "1" * 1_000_002, CurateConfig(max_digits=0.5)) == "max_digits"
 
 
-def test_what_is_wrong_with_the_settings_is_said_all_at_once():
+def test_all_wrong_settings_are_listed():
     config = CurateConfig(
         min_letters=2, similarity=0.1, line_copies=0, min_characters=9, max_characters=3, drop_lines="*"
     )
@@ -84,7 +84,7 @@ def test_what_is_wrong_with_the_settings_is_said_all_at_once():
     assert not CurateConfig().validate()
 
 
-def test_damage_is_seen_and_sound_text_left_alone():
+def test_mojibake_is_counted_and_correct_text_is_unchanged():
     damaged = "Übelkeit, Müdigkeit – „häufig“ 5 µg, λόγος, привет, 患者 🙂".encode().decode("cp1252", "replace")
     assert count_mojibake(damaged) == 10
     for sound in (
@@ -100,6 +100,6 @@ def test_damage_is_seen_and_sound_text_left_alone():
     assert count_mojibake("lost: \ufffd") == 1 and repair_mojibake("\ufffd") == ("\ufffd", 0)
 
 
-def test_tables_of_characters_agree_with_their_names():
+def test_classes_and_scripts_of_characters():
     assert [int(classes()[ord(c)]) for c in "a1. \x07\u00ad\n\u0301"] == [1, 2, 3, 0, 4, 5, 0, 1]
     assert [script_of(c) for c in "aяλ患あกã"] == ["Latin", "Cyrillic", "Greek", "Han", "Hiragana", "Thai", "Latin"]

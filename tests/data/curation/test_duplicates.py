@@ -1,4 +1,4 @@
-"""data.duplicates: copies are found in every script and order, what merely resembles is not, training gives way."""
+"""Duplicates: exact and near copies are found in every script and order; the copy in training is the one removed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def found(texts: list[str], val: set[int] = frozenset(), config: CurateConfig = 
     return duplicates(digests, signatures, np.array([i in val for i in range(len(texts))], bool), config)
 
 
-def test_copies_are_found_the_first_stays_and_what_differs_stays():
+def test_copies_are_found_and_the_first_stays():
     rng = random.Random(1)
     texts = [text_of(rng) for _ in range(60)]
     texts += [texts[3], with_changes(texts[4], rng), texts[3]]
@@ -50,7 +50,7 @@ def test_copies_are_found_the_first_stays_and_what_differs_stays():
     assert found([]) == {} and found(["alone " * 30]) == {}
 
 
-def test_the_training_document_goes_wherever_it_stands():
+def test_the_training_document_is_removed_whatever_the_order():
     rng = random.Random(2)
     texts = [text_of(rng) for _ in range(20)]
     texts += [texts[0], with_changes(texts[1], rng), texts[2], texts[2]]
@@ -61,7 +61,7 @@ def test_the_training_document_goes_wherever_it_stands():
     assert all(copy.removed for copy in copies.values())
 
 
-def test_a_rule_that_is_off_still_counts():
+def test_copies_are_counted_if_their_rule_is_off():
     rng = random.Random(3)
     text = text_of(rng)
     copies = found([text, text, text], val={1}, config=CurateConfig(exact_duplicates=False, overlap=False))
@@ -71,7 +71,7 @@ def test_a_rule_that_is_off_still_counts():
     }
 
 
-def test_no_near_copy_of_validation_stays_because_it_is_there_twice():
+def test_a_near_copy_of_validation_is_removed_also_if_it_occurs_twice():
     rng = random.Random(1)
     held = text_of(rng, 300)
     near = with_changes(held, rng, 25)
@@ -81,7 +81,7 @@ def test_no_near_copy_of_validation_stays_because_it_is_there_twice():
     assert {i: c.removed for i, c in copies.items()} == {1: False, 2: True}
 
 
-def test_what_is_near_to_a_removed_document_only_stays():
+def test_a_document_similar_only_to_a_removed_one_stays():
     rng = random.Random(4)
     first = text_of(rng, 600)
     second = with_changes(first, random.Random(0), every=18)
@@ -107,7 +107,7 @@ def test_scripts_without_spaces_are_compared_by_characters(letters):
     assert set(found([*texts, near])) == {10}
 
 
-def test_case_and_punctuation_do_not_make_a_difference_nor_do_pieces():
+def test_shingles_ignore_case_and_punctuation():
     text = "Take two tablets a day, before meals; ask your doctor about the dose (see page 4)."
     assert (shingle_hashes(text) == shingle_hashes(text.upper().replace(",", " --"))).all()
     assert shingle_hashes("one two three four").size == 2 and shingle_hashes("one, two").size == 0
@@ -122,13 +122,13 @@ def test_case_and_punctuation_do_not_make_a_difference_nor_do_pieces():
     )
 
 
-def test_short_documents_are_compared_as_a_whole_only():
+def test_short_documents_are_only_compared_exactly():
     assert signature("Yes, please do.", NEAR) == bytes(SIGNATURE)
     assert found(["Yes, please do.", "yes please do"]) == {}
     assert signature("anything", CurateConfig()) is None
 
 
-def test_a_band_that_a_thousand_documents_share_takes_no_thousand_comparisons_each(monkeypatch):
+def test_the_comparisons_per_document_are_bounded_in_a_large_band(monkeypatch):
     rows = np.random.default_rng(0).integers(1, 256, (1000, SIGNATURE), dtype=np.uint8)
     rows[:, :5] = 7
     assert list(near_pairs(rows, np.arange(1000), 0.65)) == []
@@ -137,7 +137,7 @@ def test_a_band_that_a_thousand_documents_share_takes_no_thousand_comparisons_ea
     assert {later for _, later in pairs} == set(range(1, 1000)) and len(pairs) <= 4 * 1000
 
 
-def test_without_the_library_one_line_names_the_extra(monkeypatch):
+def test_without_the_package_an_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(InputError, match=r"curate\.near_duplicates=true.*\.\[curate\]"):
         signature("a text", NEAR)
@@ -149,5 +149,5 @@ def test_planted_copies_among_twenty_thousand_documents_are_found():
     assert ended.status == 0, ended.err
     figures = json.loads(ended.out.splitlines()[-1])
     assert figures["documents"] == 20_000 and figures["exact copies found"] == 1
-    assert figures["near copies found"] >= 0.95 and figures["of these removed from training"] >= 0.95
-    assert figures["false positives: these, as a share of all others"] <= 0.001
+    assert figures["near copies found"] >= 0.95 and figures["share of these removed from training"] >= 0.95
+    assert figures["false positives, share of all other documents"] <= 0.001

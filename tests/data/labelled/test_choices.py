@@ -1,4 +1,4 @@
-"""data.choices and data.accuracy: a labelled file is read or refused by its line; shares come with honest intervals."""
+"""Multiple-choice questions: reading, error messages with the line, accuracies and their intervals."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def test_questions_are_read_as_written(tmp_path):
     [
         ({"prompt": None}, "'prompt' is None, not a string"),
         ({"completion": "5"}, "the completion '5' is not one of the options"),
-        ({"options": "34"}, "'options' is '34', not a list of texts"),
-        ({"options": ["4", ""]}, "not a list of texts that are not empty"),
-        ({"options": ["4", 3]}, "not a list of texts"),
+        ({"options": "34"}, "'options' is '34', not a list of non-empty strings"),
+        ({"options": ["4", ""]}, "not a list of non-empty strings"),
+        ({"options": ["4", 3]}, "not a list of non-empty strings"),
         ({"options": ["4"]}, "give two or more"),
-        ({"options": ["4", "4"]}, "no two alike"),
+        ({"options": ["4", "4"]}, "all different"),
         ({"group": 7}, "'group' is 7, not a string"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(tmp_path, change, message):
+def test_errors_name_the_line(tmp_path, change, message):
     path = written(tmp_path / "q.jsonl", GOOD, {**GOOD, **change})
     with pytest.raises(InputError) as caught:
         read_choices(path)
@@ -49,11 +49,11 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, change, message):
 def test_a_missing_field_and_an_empty_file_are_named(tmp_path):
     with pytest.raises(InputError, match=r"q.jsonl:1: no field 'options' \(fields: prompt\)"):
         read_choices(written(tmp_path / "q.jsonl", {"prompt": "x"}))
-    with pytest.raises(InputError, match="no questions; write one JSON object a line"):
+    with pytest.raises(InputError, match="no questions; write one JSON object per line"):
         read_choices(written(tmp_path / "q.jsonl"))
 
 
-def test_accuracy_counts_the_largest_and_the_first_of_equals():
+def test_accuracy_counts_the_highest_score_and_the_first_of_ties():
     choices = [Choice("", ("a", "b"), 0), Choice("", ("a", "b"), 1), Choice("", ("a", "b", "c"), 2)]
     [raw, flat] = accuracies(choices, {"raw": [[2, 1], [-2, -1], [3, 4, 0]], "flat": [[1, 1], [1, 1], [1, 1, 1]]})
     assert raw["accuracy"] == pytest.approx(2 / 3) and flat["accuracy"] == pytest.approx(1 / 3)
@@ -70,7 +70,7 @@ def test_the_baseline_is_chance_or_the_commonest_answer():
     assert baseline(varied) == ("guessing", 0.5)
 
 
-def test_wilson_covers_as_often_as_it_says():
+def test_wilson_intervals_cover_95_percent():
     generator = np.random.default_rng(0)
     for share, total in ((0.5, 40), (0.9, 60), (0.25, 1200)):
         drawn = generator.binomial(total, share, size=4000)
@@ -80,7 +80,7 @@ def test_wilson_covers_as_often_as_it_says():
     assert wilson_interval(10, 10)[1] == 1.0
 
 
-def test_groups_widen_the_interval_when_answers_hang_together():
+def test_dependent_answers_widen_the_interval():
     right = np.repeat(np.arange(20) % 2, 50).astype(float)
     low, high = group_interval(right, [f"{i // 50}" for i in range(1000)], seed=1)
     narrow = wilson_interval(500, 1000)

@@ -1,4 +1,4 @@
-"""Examples: only completions and the end are learned, nothing is lost unseen, and no batch is without a target."""
+"""Examples: loss is on completions and end tokens only, omissions are counted, and every batch has a target."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def batches(examples, tokenizer, *, context=64, batch_size=4, seed=0):
     return ExampleBatches(examples, tokenizer, context=context, batch_size=batch_size, seed=seed)
 
 
-def learned(batch, tokenizer) -> list[str]:
-    """The text of each row's targets, which must be the tokens after the inputs they stand at."""
+def with_loss(batch, tokenizer) -> list[str]:
+    """Returns the text of each row's targets, after checking that they are the tokens after the inputs."""
     found = []
     for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
         real = np.flatnonzero(targets != IGNORE)
@@ -36,7 +36,7 @@ def learned(batch, tokenizer) -> list[str]:
 
 
 def read(batch, tokenizer) -> list[str]:
-    """The text of each row's inputs up to the first target: the prompt."""
+    """Returns the prompt of each row: the text of the inputs up to the first target."""
     firsts = [np.flatnonzero(targets != IGNORE)[0] for targets in batch.targets]
     return [tokenizer.decode(inputs[: first + 1].tolist()) for inputs, first in zip(batch.inputs, firsts, strict=True)]
 
@@ -46,21 +46,24 @@ EXAMPLES = [
 ]
 
 
-def test_loss_is_on_the_completion_and_the_end_only(tokenizer):
+def test_loss_is_on_the_completion_and_the_end_token_only(tokenizer):
     data = batches(EXAMPLES, tokenizer, batch_size=11)
     batch = data.batch(0)
-    pairs = set(zip(read(batch, tokenizer), learned(batch, tokenizer), strict=True))
+    pairs = set(zip(read(batch, tokenizer), with_loss(batch, tokenizer), strict=True))
     assert pairs == {(example.prompt, example.completion) for example in EXAMPLES}
-    assert data.supervised_tokens(0) == int((batch.targets != IGNORE).sum()) == data.tokens_per_epoch
-    assert data.tokens_per_epoch == sum(len(example.completion) + 1 for example in EXAMPLES)
+    assert (
+        data.supervised_tokens(0)
+        == int((batch.targets != IGNORE).sum())
+        == sum(len(example.completion) + 1 for example in EXAMPLES)
+    )
 
 
 def test_an_empty_prompt_is_the_end_token(tokenizer):
     batch = batches([Example("", "yes")], tokenizer, batch_size=1).batch(0)
-    assert batch.inputs[0, 0] == tokenizer.end_id and learned(batch, tokenizer) == ["yes"]
+    assert batch.inputs[0, 0] == tokenizer.end_id and with_loss(batch, tokenizer) == ["yes"]
 
 
-def test_each_example_once_an_epoch_in_an_order_of_its_own(tokenizer):
+def test_each_example_comes_once_per_epoch_in_a_new_order(tokenizer):
     data = batches(EXAMPLES, tokenizer)
     assert len(data) == 11 and data.epochs(11) == {"the examples": 4}
     rows = [text for step in range(11) for text in read(data.batch(step), tokenizer)]
@@ -70,33 +73,33 @@ def test_each_example_once_an_epoch_in_an_order_of_its_own(tokenizer):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_ranks_rows_make_up_the_global_batch_with_its_width(tokenizer, ranks):
+def test_the_rows_of_all_ranks_make_up_the_global_batch(tokenizer, ranks):
     data = batches(EXAMPLES, tokenizer)
     for step in range(6):
-        whole, share = data.batch(step), 4 // ranks
-        parts = [data.batch(step, slice(rank * share, (rank + 1) * share)) for rank in range(ranks)]
+        whole, per_rank = data.batch(step), 4 // ranks
+        parts = [data.batch(step, slice(rank * per_rank, (rank + 1) * per_rank)) for rank in range(ranks)]
         assert np.array_equal(np.concatenate([part.inputs for part in parts]), whole.inputs)
         assert np.array_equal(np.concatenate([part.targets for part in parts]), whole.targets)
         assert whole.inputs.shape[1] in (32, 64)
 
 
-def test_a_long_prompt_loses_its_left_side_and_is_counted(tokenizer):
+def test_a_long_prompt_is_truncated_on_the_left_and_counted(tokenizer):
     examples = [Example("0123456789", "abc", place="f:1"), Example("01234", "abc", place="f:2")]
     data = batches(examples, tokenizer, context=8, batch_size=2)
     batch = data.batch(0)
-    assert sorted(read(batch, tokenizer)) == ["01234", "56789"] and learned(batch, tokenizer) == ["abc", "abc"]
+    assert sorted(read(batch, tokenizer)) == ["01234", "56789"] and with_loss(batch, tokenizer) == ["abc", "abc"]
     assert batch.inputs.shape == (2, 8) and data.truncated == ["f:1"] and data.dropped == []
 
 
-def test_a_completion_that_cannot_fit_is_dropped_by_name(tokenizer):
+def test_a_completion_that_does_not_fit_is_dropped_and_named(tokenizer):
     fits, exceeds = Example("p", "a" * 7, place="f:1"), Example("p", "a" * 8, place="f:2")
     data = batches([fits, exceeds], tokenizer, context=8)
-    assert data.dropped == ["f:2"] and len(data) == 1 and learned(data.batch(0), tokenizer) == ["a" * 7] * 4
+    assert data.dropped == ["f:2"] and len(data) == 1 and with_loss(data.batch(0), tokenizer) == ["a" * 7] * 4
     with pytest.raises(InputError, match=r"none of the 1 examples.*context=8.*f:2"):
         batches([exceeds], tokenizer, context=8)
 
 
-def test_a_batch_always_has_a_target_in_every_row(tokenizer):
+def test_every_row_has_a_target(tokenizer):
     generator = np.random.default_rng(0)
     examples = [Example("p" * int(p), "c" * int(c)) for p, c in generator.integers([0, 1], [40, 20], (50, 2))]
     data = batches(examples, tokenizer, context=16, batch_size=3)
@@ -114,20 +117,20 @@ def test_evaluation_covers_each_example_once(tokenizer, rows):
     for start in range(0, len(evaluation) + rows, rows):
         batch = evaluation.batch(start, start + rows)
         assert batch.inputs.shape == batch.targets.shape and len(batch.inputs) == rows
-        found.update(text for text in learned(batch, tokenizer) if text)
+        found.update(text for text in with_loss(batch, tokenizer) if text)
         targets += int((batch.targets != IGNORE).sum())
     assert found == Counter(example.completion for example in EXAMPLES)
     assert targets == evaluation.n_targets
     assert evaluation.n_bytes == sum(len(example.completion.encode()) for example in EXAMPLES)
 
 
-def test_the_preview_shows_what_is_learned(tokenizer):
+def test_the_preview_shows_which_tokens_have_loss(tokenizer):
     shown = batches([Example("é?", "a\n", place="f:1"), Example("q", "r", place="f:2")], tokenizer).preview(1)
-    assert "f:1: 6 tokens, 3 of them learned" in shown and "f:2" not in shown
-    assert shown.splitlines()[2].split() == ["learned:", "a|\\n|<|endoftext|>"]
+    assert "f:1: 6 tokens, 3 of them with loss" in shown and "f:2" not in shown
+    assert shown.splitlines()[2].split() == ["with", "loss:", "a|\\n|<|endoftext|>"]
 
 
-def test_a_batch_is_described_by_its_lines(tokenizer):
+def test_a_batch_is_described_by_file_and_line(tokenizer):
     data = batches(EXAMPLES, tokenizer, batch_size=2)
     first = read(data.batch(1), tokenizer)[0]
     assert next(example.place for example in EXAMPLES if example.prompt == first) in data.describe(1)

@@ -1,4 +1,4 @@
-"""Results survive a kill after any byte: none is lost, none comes twice, and what belongs to another run is refused."""
+"""The results file survives a kill after any byte: no result is lost or duplicated, other settings are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def opened(folder, **about):
 
 
 def work(folder, until=4):
-    """Adds the batches that are missing; of all of them makes the result. Returns how many it added."""
+    """Adds the missing batches up to `until`, and publishes when all are there. Returns the number added."""
     with opened(folder) as outputs:
         first = outputs.done
         for number in range(first, until):
@@ -35,7 +35,7 @@ def results(folder):
     return (folder / "out.jsonl").read_bytes()
 
 
-def test_results_appear_once_all_are_there_and_in_order(tmp_path):
+def test_results_are_published_in_order_when_all_are_there(tmp_path):
     assert work(tmp_path, until=3) == 3
     assert not (tmp_path / "out.jsonl").exists()
     assert work(tmp_path) == 1
@@ -46,7 +46,7 @@ def test_results_appear_once_all_are_there_and_in_order(tmp_path):
         assert outputs.finished
 
 
-def test_a_kill_after_any_byte_costs_at_most_a_batch(tmp_path):
+def test_a_kill_after_any_byte_loses_at_most_one_batch(tmp_path):
     work(tmp_path)
     expected = results(tmp_path)
     (tmp_path / "out.jsonl").unlink()
@@ -62,7 +62,7 @@ def test_a_kill_after_any_byte_costs_at_most_a_batch(tmp_path):
     assert added[0] == 4 and added[-1] == 1 and added == sorted(added, reverse=True)
 
 
-def test_what_a_power_failure_garbled_is_done_again(tmp_path):
+def test_batches_garbled_by_a_power_failure_are_computed_again(tmp_path):
     work(tmp_path)
     expected = results(tmp_path)
     (tmp_path / "out.jsonl").unlink()
@@ -79,7 +79,7 @@ def test_what_a_power_failure_garbled_is_done_again(tmp_path):
     assert results(tmp_path) == expected
 
 
-def test_a_kill_between_the_last_steps_leaves_it_finished(tmp_path):
+def test_a_kill_after_the_rename_leaves_the_results_finished(tmp_path):
     work(tmp_path, until=3)
     partial = (tmp_path / "out.jsonl.partial").read_bytes()
     work(tmp_path)
@@ -90,7 +90,7 @@ def test_a_kill_between_the_last_steps_leaves_it_finished(tmp_path):
 
 
 @pytest.mark.parametrize("until", [0, 2, 4])
-def test_results_of_another_run_are_refused_and_left_alone(tmp_path, until):
+def test_results_of_other_settings_are_refused_and_unchanged(tmp_path, until):
     work(tmp_path, until=until)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError) as caught, opened(tmp_path, top_p=0.5, prompts="abd"):
@@ -100,23 +100,23 @@ def test_results_of_another_run_are_refused_and_left_alone(tmp_path, until):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_file_of_somebody_else_s_is_refused(tmp_path):
+def test_a_file_of_another_program_is_refused(tmp_path):
     (tmp_path / "out.jsonl").write_text("precious")
-    with pytest.raises(InputError, match="made by something else"), opened(tmp_path):
+    with pytest.raises(InputError, match="another program made it"), opened(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-def test_a_description_that_is_damaged_is_told_but_an_empty_one_is_begun_anew(tmp_path):
+def test_a_damaged_description_is_refused_and_an_empty_one_is_written_again(tmp_path):
     about = tmp_path / "out.jsonl.about.json"
-    about.touch()  # killed before it was written
+    about.touch()  # as after a kill before it was written
     work(tmp_path, until=2)
     about.write_text("{")
     with pytest.raises(InputError, match="is damaged"), opened(tmp_path):
         pass
 
 
-def test_two_processes_do_not_write_the_same_results(tmp_path):
+def test_two_processes_cannot_write_the_same_results(tmp_path):
     with opened(tmp_path):
         with pytest.raises(InputError, match="another process"), opened(tmp_path):
             pass
@@ -124,7 +124,7 @@ def test_two_processes_do_not_write_the_same_results(tmp_path):
         assert outputs.done == 0
 
 
-def test_an_error_inside_leaves_what_was_added(tmp_path):
+def test_an_error_keeps_the_batches_added_before(tmp_path):
     with pytest.raises(KeyboardInterrupt), opened(tmp_path) as outputs:
         outputs.add(ROWS[:3])
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A file of prompts: batches hold each row once and depend on the file alone; wrong lines are named."""
+"""A file of prompts: each row is in one batch, batches depend only on the file, and wrong lines are named."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from data import InputError
-from data.labelled.prompts import PROBLEMS, PromptFile
+from data.labelled.prompts import MAX_ERRORS, PromptFile
 
 
 class Letters:
-    """A token a character; the character ? is unknown."""
+    """One token per character, except ?, which cannot be encoded."""
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text if letter != "?"]
@@ -58,7 +58,7 @@ def random_file(seed):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_each_row_is_in_one_batch_with_its_like(tmp_path, seed):
+def test_each_row_is_in_one_batch_with_rows_of_its_group(tmp_path, seed):
     content = random_file(seed)
     records = [json.loads(line) for line in re.split("\r?\n", content) if line.strip()]
     prompts = opened(tmp_path / "prompts.jsonl", content)
@@ -82,7 +82,7 @@ def test_each_row_is_in_one_batch_with_its_like(tmp_path, seed):
     assert again.sha256 == prompts.sha256
 
 
-def test_a_small_group_makes_a_batch_of_the_next_power_of_two_and_others_a_full_one(tmp_path):
+def test_a_small_group_is_padded_to_a_power_of_two_and_others_to_a_full_batch(tmp_path):
     groups = "a" * 21 + "b" * 3 + "c"
     content = "".join(json.dumps({"prompt": "x", "group": group}) + "\n" for group in groups)
     prompts = opened(tmp_path / "prompts.jsonl", content, batch_size=12)
@@ -90,25 +90,25 @@ def test_a_small_group_makes_a_batch_of_the_next_power_of_two_and_others_a_full_
     assert [prompts.shape(number) for number in range(len(prompts))] == [12, 12, 4, 1]
 
 
-def test_a_text_file_holds_a_prompt_a_line(tmp_path):
+def test_a_text_file_has_one_prompt_per_line(tmp_path):
     prompts = opened(tmp_path / "prompts.txt", '\ufeff{"a": 1} \r\n\n  two\x0b\n', batch_size=1)
     assert [prompts.batch(number)[0].text for number in range(2)] == ['{"a": 1} ', "  two\x0b"]
 
 
-def test_wrong_lines_are_told_together_and_no_more_than_a_few(tmp_path):
+def test_a_few_wrong_lines_are_reported_together(tmp_path):
     wrong = [
         b'{"prompt": "good"}', b"not json", b'{"prompt": 3}', b'{"text": "x"}', b'{"prompt": "x", "wrong": 7}', b"\xff",
         b'{"prompt": "x", "text": "mine"}',
     ]  # fmt: skip
     with pytest.raises(InputError) as caught:
         opened(tmp_path / "prompts.jsonl", b"\n\n".join(wrong), reserved=("text",))
-    assert len(caught.value.args) == PROBLEMS
+    assert len(caught.value.args) == MAX_ERRORS
     for problem, line, part in zip(
         caught.value.args, (3, 5, 7, 9, 11), ("not JSON", "'prompt' is 3", "no field 'prompt'", "wrong=7", "UTF-8"),
         strict=True,
     ):  # fmt: skip
         assert problem.startswith(f"{tmp_path / 'prompts.jsonl'}:{line}: ") and part in problem
-    with pytest.raises(InputError, match=r"jsonl:1: .*'text' too"):
+    with pytest.raises(InputError, match=r"jsonl:1: field 'text' has the name of a result field"):
         opened(tmp_path / "prompts.jsonl", wrong[-1], reserved=("text",))
     with pytest.raises(InputError, match="no field 'prompt'"):
         opened(tmp_path / "prompts.jsonl", wrong[3], reserved=("text",))
@@ -120,21 +120,21 @@ def test_a_file_without_prompts_is_refused(tmp_path, content):
         opened(tmp_path / "prompts.jsonl", content)
 
 
-def test_where_the_context_must_suffice_a_longer_prompt_is_wrong(tmp_path):
+def test_a_prompt_that_overflows_the_context_is_refused_if_asked(tmp_path):
     content = "\n".join(json.dumps({"prompt": "x" * length}) for length in (15, 16, 2))
     opened(tmp_path / "prompts.jsonl", content)
     with pytest.raises(InputError, match="jsonl:2: 16 tokens and max_new_tokens=5 exceed the context of 20"):
-        opened(tmp_path / "prompts.jsonl", refuse_beyond=True)
+        opened(tmp_path / "prompts.jsonl", refuse_overflow=True)
 
 
-def test_what_cannot_be_read_twice_is_refused(tmp_path):
+def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, part in (("missing", "No such file"), (".", "no file that"), ("pipe", "no file that")):
+    for name, part in (("missing", "No such file"), (".", "not a regular file"), ("pipe", "not a regular file")):
         with pytest.raises(InputError, match=part):
             opened(tmp_path / name)
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
+def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
     prompts = opened(tmp_path / "prompts.jsonl", '{"prompt": "a"}\n')
     prompts.batch(0)
     with (tmp_path / "prompts.jsonl").open("a") as file:
@@ -143,12 +143,12 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
         prompts.batch(0)
 
 
-def test_the_first_prompt_that_the_tokenizer_cannot_spell_is_known(tmp_path):
-    assert opened(tmp_path / "a.txt", "one\ntwo\n").unknown is None
-    assert opened(tmp_path / "b.txt", "one\n\ntwo?\nthree?\n").unknown == 3
+def test_the_first_prompt_that_cannot_be_encoded_is_reported(tmp_path):
+    assert opened(tmp_path / "a.txt", "one\ntwo\n").not_encodable is None
+    assert opened(tmp_path / "b.txt", "one\n\ntwo?\nthree?\n").not_encodable == 3
 
 
-def test_of_a_prompt_some_numbers_stay_in_memory(tmp_path):
+def test_few_bytes_per_prompt_stay_in_memory(tmp_path):
     content = "".join(json.dumps({"prompt": "x" * 1000}) + "\n" for _ in range(300))
     prompts = opened(tmp_path / "prompts.jsonl", content)
     held = sum(len(value) * value.itemsize for value in vars(prompts).values() if hasattr(value, "itemsize"))

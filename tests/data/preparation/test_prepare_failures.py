@@ -1,9 +1,10 @@
-"""Preparation that fails, is killed or finds damage: a folder is published whole or not at all."""
+"""Preparation that fails, is killed or finds damage: a folder is published complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
 import random
@@ -19,14 +20,17 @@ import pytest
 from data import InputError
 from data.corpus import corpora
 from data.files import lock
+from data.preparation import pipeline
 from data.preparation import prepare as preparation
-from data.preparation.prepare import open_split, prepare
+from data.preparation.pipeline import Pipeline
+from data.preparation.prepare import prepare
+from data.preparation.shards import open_split
 from data.tokenizers import build
 from tests import programs
 from tests.preparing import config, folder_of, published, quiet, read, run
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("Listen to your heart. " * 20)
     (secret := tmp_path / "notes" / "secret.txt").write_text("Listen to your gut. " * 20)
@@ -38,7 +42,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
         f"corpus={tmp_path / 'notes'}",
         f"datasets={tmp_path / 'datasets'}",
     ]
-    if os.geteuid() == 0:  # who may read all, unless that is taken from him
+    if os.geteuid() == 0:  # root can read everything, unless it gives up these capabilities
         if not shutil.which("setpriv"):
             pytest.skip("root reads every file")
         none = "-dac_override,-dac_read_search"
@@ -48,13 +52,13 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
     assert "secret.txt: Permission denied" in ended.stderr and published(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["report", "publish", "SplitWriter"])
-def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("module, name", [(preparation, "report"), (preparation, "publish"), (pipeline, "SplitWriter")])
+def test_an_interrupted_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_path, monkeypatch, module, name):
     def fail(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, name, fail)
+        patch.setattr(module, name, fail)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     assert published(tmp_path) == []
@@ -62,8 +66,18 @@ def test_a_failed_preparation_leaves_nothing_and_the_next_succeeds(notes, tmp_pa
     assert published(tmp_path) == [directory.name] and len(read(directory, "train")) > 50
 
 
-def _die_in_the_middle(cfg):
-    preparation.publish = lambda *_: os._exit(9)
+def _die_at_change(cfg, number):
+    """Prepares a corpus, but ends like kill -9 just before the process changes the datasets folder this many times."""
+    changes = 0
+
+    def on_event(event, arguments):
+        nonlocal changes
+        if event in ("open", "os.mkdir", "os.rename", "os.rmdir") and str(arguments[0]).startswith(cfg.datasets):
+            changes += 1
+            if changes == number:
+                os._exit(9)
+
+    sys.addaudithook(on_event)
     prepare(cfg, say=quiet)
 
 
@@ -73,14 +87,24 @@ def _prepare_and_report(cfg, queue):
     queue.put(any("encoding" in line for line in lines))
 
 
-def test_what_a_killed_process_left_is_cleared_and_never_taken_for_a_corpus(notes, tmp_path):
+def test_a_kill_between_any_two_writes_leaves_a_complete_corpus_or_none(notes, tmp_path):
+    complete = folder_of(run(tmp_path, datasets=str(tmp_path / "other")))
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=_die_in_the_middle, args=(config(tmp_path),))
-    process.start()
-    process.join()
-    assert process.exitcode == 9 and published(tmp_path) == [".tmp-notes"]
+    numbers, left_behind = itertools.count(1, 4), 0
+    for number in numbers:
+        process = context.Process(target=_die_at_change, args=(config(tmp_path), number))
+        process.start()
+        process.join()
+        assert process.exitcode == 9 or number > 40
+        left_behind += (tmp_path / "datasets" / ".tmp-notes").exists()
+        for path in (tmp_path / "datasets").glob("notes-*"):
+            assert folder_of(path) == complete
+            shutil.rmtree(path)
+        if process.exitcode == 0:
+            break
+    assert left_behind > 5
     directory = run(tmp_path)
-    assert published(tmp_path) == [directory.name] and len(read(directory, "train")) > 50
+    assert published(tmp_path) == [directory.name] and folder_of(directory) == complete
 
 
 def test_processes_that_start_together_prepare_once(notes, tmp_path):
@@ -94,21 +118,21 @@ def test_processes_that_start_together_prepare_once(notes, tmp_path):
         process.join()
 
 
-def test_a_document_that_changes_meanwhile_is_noticed(notes, tmp_path, monkeypatch):
+def test_a_document_that_changes_during_the_preparation_is_noticed(notes, tmp_path, monkeypatch):
     original = build.build
 
     def change_then_build(*arguments, **_):
         (notes / "007.txt").write_text("rewritten")
         return original(*arguments)
 
-    monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
+    monkeypatch.setattr(pipeline.tokenizers, "build", change_then_build)
     with pytest.raises(InputError, match=r"007\.txt.* changed"):
         run(tmp_path)
     assert published(tmp_path) == []
 
 
 @pytest.mark.parametrize("change", ["more", "fewer", "shorter"])
-def test_files_that_come_or_go_meanwhile_are_noticed(tmp_path, monkeypatch, change):
+def test_files_added_or_removed_during_the_preparation_are_noticed(tmp_path, monkeypatch, change):
     monkeypatch.setattr(corpora, "MAX_CHUNKS", 10)
     notes = tmp_path / "notes"
     notes.mkdir()
@@ -127,22 +151,22 @@ def test_files_that_come_or_go_meanwhile_are_noticed(tmp_path, monkeypatch, chan
             (notes / "29.jsonl").write_text('{"text": "29 a"}\n')
         return original(*arguments)
 
-    monkeypatch.setattr(preparation.tokenizers, "build", change_then_build)
-    with pytest.raises(InputError, match={"more": "changed|grew", "fewer": "vanished", "shorter": "vanished"}[change]):
+    monkeypatch.setattr(pipeline.tokenizers, "build", change_then_build)
+    with pytest.raises(InputError, match="changed|grew" if change == "more" else "disappeared"):
         run(tmp_path)
     assert published(tmp_path) == []
 
 
-def test_damage_is_found_and_repaired_by_preparing(notes, tmp_path):
+def test_damage_is_found_and_repaired_by_preparing_again(notes, tmp_path):
     directory = run(tmp_path)
     shard = directory / "train_00000.bin"
     content = shard.read_bytes()
     shard.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     open_split(directory, "train")
-    with pytest.raises(InputError, match=r"train_00000\.bin: its content"):
+    with pytest.raises(InputError, match=r"train_00000\.bin: its sha256"):
         open_split(directory, "train", verify=True)
     shard.write_bytes(content[:-2])
-    with pytest.raises(InputError, match=r"train_00000\.bin: \d+ bytes, not"):
+    with pytest.raises(InputError, match=r"train_00000\.bin: \d+ bytes, but"):
         open_split(directory, "train")
     assert run(tmp_path) == directory and shard.read_bytes() == content
     for damage in ("{", "[]", '{"format": 1}', '{"format": 99}'):
@@ -153,11 +177,11 @@ def test_damage_is_found_and_repaired_by_preparing(notes, tmp_path):
     shard.unlink()
     with pytest.raises(InputError, match=r"train_00000\.bin"):
         open_split(directory, "train")
-    with pytest.raises(InputError, match="no complete prepared corpus"):
+    with pytest.raises(InputError, match="not a complete prepared corpus"):
         open_split(tmp_path / "nowhere", "train")
 
 
-def test_verify_finds_what_sizes_do_not_and_names_it(notes, tmp_path):
+def test_verify_finds_damage_that_keeps_the_file_size(notes, tmp_path):
     directory = run(tmp_path)
     for name in ("train_00000.bin", "train_names.utf8", "val_documents.int64"):
         content = (directory / name).read_bytes()
@@ -166,7 +190,7 @@ def test_verify_finds_what_sizes_do_not_and_names_it(notes, tmp_path):
         prepare(config(tmp_path), say=said.append)
         assert "already prepared" in said[-1]
         prepare(config(tmp_path, verify=True), say=said.append)
-        assert any(f"{name}: its content is not what its index says; preparing it again" in line for line in said)
+        assert any(f"{name}: its sha256 differs from index.json; preparing it again" in line for line in said)
         assert (directory / name).read_bytes() == content
 
 
@@ -174,7 +198,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(notes, tmp_path, monkeypatch
     real = Path.open
 
     class Full:
-        """A file on a disk that has room for 100 bytes."""
+        """A file on a disk with room for 100 bytes."""
 
         def __init__(self, file):
             self.file, self.name, self.room = file, file.name, 100
@@ -206,13 +230,13 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(notes, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     said: list[str] = []
-    monkeypatch.setattr(preparation.Preparation, "encode", stop)
+    monkeypatch.setattr(Pipeline, "encode", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(tmp_path, workers=2), say=said.append)
     assert said[-1].startswith("interrupted: nothing of notes was kept") and published(tmp_path) == []
 
 
-def test_what_killed_preparations_of_other_corpora_left_is_swept(notes, tmp_path):
+def test_leftovers_of_other_corpora_are_removed(notes, tmp_path):
     left, used = (tmp_path / "datasets" / f".tmp-{name}" for name in ("left", "used"))
     for folder in (left, used):
         folder.mkdir(parents=True)
@@ -223,11 +247,11 @@ def test_what_killed_preparations_of_other_corpora_left_is_swept(notes, tmp_path
 
 
 def test_sigint_ends_all_processes_with_one_line(notes, tmp_path):
-    for i in range(2000):
-        (notes / f"large-{i}.txt").write_text(f"{i} " + "some words to encode " * 300)
+    for i in range(200):
+        (notes / f"large-{i}.txt").write_text(f"{i} " + "some words to encode " * 3000)
     command = ["-m", "scripts.prepare", f"corpus={notes}", f"datasets={tmp_path / 'datasets'}", "workers=2"]
     process = programs.start(*command, PYTHONUNBUFFERED="1")
-    process.stdout.readline()  # by then it is at work
+    process.stdout.readline()  # it has started
     process.send_signal(signal.SIGINT)
     ended = programs.finish(process)
     assert ended.status == 130 and ended.err == ""
@@ -252,18 +276,21 @@ def test_a_small_disk_is_one_line_and_leaves_nothing(notes, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def killed_preparations(tmp_path, kills: int) -> None:
-    """Kills preparations at random moments: there is never half a corpus, and the next one succeeds."""
-    command = ["-m", "scripts.prepare", f"corpus={tmp_path / 'notes'}", f"datasets={tmp_path / 'datasets'}"]
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_a_complete_corpus_or_none(notes, tmp_path):
+    text = "some words to encode " * 200
+    for i in range(3000):  # long enough to be killed at different moments
+        (notes / f"large-{i}.txt").write_text(f"{i} {text}")
+    command = ["-m", "scripts.prepare", f"corpus={notes}", f"datasets={tmp_path / 'datasets'}"]
     command += ["tokenizer=byte", "workers=2"]
     began = time.monotonic()
     ended = programs.finish(programs.start(*command))
     longest = time.monotonic() - began
     assert ended.status == 0, ended.err
-    whole = folder_of(Path(ended.out.split()[-1]))
+    complete = folder_of(Path(ended.out.split()[-1]))
     draw = random.Random(0)
-    for _ in range(kills):
-        if draw.random() < 0.7:  # else go on with what is left
+    for _ in range(50):
+        if draw.random() < 0.7:  # else continue with the leftovers
             shutil.rmtree(tmp_path / "datasets", ignore_errors=True)
         process = programs.start(*command)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -271,19 +298,7 @@ def killed_preparations(tmp_path, kills: int) -> None:
         process.kill()
         process.communicate()
         for path in (tmp_path / "datasets").glob("*"):
-            assert path.name.startswith(".") or folder_of(path) == whole
+            assert path.name.startswith(".") or folder_of(path) == complete
     ended = programs.finish(programs.start(*command))
     assert ended.status == 0, ended.err
-    assert folder_of(Path(ended.out.split()[-1])) == whole and len(published(tmp_path)) == 1
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_corpus_or_none(notes, tmp_path):
-    killed_preparations(tmp_path, 4)
-
-
-@pytest.mark.slow
-def test_fifty_kills_at_any_moment_leave_a_whole_corpus_or_none(notes, tmp_path):
-    text = "some words to encode " * 200
-    for i in range(3000):  # so that the moments differ
-        (notes / f"large-{i}.txt").write_text(f"{i} {text}")
-    killed_preparations(tmp_path, 50)
+    assert folder_of(Path(ended.out.split()[-1])) == complete and len(published(tmp_path)) == 1
