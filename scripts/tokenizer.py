@@ -89,7 +89,7 @@ class ToolConfig:
 
 
 def texts_of(cfg: ToolConfig) -> list[str]:
-    """Reads the corpus; prints what was left out."""
+    """Reads the corpus; prints the formats of its files and what was left out."""
     skipped = Skipped()
     found = documents(
         cfg.corpus,
@@ -101,6 +101,7 @@ def texts_of(cfg: ToolConfig) -> list[str]:
         max_bad_lines=cfg.max_bad_lines,
         cache=Path(cfg.datasets).expanduser(),
         skipped=skipped,
+        say=print,
     )
     texts = [document.text for document in found]
     if line := str(skipped):

@@ -28,6 +28,7 @@ class Chunk:
     whole: bool = True  # the chunk is the whole file
     content: bytes | None = None  # None: not read yet
     rows: list[Any] = field(default_factory=list)  # ROWS: str, or None for an empty cell
+    reason: str = "binary"  # BINARY: what the file is, and what to do with it
 
 
 def split_long(content: bytes) -> Iterator[bytes]:

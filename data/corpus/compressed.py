@@ -12,28 +12,47 @@ from typing import IO, Any
 
 from .. import InputError
 
-SUFFIXES = (".gz", ".zst")
+SUFFIXES = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # the first bytes of a compressed file
 BUFFER = 1 << 20  # bytes
 ZSTD_READ = 1 << 14  # bytes; small, since they may decompress to a thousand times as many
 MAX_ZSTD_WINDOW = 1 << 27  # bytes of history that a .zst file may require; the zstd program has the same limit
 
 
+def without_suffix(name: str) -> str:
+    """Returns the name of the decompressed file in lower case."""
+    name = name.lower()
+    return name.removesuffix(_suffix(name))
+
+
+def compression(name: str, start: bytes) -> str:
+    """Returns the suffix of SUFFIXES that the first bytes of a file tell, or else its name; "" for a plain file."""
+    for suffix, magic in SUFFIXES.items():
+        if start.startswith(magic):
+            return suffix
+    return _suffix(name.lower())
+
+
+def _suffix(name: str) -> str:
+    return next(filter(name.endswith, SUFFIXES), "")
+
+
 @contextmanager
-def open_stream(path: Path, *, name: str | None = None) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def open_stream(path: Path, *, place: str | None = None) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Opens (the decompressed stream, the file itself, whose position tells how much of it was read).
 
-    `name` is used in error messages, and its suffix tells the compression. Raises InputError if the file cannot be
-    read, also while the body reads from the stream.
+    `place` is the name in error messages. Raises InputError if the file cannot be read, also while the body reads from
+    the stream.
     """
-    place = name or str(path)
+    place = place or str(path)
     try:
         with path.open("rb") as file:
             if file.seekable():
                 file.seek(0)  # /dev/fd/N shares its position with whoever read it before
-            if place.endswith(".gz"):
+            suffix = compression(path.name, file.peek(4))
+            if suffix == ".gz":
                 with gzip.GzipFile(fileobj=file, mode="rb") as decompressed:
                     yield decompressed, file  # type: ignore[misc]
-            elif place.endswith(".zst"):
+            elif suffix == ".zst":
                 yield io.BufferedReader(_ZstdStream(file, place), BUFFER), file
             else:
                 yield file, file

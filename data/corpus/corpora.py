@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import InputError
-from .chunks import Chunk
+from .chunks import BINARY, JSON_LINES, ROWS, Chunk
+from .compressed import without_suffix
 from .formats import chunks_of
-from .reading import Document, ReadOptions, Skipped, documents_of, matches
-from .sources import BUILT_IN, File, StdinSpool, files_of, name_prefix
+from .reading import Document, ReadOptions, Skipped, documents_of
+from .selection import is_excluded_folder, matches, may_be_selected
+from .sources import BUILT_IN, StdinSpool, files_of, name_prefix
+from .walk import File
 
 __all__ = ["BUILT_IN", "Block", "Corpus", "Document", "documents", "matches"]
 
@@ -40,6 +45,9 @@ class Corpus:
         self.sources = [sources] if isinstance(sources, str) else list(sources)
         self.given, self.options, self.cache = sources, options, cache
         self.stdin = StdinSpool(cache)
+        self.left_out = Skipped()  # what the latest pass over the files left out without opening it
+        self.formats: Counter[str] = Counter()  # files in each format, in the latest pass
+        self.format_examples: dict[str, list[str]] = {}
 
     def __enter__(self) -> Corpus:
         return self
@@ -48,13 +56,24 @@ class Corpus:
         self.stdin.close()
 
     def files(self) -> Iterator[tuple[int, File]]:
-        """Yields (index of the source, file)."""
+        """Yields (index of the source, file) of the files that include and exclude may keep."""
+        self.left_out = Skipped()
         for index, source in enumerate(self.sources):
-            prefix = name_prefix(source) if len(self.sources) > 1 else ""
-            for file in files_of(source, self.cache, self.stdin):
-                named = replace(file, name=f"{prefix}/{file.name}") if prefix else file
-                if not matches(named.name, self.options.exclude, default=False):  # excluded files are never opened
+            prefix = f"{name}/" if len(self.sources) > 1 and (name := name_prefix(source)) else ""
+            prune = partial(self._is_pruned, prefix)
+            for file in files_of(source, self.cache, self.stdin, prune=prune):
+                named = replace(file, name=prefix + file.name) if prefix else file
+                if matches(named.name, self.options.exclude, default=False):
+                    continue
+                if named.left_out:
+                    self.left_out.add(named.name, named.left_out, named.n_bytes)
+                elif may_be_selected(named.name, include=self.options.include):
                     yield index, named
+                else:
+                    self.left_out.n_found += 1
+
+    def _is_pruned(self, prefix: str, folder: str) -> bool:
+        return is_excluded_folder(prefix + folder, exclude=self.options.exclude)
 
     def n_bytes(self) -> int:
         """Size of all files on the disk."""
@@ -64,8 +83,11 @@ class Corpus:
         """Yields the corpus in blocks of about BLOCK bytes."""
         source = n_bytes = size = 0  # size: bytes in memory, more than on the disk if a file is compressed
         chunks: list[Chunk] = []
+        self.formats, self.format_examples = Counter(), {}
         for index, file in self.files():
-            for chunk in chunks_of(file, text_field=self.options.text_field, separator=self.options.separator):
+            for number, chunk in enumerate(chunks_of(file, self.options)):
+                if number == 0 and chunk.kind != BINARY:
+                    self._count_format(chunk)
                 more = max(chunk.n_bytes, len(chunk.content or b""))
                 if chunks and (index != source or size + more > BLOCK or len(chunks) == MAX_CHUNKS):
                     yield Block(source, chunks, n_bytes)
@@ -75,6 +97,24 @@ class Corpus:
                 n_bytes, size = n_bytes + chunk.n_bytes, size + more
         if chunks:
             yield Block(source, chunks, n_bytes)
+
+    def _count_format(self, chunk: Chunk) -> None:
+        format = {JSON_LINES: "JSON Lines", ROWS: "a table"}.get(chunk.kind, "text")
+        if format == "text" and without_suffix(chunk.name).endswith(".json"):
+            format = "text including the JSON syntax"
+        self.formats[format] += 1
+        examples = self.format_examples.setdefault(format, [])
+        if len(examples) < 3:
+            examples.append(chunk.name)
+
+    def describe_formats(self) -> str:
+        """One line: how many files were read in each format, with names of those that are not plain text."""
+        parts = []
+        for format, number in self.formats.most_common():
+            names = self.format_examples[format]
+            some = "" if format == "text" else f" ({', '.join(names)}{', ...' if number > len(names) else ''})"
+            parts.append(f"{number:,} as {format}{some}")
+        return f"files read: {', '.join(parts) or 'none'}"
 
     def check_not_empty(self, n_documents: int, skipped: Skipped) -> None:
         """Raises InputError with the reason if no document was read."""
@@ -102,14 +142,16 @@ def documents(
     max_bad_lines: int = 0,
     cache: str | Path = "datasets",
     skipped: Skipped | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Document]:
     """Yields the documents of a corpus, read in this process, always in the same order.
 
-    corpus: see Corpus. A .jsonl file holds one document per line, in its `text_field`, and a .parquet file one per row;
+    corpus: see Corpus. JSON Lines hold one document per line, in its `text_field`, and a .parquet file one per row;
     .gz and .zst files are decompressed; in other files, a line that equals document_separator ends a document.
     include, exclude: patterns on the names of documents or files, in which `*` also matches "/". Hidden and binary
-    files in folders are skipped, as are empty documents; `skipped` counts them. invalid_utf8 and max_bad_lines are
-    explained in PrepareConfig. Raises InputError if no document is left.
+    files in folders are skipped, as are empty documents and files that this program wrote; `skipped` counts them.
+    invalid_utf8 and max_bad_lines are explained in PrepareConfig. say is called with a line about the formats of the
+    files. Raises InputError if no document is left.
     """
     options = ReadOptions(include, exclude, text_field, document_separator, invalid_utf8)
     skipped, n_documents = skipped or Skipped(), 0
@@ -121,4 +163,6 @@ def documents(
                     n_documents += 1
                     yield document
                 skipped.merge(skipped_here, max_bad_lines=max_bad_lines)
+        skipped.merge(opened.left_out, max_bad_lines=max_bad_lines)
+        say(opened.describe_formats())
         opened.check_not_empty(n_documents, skipped)

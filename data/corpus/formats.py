@@ -13,45 +13,64 @@ from typing import IO
 
 from .. import InputError
 from .chunks import BINARY, JSON_LINES, MAX_DOCUMENT, SEPARATED, TEXT, Chunk, long_text_cut, separator_spans
-from .compressed import SUFFIXES, open_stream
+from .compressed import open_stream, without_suffix
+from .detect import UTF_16, head_of, is_json_lines, not_text
 from .jsonl import MAX_LINE
 from .parquet import parquet_chunks
-from .sources import File
+from .reading import ReadOptions
+from .walk import File
 
 CHUNK = 1 << 20  # bytes of a large file that are read at a time
 TABLES: dict[str, Callable[[File, str], Iterator[Chunk]]] = {".parquet": parquet_chunks}  # ending -> (file, text_field)
+TABLE_SIGNATURES = {b"PAR1": ".parquet"}  # the first bytes of a table -> the ending that it should have
 
 
-def chunks_of(file: File, *, text_field: str, separator: str | None) -> Iterator[Chunk]:
+def chunks_of(file: File, options: ReadOptions) -> Iterator[Chunk]:
     """Yields the chunks of a file, in order.
 
     A small plain file becomes one chunk without content, which a worker process reads later. Files that are large,
     compressed, tables or parts of an archive are read here, one chunk at a time.
     """
-    bare = file.name
-    for suffix in SUFFIXES:
-        bare = bare.removesuffix(suffix)
-    for ending, table_chunks in TABLES.items():
-        if bare.endswith(ending):
-            yield from table_chunks(file, text_field)
-            return
-    kind = JSON_LINES if bare.endswith((".jsonl", ".ndjson")) else SEPARATED if separator else TEXT
+    separator = (options.separator or "").encode()
+    kind = SEPARATED if separator else TEXT
     if file.content is not None:
         yield Chunk(kind, file.path, file.name, file.explicit, file.n_bytes, content=file.content)
-    elif bare == file.name and file.n_bytes <= MAX_DOCUMENT and not file.is_stdin:
+        return
+    bare = without_suffix(file.name)
+    head, compressed = head_of(file)
+    if ending := TABLE_SIGNATURES.get(head[:4]) or next(filter(bare.endswith, TABLES), None):
+        yield from TABLES[ending](file, options.text_field)
+        return
+    if found := not_text(head):
+        yield _not_read(file, *found, options.invalid_utf8)
+        return
+    if is_json_lines(file, head):
+        kind = JSON_LINES
+    if file.n_bytes <= MAX_DOCUMENT and not file.is_stdin and not compressed:
         yield Chunk(kind, file.path, file.name, file.explicit, file.n_bytes)
-    else:
-        find_cut: dict[str, Callable[[bytes], int]] = {
-            TEXT: long_text_cut,
-            JSON_LINES: partial(_last_line_end, file.place),
-            SEPARATED: partial(_last_separator_end, (separator or "").encode()),
-        }
-        yield from _stream_chunks(file, kind, find_cut[kind])
+        return
+    find_cut: dict[str, Callable[[bytes], int]] = {
+        TEXT: long_text_cut,
+        JSON_LINES: partial(_last_line_end, file.place),
+        SEPARATED: partial(_last_separator_end, separator),
+    }
+    yield from _stream_chunks(file, kind, find_cut[kind])
+
+
+def _not_read(file: File, what: str, advice: str, invalid_utf8: str) -> Chunk:
+    """Returns a chunk without documents for a file that is not text. Raises InputError if the user named it."""
+    refused = file.explicit
+    if what == UTF_16 and invalid_utf8 in ("skip", "refuse"):
+        refused = invalid_utf8 == "refuse"
+    if refused:
+        raise InputError(f"{file.place} is {what}; {advice}")
+    reason = f"{what}: {advice}"
+    return Chunk(BINARY, file.place, file.name, file.explicit, file.n_bytes, content=b"", reason=reason)
 
 
 def _stream_chunks(file: File, kind: str, find_cut: Callable[[bytes], int]) -> Iterator[Chunk]:
     line, n_read, whole = 1, 0, True
-    with open_stream(Path(file.path), name=file.name if file.is_stdin else file.path) as (stream, on_disk):
+    with open_stream(Path(file.path), place=file.place) as (stream, on_disk):
         for content, last in _split_stream(stream, find_cut):
             if line == 1 and kind != JSON_LINES and not file.explicit and b"\0" in content:
                 yield Chunk(BINARY, file.place, file.name, file.explicit, file.n_bytes, content=b"")

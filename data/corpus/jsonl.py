@@ -43,9 +43,14 @@ def json_object(line: str, place: str) -> dict:
 
 
 def text_of(record: dict, field: str, place: str) -> str:
-    """Returns the text in a field of an object. Raises InputError, which names the place and the existing fields."""
-    text = record.get(field)
-    if isinstance(text, str):
-        return text
+    """Returns the text in a field of an object, "" for null.
+
+    Raises InputError, which names the place and the fields that hold text.
+    """
+    text = record.get(field, 0)
+    if isinstance(text, str) or text is None:
+        return text or ""
     problem = f"its {field!r} is not a string" if field in record else f"no field {field!r}"
-    raise InputError(f"{place}: {problem}; set text_field= to one of {', '.join(record) or 'none'}")
+    names = [name for name, value in record.items() if isinstance(value, str)]
+    fix = f"set text_field= to one of {', '.join(names)}" if names else f"write the text into {field!r}"
+    raise InputError(f"{place}: {problem}; {fix}, or leave the file out with exclude=")

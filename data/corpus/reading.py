@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import translate
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .. import InputError
-from .chunks import BINARY, JSON_LINES, MAX_DOCUMENT, ROWS, SEPARATED, TEXT, Chunk, separator_spans, split_long
+from .chunks import BINARY, JSON_LINES, MAX_DOCUMENT, ROWS, SEPARATED, Chunk, separator_spans, split_long
 from .jsonl import json_object, text_of
+from .selection import Patterns, is_selected
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_EXAMPLES = 50  # names of skipped documents that are kept; all of them are counted
@@ -32,8 +30,8 @@ class Document:
 class ReadOptions:
     """How documents are read; PrepareConfig explains each setting."""
 
-    include: str | list[str] | None = None
-    exclude: str | list[str] | None = None
+    include: Patterns = None
+    exclude: Patterns = None
     text_field: str = "text"
     separator: str | None = None
     invalid_utf8: str = "auto"
@@ -97,25 +95,6 @@ class Skipped:
         return f"skipped or repaired: {', '.join(self.examples)}" if documents else ""
 
 
-def matches(name: str, patterns: str | list[str] | None, *, default: bool) -> bool:
-    """True if a document's name matches any of the patterns; `default` if there are none."""
-    if not patterns:
-        return default
-    return _compiled(patterns if isinstance(patterns, str) else tuple(patterns)).match(name) is not None
-
-
-@lru_cache
-def _compiled(patterns: str | tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(translate, [patterns] if isinstance(patterns, str) else patterns)))
-
-
-def is_selected(name: str, file: str, options: ReadOptions) -> bool:
-    """True if include and exclude keep a document. A pattern may match its own name or its file's."""
-    return any(matches(n, options.include, default=True) for n in (name, file)) and not any(
-        matches(n, options.exclude, default=False) for n in (name, file)
-    )
-
-
 def documents_of(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[Document]:
     """Yields the selected documents of a chunk that are not empty, in order, and counts the skipped ones.
 
@@ -123,7 +102,7 @@ def documents_of(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterat
     """
     for name, text in _texts(chunk, options, skipped):
         skipped.n_found += 1
-        if not is_selected(name, chunk.name, options):
+        if not _is_selected(name, chunk, options):
             continue
         if text:
             yield Document(name, text)
@@ -131,16 +110,17 @@ def documents_of(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterat
             skipped.add(name, EMPTY, 0)
 
 
+def _is_selected(name: str, chunk: Chunk, options: ReadOptions) -> bool:
+    return is_selected(name, chunk.name, include=options.include, exclude=options.exclude)
+
+
 def _texts(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[tuple[str, str]]:
     """Yields (name, text) of each document."""
     if chunk.kind == ROWS:
-        yield from _row_texts(chunk, skipped)
+        yield from _row_texts(chunk, options)
         return
     if chunk.kind == BINARY:
-        skipped.add(chunk.name, NOT_TEXT, chunk.n_bytes)
-        return
-    if chunk.kind == TEXT and not is_selected(chunk.name, chunk.name, options):
-        skipped.n_found += 1  # without reading the file
+        skipped.add(chunk.name, chunk.reason, chunk.n_bytes)
         return
     content = _content(chunk)
     if chunk.line == 1:
@@ -209,20 +189,21 @@ def _json_texts(content: bytes, chunk: Chunk, options: ReadOptions, skipped: Ski
                 text = text_of(json_object(line, place), options.text_field, place)
                 n_bytes = len(text.encode())
             except InputError as error:
-                skipped.add(name, BAD_LINE, len(raw))
-                skipped.bad_lines.append(str(error))
+                if _is_selected(name, chunk, options):
+                    skipped.add(name, BAD_LINE, len(raw))
+                    skipped.bad_lines.append(str(error))
                 continue
         yield from _record_texts(name, text, n_bytes)
 
 
-def _row_texts(chunk: Chunk, skipped: Skipped) -> Iterator[tuple[str, str]]:
+def _row_texts(chunk: Chunk, options: ReadOptions) -> Iterator[tuple[str, str]]:
     for number, text in enumerate(chunk.rows, start=chunk.line):
         name = f"{chunk.name}:{number}"
         if isinstance(text, str):
             yield from _record_texts(name, text, len(text.encode()))
         elif text is None:
-            skipped.add(name, EMPTY, 0)
-        else:
+            yield name, ""
+        elif _is_selected(name, chunk, options):
             kind = type(text).__name__
             raise InputError(f"{chunk.path}: row {number} is not text but {kind}; set text_field= to a column of text")
 
@@ -241,6 +222,8 @@ def _decode(content: bytes, name: str, line: int, chunk: Chunk, options: ReadOpt
     try:
         return content.decode()
     except UnicodeDecodeError as error:
+        if not _is_selected(name, chunk, options):
+            return None
         policy = options.invalid_utf8
         if policy == "auto":
             policy = "refuse" if chunk.explicit else "skip"

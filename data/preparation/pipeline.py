@@ -98,6 +98,8 @@ class Pipeline:
             digest.update(found.identities)
             self.inventory.add(rows=found.rows, names=found.names, signatures=found.signatures)
             documents_per_source[block.source] += self.inventory.counts[-1]
+        self.skipped.merge(self.corpus.left_out, max_bad_lines=self.config.max_bad_lines)
+        self.say(self.corpus.describe_formats())
         self.corpus.check_not_empty(self.inventory.documents, self.skipped)
         if line := str(self.skipped):
             self.say(line)
