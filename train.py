@@ -140,6 +140,7 @@ def fit(
         cli.write_config(cfg, run_dir / "config.yaml")
         (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")
 
+    facts = {"seed": cfg.seed, **fingerprints}  # for the manifests
     last_result = None
     with (
         StopSignal() as stop,
@@ -202,10 +203,7 @@ def fit(
                         state.elapsed_seconds = log.elapsed_seconds
                         state.steps, state.decay_restart = budget.steps, budget.decay_restart
                         with watch("saving"):
-                            save(
-                                state, saver, model, stateful, result, best=best, save_tokenizer=tokenizer.save,
-                                facts={"seed": cfg.seed, **fingerprints},
-                            )  # fmt: skip
+                            save(state, saver, model, stateful, result, tokenizer.save, best=best, facts=facts)
                     if sampling:
                         with watch("sampling"):
                             text = sample_text(model, tokenizer, cfg.sample_prompt, compute=compute)

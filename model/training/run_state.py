@@ -119,9 +119,9 @@ def save(
     model: GPT,
     stateful: Sequence[Stateful],
     result: EvalResult | None,
+    save_tokenizer: Callable[[Path], None],
     *,
     best: bool,
-    save_tokenizer: Callable[[Path], None],
     facts: dict[str, Any],
 ) -> None:
     """Saves the present step, with its evaluation if there was one. A collective: all ranks must call it.

@@ -53,7 +53,7 @@ def test_measuring_first_changes_no_weight(base, tmp_path, monkeypatch, optimize
     """A run with a time budget measures first; then it does exactly what a run with as many steps does."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "measure", one_step)
-    options = [*base[:-2], f"optimizer={optimizer}", "optimizer.warmup_steps=2", "model.dropout=0.1", "eval_every=9"]
+    options = [*base[:-2], f"optimizer={optimizer}", "optimizer.warmup_steps=2", "model.dropout=0.1", "eval_every=60"]
     ok("train", *options, "log_every=1000", "run_dir=timed", "time_budget=6s")
     steps = reader.find(tmp_path / "timed").step
     assert 5 < steps < 120
