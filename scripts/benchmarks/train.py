@@ -108,7 +108,7 @@ def ours(cfg: Config, shape: Shape, device: str) -> dict[str, Any]:
     model += ["model=gpt2_124m", "model.bias=false", "model.activation=gelu_exact", f"model.dropout={cfg.dropout}"]
     loop = [f"batch_size={shape.batch_size}", f"steps={total}", f"log_every={log_every}", f"compile={cfg.compile}"]
     loop += [f"save_every={total}", "save_in_background=false", "optimizer=adamw", f"device={device}"]
-    loop += ["micro_batch=auto"] if device == "cuda" else []
+    loop += ["micro_batch=auto"] if device.startswith("cuda") else []
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         settings = [*model, *cfg.data(shape), *loop, *split_settings("common", cfg.common), f"run_dir={run_dir}"]

@@ -87,6 +87,12 @@ class Disk:
         return call
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """fsync does nothing here, since no test cuts the power."""
+    monkeypatch.setattr(writer.os, "fsync", lambda descriptor: None)
+
+
 @pytest.mark.parametrize(
     "writers, number, for_good",
     [(1, errno.ENOSPC, True), (1, errno.ENOSPC, False), (1, errno.EIO, False), (2, errno.EIO, False)],
