@@ -13,8 +13,7 @@ from .. import InputError
 from .chunks import BINARY, JSON_LINES, ROWS, Chunk
 from .compressed import without_suffix
 from .formats import chunks_of
-from .reading import Document, ReadOptions, Skipped, documents_of
-from .selection import is_excluded_folder, matches, may_be_selected
+from .reading import Document, ReadOptions, Skipped, documents_of, is_excluded_folder, matches, may_be_selected
 from .sources import BUILT_IN, StdinSpool, files_of, name_prefix
 from .walk import File
 

@@ -21,7 +21,7 @@ MANIFESTS = {
 RUN_FILES = {"config.yaml", "metrics.jsonl", "references.json", "timing.json", "loss.png", "latest", "best"}
 WANDB_RUN = re.compile(r"(offline-)?run-\d{8}_\d{6}-\w+")
 
-# How json= and out= files start, and the fields of the first object: of sample.py, scripts.evaluate, scripts.tokenizer.
+# How json= and out= files start, and the fields of the first object: of sample.py and of scripts.
 RESULT_STARTS = (b'{\n "', b'[\n {\n  "', b'{"version"')
 RESULT_FIELDS = (
     {"text", "tokens", "log_probabilities"},
@@ -32,6 +32,7 @@ RESULT_FIELDS = (
     {"checkpoint", "accuracy", "accuracy_low"},
     {"bytes", "tokenizers"},
     {"version", "model", "added_tokens"},
+    {"difference", "margin", "verdict"},
 )
 ONLY_FIELDS = ({"prompt", "tokens"}, {"prompt", "continuations"}, {"prompt", "options"})  # too common as a subset
 

@@ -1,22 +1,25 @@
-"""Reading: a chunk of a file -> its documents. Counts what is skipped, and handles bytes that are not UTF-8."""
+"""Reading: a chunk of a file -> its selected documents. Counts what is skipped, and handles bytes outside UTF-8."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import translate
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .. import InputError
 from .chunks import BINARY, JSON_LINES, MAX_DOCUMENT, ROWS, SEPARATED, Chunk, separator_spans, split_long
 from .jsonl import json_object, text_of
-from .selection import Patterns, is_selected
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_EXAMPLES = 50  # names of skipped documents that are kept; all of them are counted
 EMPTY, NOT_TEXT, BAD_LINE = "empty", "binary", "broken line"  # reasons
 NOT_UTF8, REPLACED = "not UTF-8: convert it with iconv", "not UTF-8, replaced by U+FFFD"
+Patterns = str | list[str] | None
 POLICIES = ("auto", "skip", "replace", "refuse")
 
 
@@ -95,6 +98,46 @@ class Skipped:
         return f"skipped or repaired: {', '.join(self.examples)}" if documents else ""
 
 
+def matches(name: str, patterns: Patterns, *, default: bool) -> bool:
+    """True if a name matches any of the patterns; `default` if there are none."""
+    if not patterns:
+        return default
+    return _compiled(patterns if isinstance(patterns, str) else tuple(patterns)).match(name) is not None
+
+
+@lru_cache
+def _compiled(patterns: str | tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, [patterns] if isinstance(patterns, str) else patterns)))
+
+
+def is_selected(name: str, file: str, options: ReadOptions) -> bool:
+    """True if include and exclude keep a document. A pattern may match its own name or its file's."""
+    return any(matches(n, options.include, default=True) for n in (name, file)) and not any(
+        matches(n, options.exclude, default=False) for n in (name, file)
+    )
+
+
+def may_be_selected(file: str, *, include: Patterns) -> bool:
+    """True if include may keep documents of a file, which is opened only then.
+
+    A colon says that a pattern is meant for documents within files, as in "*.jsonl:1*"; the part before it must match
+    the name of the file.
+    """
+    documents = [pattern for pattern in _as_list(include) if ":" in pattern]
+    return matches(file, include, default=True) or matches(
+        file, [pattern.rpartition(":")[0] for pattern in documents], default=False
+    )
+
+
+def is_excluded_folder(folder: str, *, exclude: Patterns) -> bool:
+    """True if a pattern of exclude matches everything in a folder, whose name ends with a slash."""
+    return matches(folder, [pattern for pattern in _as_list(exclude) if pattern.endswith("*")], default=False)
+
+
+def _as_list(patterns: Patterns) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else patterns or []
+
+
 def documents_of(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[Document]:
     """Yields the selected documents of a chunk that are not empty, in order, and counts the skipped ones.
 
@@ -102,16 +145,12 @@ def documents_of(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterat
     """
     for name, text in _texts(chunk, options, skipped):
         skipped.n_found += 1
-        if not _is_selected(name, chunk, options):
+        if not is_selected(name, chunk.name, options):
             continue
         if text:
             yield Document(name, text)
         else:
             skipped.add(name, EMPTY, 0)
-
-
-def _is_selected(name: str, chunk: Chunk, options: ReadOptions) -> bool:
-    return is_selected(name, chunk.name, include=options.include, exclude=options.exclude)
 
 
 def _texts(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[tuple[str, str]]:
@@ -189,7 +228,7 @@ def _json_texts(content: bytes, chunk: Chunk, options: ReadOptions, skipped: Ski
                 text = text_of(json_object(line, place), options.text_field, place)
                 n_bytes = len(text.encode())
             except InputError as error:
-                if _is_selected(name, chunk, options):
+                if is_selected(name, chunk.name, options):
                     skipped.add(name, BAD_LINE, len(raw))
                     skipped.bad_lines.append(str(error))
                 continue
@@ -203,7 +242,7 @@ def _row_texts(chunk: Chunk, options: ReadOptions) -> Iterator[tuple[str, str]]:
             yield from _record_texts(name, text, len(text.encode()))
         elif text is None:
             yield name, ""
-        elif _is_selected(name, chunk, options):
+        elif is_selected(name, chunk.name, options):
             kind = type(text).__name__
             raise InputError(f"{chunk.path}: row {number} is not text but {kind}; set text_field= to a column of text")
 
@@ -222,7 +261,7 @@ def _decode(content: bytes, name: str, line: int, chunk: Chunk, options: ReadOpt
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        if not _is_selected(name, chunk, options):
+        if not is_selected(name, chunk.name, options):
             return None
         policy = options.invalid_utf8
         if policy == "auto":

