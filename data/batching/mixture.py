@@ -42,7 +42,7 @@ def rows_per_part(rows: int, weights: Sequence[int]) -> list[int]:
 
 
 def validate(weights: Any, corpus: Any) -> list[str]:
-    """Returns what is wrong with the setting mixture_weights for this corpus, one line each."""
+    """Returns the errors in the setting mixture_weights for this corpus, one line each."""
     if weights is None:
         return []
     sources = corpus if isinstance(corpus, list) else [corpus]

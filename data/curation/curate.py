@@ -1,6 +1,6 @@
 """The curation rules that look at one document: drop it, or remove lines and characters from it.
 
-duplicates.py has the rules that compare documents; removals.py counts what was removed.
+duplicates.py has the rules that compare documents; removals.py counts the removals.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CurateConfig:
     line_copies: int | None = None  # keep each line of a document at most this many times
 
     def validate(self) -> list[str]:
-        """Returns what is wrong with the settings, one line each."""
+        """Returns the errors in the settings, one line each."""
         found = []
         for name in ("min_letters", "max_digits", "max_symbols", "max_repeated_lines", "max_mojibake"):
             share = getattr(self, name)

@@ -46,7 +46,7 @@ class PrepareConfig:
     debug: bool = field(default=False, metadata={"group": "run"})  # show the traceback of a user's mistake
 
     def validate(self) -> list[str]:
-        """Returns what is wrong with the settings, one line each."""
+        """Returns the errors in the settings, one line each."""
         found = []
         for name in ("corpus", "include", "exclude", "val_include"):
             value = getattr(self, name)

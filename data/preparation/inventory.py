@@ -1,4 +1,4 @@
-"""The inventory: what the scan records about each document, in temporary files, and which documents are copies."""
+"""The inventory: the records of the scan about each document, in temporary files; finds copies."""
 
 from __future__ import annotations
 

@@ -99,9 +99,9 @@ def corpus_baselines(
         sizes = threads.map(_xz_size, (first, held_out, first + held_out))
         targets, n_bytes = (train, len(train_text)) if val is None else (val, len(val_text))
         losses = counting_losses(train, targets, vocab_size=tokenizer.vocab_size)
-    tokens_per_byte = max(1, sum(piece.size - 1 for piece in targets)) / max(1, n_bytes)
+    to_bits_per_byte = max(1, sum(piece.size - 1 for piece in targets)) / max(1, n_bytes) / math.log(2)
     found: dict[str, Any] = {"train_bytes": len(train_text), "val_bytes": len(val_text)}
-    found |= {name: losses[name] * tokens_per_byte / math.log(2) for name in ("unigram", "bigram")}
+    found |= {name: losses[name] * to_bits_per_byte for name in ("unigram", "bigram")}
     found |= {"compressed_bytes": min(len(train_text), MAX_BYTES)}
     train_size, val_size, both_size = sizes
     found["gzip"] = 8 * len(gzipped.result()) / max(1, len(first))

@@ -40,8 +40,8 @@ def summarise(
     """Returns the content of report.json.
 
     statistics: by split, `train` and perhaps `val`. settings: asdict of the CurateConfig. baselines: from
-    corpus_baselines(). documents: the number that remain, if a document may be in both splits. skipped: what was not
-    read.
+    corpus_baselines(). documents: the number that remain, if a document may be in both splits. skipped: documents not
+    read, or repaired.
     """
     splits = {name: split.to_dict(tokenizer) for name, split in statistics.items()}
     curation = {rule: {"what": rule_name(rule)} | entry for rule, entry in removals.to_dict().items()}
