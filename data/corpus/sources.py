@@ -53,6 +53,8 @@ def _files_at(source: str, prune: Callable[[str], bool]) -> Iterator[File]:
             yield file
         if not found:
             raise InputError(f"corpus={source!r}: no file matches this pattern")
+    elif path.exists():
+        raise InputError(f"corpus={source!r} is neither a file nor a folder; pipe the text in with corpus=-")
     else:
         raise InputError(
             f"corpus={source!r}: no such file or folder, nor a built-in corpus ({', '.join(BUILT_IN)}); check the path"

@@ -126,6 +126,7 @@ def test_a_bad_json_line_is_named(tmp_path, line, message):
 
 def test_errors_name_the_value_and_the_reason(tmp_path):
     assert "no such file or folder" in error_of("shakespear") and "shakespeare" in error_of("shakespear")
+    assert "is neither a file nor a folder; pipe the text in with corpus=-" in error_of("/dev/null")
     assert "no file matches" in error_of(f"{tmp_path}/*.txt")
     assert "has no text: there are no files;" in error_of(str(tmp_path))
     (tmp_path / "blank.jsonl").write_text("\n\n")

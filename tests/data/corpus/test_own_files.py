@@ -14,7 +14,7 @@ from data.corpus.reading import Skipped
 from data.labelled.outputs import Outputs
 from data.tokenizers.build import TokenizerConfig, build
 from tests.preparing import run as prepare
-from tests.programs import ok
+from tests.programs import NANO, ok
 
 NOTES = {"a.txt": "ay", "sub/b.txt": "bee"}
 
@@ -61,6 +61,14 @@ def test_a_second_preparation_reads_the_same_documents(notes, tmp_path):
     assert prepare(tmp_path, **settings) == target
     found, skipped = read(notes)
     assert found == NOTES and own(skipped) == [f"datasets/{target.name}/"]
+
+
+def test_a_run_below_its_corpus_can_be_resumed(tmp_path, poem, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("corpus=.", "run_dir=out/a", *NANO)
+    ok("train", *arguments, "steps=1")
+    out = ok("train", *arguments, "steps=2", "resume=true")
+    assert "files read: 1 as text\n" in out and "1 document read, unchanged" in out
 
 
 def test_each_kind_of_own_folder_is_left_out_wherever_it_is(notes):
