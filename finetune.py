@@ -15,6 +15,7 @@ from data.labelled.examples import (
     ExampleBatches,
     ExampleEvaluation,
     fingerprint,
+    note_unknown,
     read_examples,
     split_examples,
     write_examples,
@@ -87,6 +88,8 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
         stack.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
             print(train_data.preview(cfg.preview))
+            for line in note_unknown(train_examples + val_examples, tokenizer, "the examples"):
+                print(f"note: {line}")
             print(
                 f"{len(train_data)} training examples, {len(val_data)} held out; {len(train_data.truncated)} prompts "
                 f"truncated to the context, {len(train_data.dropped)} examples dropped"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from data.labelled.choices import accuracies, baseline, read_choices
 from data.labelled.outputs import Outputs
 from data.labelled.prompts import Prompt, PromptFile
 from data.tokenizers.build import load as load_tokenizer
+from data.tokenizers.unknown import unknown_in, unknown_note
 from model import InputError
 from model import sample_settings as settings
 from model.bulk import Request, continue_prompts, request_reader
@@ -153,6 +154,7 @@ def show_scores(cfg: settings.ScoreConfig, lm: LanguageModel, prompts: list[str]
 def show_accuracy(cfg: settings.ScoreConfig, lm: LanguageModel) -> dict[str, Any]:
     """How often the model chooses the right option of a multiple-choice question, by each method."""
     choices = read_choices(cfg.examples or "")
+    note_unknown(lm, {str(cfg.examples): [text for choice in choices for text in (choice.prompt, *choice.options)]})
     scored = score_options(lm, [(c.prompt, c.options) for c in choices], method=cfg.method, neutral=cfg.neutral)
     columns = {"raw": "log_probability", "normalised": "per_byte", "pmi": "pmi"}
     measures = {name: [[getattr(o, column) for o in row] for row in scored] for name, column in columns.items()}
@@ -169,6 +171,9 @@ def run_chat(cfg: settings.ChatConfig, lm: LanguageModel) -> int:
     def stream(text: str, now: settings.ChatConfig, index: int) -> Iterator[str]:
         return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed, index=index)
 
+    def note(line: str) -> str | None:
+        return unknown_note(unknown, "this line") if (unknown := lm.tokenizer.unknown(line)) else None
+
     fixed = {"history", *(field.name for field in fields(settings.SampleConfig))}
     return chat.chat(
         stream,
@@ -180,6 +185,7 @@ def run_chat(cfg: settings.ChatConfig, lm: LanguageModel) -> int:
         },
         history=cfg.history,
         echo=cfg.history,
+        note=note,
         length=lambda text: len(lm.tokenizer.encode(text)),
         context=lm.model.config.context,
     )
@@ -204,8 +210,10 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         reserved=fields_of_results.split(),
         refuse_overflow=on_overflow == "error",
     )
-    if prompts.not_encodable is not None:
-        print(f"note: the tokenizer does not know all of {cfg.prompts}:{prompts.not_encodable}", file=sys.stderr)
+    if prompts.unknown:
+        place = f"{cfg.prompts}, first in line {prompts.unknown_line}"
+        print(f"note: {unknown_note(prompts.unknown, place)}", file=sys.stderr)
+    note_unknown(lm, texts_of_settings(cfg))
     weights = json.loads((lm.directory / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
     about = {
         **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights[:16]}"},
@@ -240,13 +248,13 @@ SHOW: dict[str, Callable[[Any, LanguageModel, list[str]], None]] = {
 
 
 def read_prompts(cfg: settings.PromptConfig) -> list[str]:
-    """The prompts byte for byte; from a file or standard input, without the last line's newline."""
+    """The prompts: prompt= byte for byte; from a file or standard input as given_text() reads it."""
     others = settings.as_list(getattr(cfg, "compare_prompts", None))
     if cfg.prompt is not None or (cfg.prompt_file is None and (sys.stdin.isatty() or cfg.mode == "score")):
         return [cfg.prompt or "", *others]
     try:
         raw = sys.stdin.buffer.read() if cfg.prompt_file is None else Path(cfg.prompt_file).read_bytes()
-        return [raw.decode("utf-8").removesuffix("\n"), *others]
+        return [cli.given_text(raw.decode("utf-8")), *others]
     except OSError as error:
         raise InputError(f"prompt_file={cfg.prompt_file}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
@@ -256,18 +264,30 @@ def read_prompts(cfg: settings.PromptConfig) -> list[str]:
 
 def note_what_is_read(cfg: settings.PromptConfig, lm: LanguageModel, prompts: list[str]) -> None:
     """Prints a note if the model does not see what was typed."""
+    note_unknown(lm, {"the prompt" + "s" * (len(prompts) > 1): prompts} | texts_of_settings(cfg))
     for text in [
         *prompts,
         *settings.as_list(getattr(cfg, "text", None)),
         *settings.as_list(getattr(cfg, "options", None)),
     ]:
         ids = lm.tokenizer.encode(text)
-        if (read := lm.tokenizer.decode(ids)) != text:
-            print(f"note: the tokenizer does not know all of {text!r}; the model reads {read!r}", file=sys.stderr)
         if cfg.mode in ("next_word", "next_token", "continue") and len(ids) > lm.model.config.context - 32:
             print(f"note: only the last of the prompt's {len(ids)} tokens are read", file=sys.stderr)
         if cfg.mode == "text" and text.endswith(" ") and lm.tokenizer.encode(text + "a")[: len(ids)] != ids:
             print("note: the prompt ends in a space, but tokens start with theirs: try without it", file=sys.stderr)
+
+
+def texts_of_settings(cfg: settings.SampleConfig) -> dict[str, list[str]]:
+    """The settings that are text, by name."""
+    names = ("text", "options", "neutral", "stop", "bad_words", "force_words")
+    return {f"{name}=": settings.as_list(getattr(cfg, name, None)) for name in names}
+
+
+def note_unknown(lm: LanguageModel, texts: Mapping[str, Sequence[str]]) -> None:
+    """Prints a note for each place, such as "the prompt", whose texts have characters that the tokenizer lacks."""
+    for place, some in texts.items():
+        if unknown := unknown_in(some, lm.tokenizer):
+            print(f"note: {unknown_note(unknown, place)}", file=sys.stderr)
 
 
 def write_result(path: str | None, results: list[dict[str, Any]]) -> None:

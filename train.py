@@ -26,6 +26,7 @@ from data.preparation.shards import open_split
 from data.reporting.baselines import baseline_losses
 from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
+from data.tokenizers.unknown import unknown_note
 from model import InputError, memory
 from model.checkpoints import reader
 from model.checkpoints.background import Saver
@@ -136,6 +137,8 @@ def fit(
         cfg = replace(cfg, optimizer=budget.config, eval_every=budget.eval_every, save_every=budget.save_every)
     say("  ".join(f"{name} {value}" for name, value in resolved.items()))
     say(describe_run(cfg, model, train_data, budget.steps))
+    if cfg.sample_every and (unknown := tokenizer.unknown(cfg.sample_prompt)):
+        say(f"note: {unknown_note(unknown, 'sample_prompt=')}")
     if world.is_main:
         cli.write_config(cfg, run_dir / "config.yaml")
         (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")

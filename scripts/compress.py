@@ -52,7 +52,10 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "")
     best = reader.find(run_dir / "best")
     if "val_bits_per_byte" not in best.manifest:
-        raise InputError(f"{best.directory} was saved without an evaluation; train with a validation split")
+        raise InputError(
+            f"{best.directory} has no val_bits_per_byte: train with a validation split whose characters the tokenizer "
+            "knows"
+        )
     model = best.manifest["val_bits_per_byte"]
     prepared = prepared_corpus(Path(cfg.datasets), best.manifest["data_fingerprint"])
     train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))

@@ -14,11 +14,12 @@ from conf import cli
 from data.batching.batches import WindowEvaluation
 from data.curation.curate import CurateConfig
 from data.labelled.accuracy import group_interval, wilson_interval
-from data.labelled.examples import Example, read_examples
+from data.labelled.examples import Example, note_unknown, read_examples
 from data.preparation.config import PrepareConfig
 from data.preparation.prepare import prepare
 from data.preparation.shards import open_split
 from data.tokenizers.build import TokenizerConfig
+from data.tokenizers.unknown import unknown_in
 from model.inference.sampling import SamplingConfig
 from model.training.evaluate import evaluate
 from sample import LanguageModel, load
@@ -60,8 +61,11 @@ class EvaluateConfig:
         return found
 
 
-def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
-    """Returns the loss (nats/token) and bits/byte over the whole corpus, in windows of the model's context."""
+def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float | None]:
+    """Returns the loss (nats/token) and bits/byte over the whole corpus, in windows of the model's context.
+
+    bits_per_byte is None if the tokenizer does not know all characters.
+    """
     corpus = PrepareConfig(
         corpus=cfg.corpus,
         include=cfg.include,
@@ -75,12 +79,19 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float]:
         tokenizer=TokenizerConfig(path=str(lm.directory / "tokenizer")),
         curate=CurateConfig(exact_duplicates=False, overlap=False),  # score every document
     )
-    data = WindowEvaluation(open_split(prepare(corpus), "train"), context=lm.model.config.context)
+    split = open_split(prepare(corpus), "train")
+    data = WindowEvaluation(split, context=lm.model.config.context)
     score = evaluate(lm.model, data, compute=lm.compute, batch_size=cfg.batch_size)
-    return {"loss": score.loss, "bits_per_byte": score.bits_per_byte, "tokens": score.tokens, "bytes": data.n_bytes}
+    return {
+        "loss": score.loss,
+        "bits_per_byte": score.bits_per_byte,
+        "tokens": score.tokens,
+        "bytes": split.n_bytes,
+        "unknown_characters": sum(split.unknown.values()),
+    }
 
 
-def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Example]) -> dict[str, float]:
+def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Example]) -> dict[str, float | None]:
     """Returns the exact match of greedy completions, its 95 % interval over groups, and the share that ended."""
     longest = max(len(lm.tokenizer.encode(example.completion)) for example in examples)
     room = max(1, lm.model.config.context - longest)
@@ -104,6 +115,9 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
         "accuracy_high": high,
         "stopped": float(ended.mean()),
         "examples": len(examples),
+        "unknown_characters": unknown_in(
+            (text for e in examples for text in (e.prompt, e.completion)), lm.tokenizer
+        ).total(),
     }
 
 
@@ -117,6 +131,8 @@ def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
         lm = load(path, device=cfg.device, dtype=cfg.dtype)
         if examples:
             result = score_examples(cfg, lm, examples)
+            for line in note_unknown(examples, lm.tokenizer, str(cfg.examples)):
+                print(f"note: {line}")
             groups = len({example.group for example in examples if example.group is not None})
             over = f"over {groups} groups" if groups else "over examples"
             print(
@@ -126,9 +142,11 @@ def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
             )
         else:
             result = score_corpus(cfg, lm)
+            bits = result["bits_per_byte"]
             print(
-                f"{path}: {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte "
-                f"over {result['bytes']:,} bytes"
+                f"{path}: {result['loss']:.4f} nats/token, "
+                + ("no bits/byte (unknown characters)" if bits is None else f"{bits:.4f} bits/byte")
+                + f" over {result['bytes']:,} bytes"
             )
         results.append({"checkpoint": path, **result})
     if cfg.json is not None:

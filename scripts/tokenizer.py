@@ -20,6 +20,7 @@ from data.corpus.reading import ReadOptions, Skipped
 from data.tokenizers.build import Tokenizer, TokenizerConfig, build, load, shortfall
 from data.tokenizers.fertility import Words, fertility
 from data.tokenizers.huggingface import to_tokenizer_json
+from data.tokenizers.unknown import unknown_in, unknown_note
 
 MODES = ("train", "compare", "show", "export")
 TRAINED: dict[str, dict[str, Any]] = {  # names that `tokenizers` takes; `name:8192` sets the vocabulary size
@@ -50,7 +51,7 @@ class ToolConfig:
     corpus: Any = field(default="shakespeare", metadata=PATHS)
     include: Any = field(default=None, metadata=PATTERNS)
     exclude: Any = field(default=None, metadata=PATTERNS)
-    # this and the next three as python -m scripts.prepare takes them (data/prepare.py)
+    # this and the next three as python -m scripts.prepare takes them (data/preparation/config.py)
     text_field: str = field(default="text", metadata=TEXT)
     # the line that separates documents within a text file
     document_separator: str | None = field(default=None, metadata=TEXT)
@@ -150,6 +151,8 @@ def train(cfg: ToolConfig) -> None:
     folder = Path(cfg.out or "").expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out={cfg.out} already exists; name a new folder")
+    for unused in cfg.tokenizer.unused():
+        print(f"note: {unused}")
     texts = texts_of(cfg)
     start = time.perf_counter()
     tokenizer = build(cfg.tokenizer, texts, workers=cfg.workers)
@@ -175,6 +178,8 @@ def compare(cfg: ToolConfig) -> None:
         start = time.perf_counter()
         encoded = tokenizer.encode_batch(held)
         seconds = time.perf_counter() - start
+        if unknown := unknown_in(held, tokenizer):
+            print(f"note: {name}: {unknown_note(unknown, 'this text')}")
         tokens = sum(map(len, encoded))
         found = fertility(tokenizer, words, encoded)
         rows.append(
@@ -184,6 +189,7 @@ def compare(cfg: ToolConfig) -> None:
                 "trained_here": trained_here(name),
                 "vocab_size": tokenizer.vocab_size,
                 "tokens": tokens,
+                "unknown_characters": unknown.total(),
                 "bytes_per_token": n_bytes / max(1, tokens),
                 "used": len(np.unique(np.concatenate(encoded))) / tokenizer.vocab_size,
                 "megabytes_per_second": n_bytes / 1e6 / seconds,
@@ -216,6 +222,8 @@ def show(cfg: ToolConfig) -> None:
     for name in cfg.names:
         tokenizer = named(cfg, name, texts)
         ids = tokenizer.encode(text)
+        if unknown := tokenizer.unknown(text):
+            print(f"note: {name}: {unknown_note(unknown, 'this text')}")
         count = f"{len(ids):,} token" + ("s" if len(ids) != 1 else "")
         show_cuts(map(tokenizer.token_bytes, ids), title=f"{name}: {count} of {len(text.encode()):,} bytes")
 

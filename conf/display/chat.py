@@ -35,6 +35,7 @@ def chat(
     echo: bool = True,
     length: Callable[[str], int] = len,
     context: float = float("inf"),
+    note: Callable[[str], str | None] = lambda line: None,
 ) -> int:
     """Reads lines and prints their continuations until the input ends. Returns the exit status.
 
@@ -45,8 +46,9 @@ def chat(
     history: a line continues the text so far; False: each line is a prompt, as for fine-tuned models.
     echo: repeat the line before its continuation, so that both read as one text.
     length: text -> number of tokens; once it exceeds `context`, a note says that the model sees only the end.
+    note: line -> what to say about a line before its continuation, if anything.
     """
-    session = Session(stream, settings, tuple(keys), views or {}, history, echo, length, context)
+    session = Session(stream, settings, tuple(keys), views or {}, history, echo, length, context, note)
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{CONTINUES if history else ANSWERS} /help lists the commands.")
@@ -77,7 +79,7 @@ def next_line() -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line.removesuffix("\n")
+    return cli.given_text(line)
 
 
 @dataclasses.dataclass
@@ -92,6 +94,7 @@ class Session:
     echo: bool
     length: Callable[[str], int]
     context: float
+    note: Callable[[str], str | None] = lambda line: None
     text: str = ""
     earlier: list[str] = dataclasses.field(default_factory=list)  # the text before each change, for /undo
     turn: int = 0
@@ -105,6 +108,8 @@ class Session:
         if not self.told and self.length(text) > self.context:
             print(f"(longer than the model's context of {self.context} tokens: the model sees only the end)")
             self.told = True
+        if note := self.note(line):
+            print(f"({note})")
         self.earlier.append(self.text)
         if self.echo:
             print(joined.removeprefix("\n"), end="", flush=True)
@@ -141,7 +146,7 @@ class Session:
         elif name == "set":
             if argument:
                 self.settings = changed(self.settings, argument, keys=self.keys)
-            print(*(f"{key}={getattr(self.settings, key)}" for key in self.keys))
+            print(*(f"{key}={cli.typed(getattr(self.settings, key))}" for key in self.keys))
         elif name in self.views:
             self.views[name](argument or self.text, self.settings)
         elif name != "quit":

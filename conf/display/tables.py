@@ -145,7 +145,7 @@ def surprisal(score: Row) -> None:
     """Prints a scored text: each token on a colour for its bits, then the totals.
 
     `score` has `prompt`, `text`, `tokens` (rows of `text` and `log_probability` in nats), `log_probability`,
-    `bits_per_byte`. Without colours the bits follow each token in brackets.
+    `bits_per_byte` (or None). Without colours the bits follow each token in brackets.
     """
     from rich.text import Text
 
@@ -176,11 +176,12 @@ def surprisal(score: Row) -> None:
 def score_summary(score: Row) -> str:
     """Returns a line with a text's log-probability, in all, per byte and per token."""
     n_tokens, bits = len(score["tokens"]), -score["log_probability"] / math.log(2)
+    total = f"log-probability {score['log_probability']:.3f} nats = {-bits:.2f} bits over {n_tokens:,} tokens"
+    per_token = f"{bits / max(1, n_tokens):.3f} bits/token"
+    if score["bits_per_byte"] is None:
+        return f"{total}: {per_token}; no bits/byte, because the tokenizer does not know all of the text"
     n_bytes = bits / score["bits_per_byte"] if score["bits_per_byte"] else 0
-    return (
-        f"log-probability {score['log_probability']:.3f} nats = {-bits:.2f} bits over {n_tokens:,} tokens and "
-        f"{n_bytes:,.0f} bytes: {score['bits_per_byte']:.4f} bits/byte, {bits / max(1, n_tokens):.3f} bits/token"
-    )
+    return f"{total} and {n_bytes:,.0f} bytes: {score['bits_per_byte']:.4f} bits/byte, {per_token}"
 
 
 def option_table(options: Sequence[Row], *, prompt: str, method: str) -> None:

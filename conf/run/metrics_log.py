@@ -125,10 +125,12 @@ class MetricsLog:
     def tokens_per_second(self) -> float | None:
         return self.timed_tokens / self.timed_seconds if self.timed_tokens else None
 
-    def log_evaluation(self, step: int, tokens: int, *, loss: float, bits_per_byte: float, best: bool) -> None:
+    def log_evaluation(self, step: int, tokens: int, *, loss: float, bits_per_byte: float | None, best: bool) -> None:
+        """Logs an evaluation. bits_per_byte: None, and not written, if the tokenizer cannot give the text back."""
         self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte)
         mark = "  (best so far)" if best else ""
-        self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits_per_byte:.4f} bits/byte{mark}")
+        bits = "no bits/byte: unknown characters" if bits_per_byte is None else f"{bits_per_byte:.4f} bits/byte"
+        self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits}{mark}")
 
     def log_sample(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
         """Logs a text that the model wrote at this step."""

@@ -41,7 +41,7 @@ class BatchConfig:
     mixture_weights: Any = None  # with corpus=[a, b]: proportions of their rows, such as [3, 1]; null: no weighting
 
     def validate_batches(self, corpus: Any) -> list[str]:
-        """Returns what is wrong with the settings for this corpus, one line each."""
+        """Returns the errors in the settings for this corpus, one line each."""
         found = mixture.validate(self.mixture_weights, corpus)
         if self.packing not in PACKINGS:
             found.append(f"packing={self.packing!r} is not one of {', '.join(PACKINGS)}")
@@ -148,7 +148,8 @@ class WindowEvaluation:
         if split.n_tokens < 2:
             raise InputError(f"{split.directory}: the {split.name} split is empty; add text")
         self.split, self.context = split, context
-        self.n_bytes = split.n_bytes  # of the targets' text; an end token has none
+        # Of the targets' text; an end token has none. None if the tokenizer cannot give the text back.
+        self.n_bytes = None if split.unknown else split.n_bytes
         self.n_targets = split.n_tokens - 1
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ..batching.batches import IGNORE, Batch
 from ..batching.order import epoch_order
 from ..corpus.jsonl import json_lines
 from ..tokenizers.build import Tokenizer
+from ..tokenizers.unknown import NEW_MODEL, CharacterSet, unknown_in, unknown_note
 from .fields import check_fields
 
 WIDTH = 32  # rows are padded to a multiple of this: few different shapes, little padding
@@ -81,6 +83,16 @@ def split_examples(examples: Sequence[Example], *, val_fraction: float) -> tuple
         [example for example in examples if group(example) not in held_out],
         [example for example in examples if group(example) in held_out],
     )
+
+
+def note_unknown(examples: Sequence[Example], tokenizer: CharacterSet, place: str) -> list[str]:
+    """Returns a message if the tokenizer does not know all characters of the examples, which `place` names."""
+    unknown = unknown_in((text for e in examples for text in (e.prompt, e.completion)), tokenizer)
+    learned = unknown_in((example.completion for example in examples), tokenizer)
+    if not unknown:
+        return []
+    fix = f"{learned.total():,} of them are in completions, which the model cannot learn to write; {NEW_MODEL}"
+    return [unknown_note(unknown, place, fix=fix if learned else NEW_MODEL)]
 
 
 class _Rows:
@@ -183,12 +195,17 @@ class ExampleBatches:
         return f"examples {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}"
 
     def preview(self, k: int = 3) -> str:
-        """Returns the first k examples token by token: the prompt, and the part with loss."""
+        """Returns the first k examples token by token, in whole characters: the prompt, and the part with loss."""
         tokenizer = self._rows.tokenizer
         special = {number: name for name, number in tokenizer.special_tokens.items()}
 
         def show(ids: np.ndarray) -> str:
-            return "|".join(special.get(number) or repr(tokenizer.decode([number]))[1:-1] for number in ids.tolist())
+            pieces, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
+            for number in ids.tolist():
+                # A token that ends inside a character is shown with the one that completes it.
+                if piece := special.get(number) or decoder.decode(tokenizer.token_bytes(number)):
+                    pieces.append(piece if number in special else repr(piece)[1:-1])
+            return "|".join(pieces)
 
         lines = []
         for index, example in enumerate(self._rows.examples[:k]):
@@ -207,7 +224,9 @@ class ExampleEvaluation:
         self._rows = _Rows(examples, tokenizer, context, one_width)
         self.context = context
         self.truncated, self.dropped = self._rows.truncated, self._rows.dropped
-        self.n_bytes = sum(len(example.completion.encode()) for example in self._rows.examples)
+        self.n_bytes: int | None = None  # if the tokenizer cannot give the completions back
+        if not unknown_in((example.completion for example in self._rows.examples), tokenizer):
+            self.n_bytes = sum(len(example.completion.encode()) for example in self._rows.examples)
         self.n_targets = int(self._rows.n_targets.sum())
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ MAX_ERRORS = 5  # wrong lines that are reported together
 
 class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
+    def unknown(self, text: str) -> Counter[str]: ...
 
 
 class Request(Protocol):
@@ -75,7 +76,8 @@ class PromptFile:
         self.path, self.plain = Path(path), Path(path).suffix == ".txt"
         self.read, self.tokenizer, self.reserved = read, tokenizer, reserved
         self.max_length = context if refuse_overflow else None
-        self.not_encodable: int | None = None  # the first line that the tokenizer cannot encode without loss
+        self.unknown = Counter[str]()  # characters of the prompts that the tokenizer does not know
+        self.unknown_line: int | None = None  # the first line that has some
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"prompts={path} is not a regular file; write the prompts to one")
         try:
@@ -135,15 +137,15 @@ class PromptFile:
             request = self.read(fields)
         except ValueError as error:  # InputError of model/, which is another class than data's
             raise InputError(*(f"{place}: {message}" for message in error.args)) from None
-        ids = self.tokenizer.encode(text)
-        length = max(1, len(ids))  # an empty prompt is the end token
+        length = max(1, len(self.tokenizer.encode(text)))  # an empty prompt is the end token
         if self.max_length is not None and length + request.max_new_tokens > self.max_length:
             raise InputError(
                 f"{place}: {length} tokens and max_new_tokens={request.max_new_tokens} exceed the context of "
                 f"{self.max_length}; shorten one, or choose on_overflow=slide"
             )
-        if self.not_encodable is None and self.tokenizer.decode(ids) != text:
-            self.not_encodable = line
+        if unknown := self.tokenizer.unknown(text):
+            self.unknown.update(unknown)
+            self.unknown_line = self.unknown_line or line
         return request, length
 
     def _parse(self, raw: bytes, place: str) -> tuple[str, dict[str, Any]]:

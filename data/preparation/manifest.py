@@ -16,6 +16,7 @@ from ..files import sha256_of
 from ..reporting.report import table
 from ..tokenizers import build as tokenizers
 from ..tokenizers.build import TokenizerConfig
+from ..tokenizers.unknown import NEW_MODEL, unknown_note
 from .shards import open_split
 from .splitting import HASH, NAMES, NONE, POSITION, Totals
 
@@ -36,6 +37,8 @@ def tokenizer_settings(config: TokenizerConfig) -> dict[str, Any]:
     if config.path is not None:
         return {"tokenizer": tokenizers.load(Path(config.path).expanduser()).fingerprint}
     settings: dict[str, Any] = {"tokenizer": asdict(config)}
+    if not config.allow_special:  # so that corpora keep the fingerprint that they had before there was this setting
+        del settings["tokenizer"]["allow_special"]
     ranks = Path(config.encoding).expanduser()
     if config.kind == "tiktoken" and ranks.is_file():
         settings["ranks_sha256"] = sha256_of(ranks)
@@ -58,6 +61,22 @@ def find_damage(target: Path, *, verify: bool) -> str | None:
     return None
 
 
+def notes(splits: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns what the tokens do not say about the text, one line each. splits: of index.json."""
+    found = []
+    for split, figures in splits.items():
+        place = f"the {split} split" if len(splits) > 1 else "the corpus"
+        if unknown := figures["unknown_characters"]:
+            found.append(f"note: {unknown_note(unknown, place, fix=NEW_MODEL)}")
+        if names := figures["special_tokens_as_text"]:
+            counts = ", ".join(f"{name!r} {count:,} times" for name, count in names.items())
+            found.append(
+                f"note: tokenizer.special_tokens in {place} ({counts}) are ordinary text; "
+                "tokenizer.allow_special=true makes them tokens"
+            )
+    return found
+
+
 def report_head(index: dict[str, Any]) -> list[str]:
     """Returns the first lines of report.md: fingerprint, split, vocabulary."""
     kinds = {
@@ -74,7 +93,7 @@ def report_head(index: dict[str, Any]) -> list[str]:
 
 
 def report_tail(index: dict[str, Any], totals: Totals, skipped: Skipped) -> str:
-    """Returns the last section of report.md: the validation documents, what was not read as it is, the settings."""
+    """Returns the last section of report.md: validation documents, skipped or repaired documents, settings."""
     lines = ["", "## Sources and settings", ""]
     if index["split"] in (NAMES, HASH):
         names = _some(totals.candidate_names, totals.candidates)

@@ -26,7 +26,7 @@ from .inventory import CANDIDATE, REMOVED, ROW, unpack_rows
 from .splitting import TRAIN, Splitting
 
 if TYPE_CHECKING:
-    from ..tokenizers.build import Tokenizer
+    from ..tokenizers.build import Tokenizer, TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,18 @@ def training_text(rules: Rules, fraction: float, task: Task) -> list[str]:
     return texts
 
 
-def pretoken_counts(rules: Rules, fraction: float, pattern: str, task: Task) -> dict[str, int]:
+def pretoken_counts(rules: Rules, fraction: float, config: TokenizerConfig, task: Task) -> dict[str, int]:
     """Counts the pretokens of that training text: all that BPE training needs."""
     from ..tokenizers.pretokenize import Pattern, PretokenCounter
 
-    counter = PretokenCounter(Pattern(pattern))
-    return counter.add(training_text(rules, fraction, task)) or counter.finish()
+    counter = PretokenCounter(Pattern(config.pattern))
+    return counter.add(config.ordinary_text(training_text(rules, fraction, task))) or counter.finish()
 
 
-def characters(rules: Rules, task: Task) -> list[str]:
+def characters(rules: Rules, config: TokenizerConfig, task: Task) -> list[str]:
     """Returns the different characters of the documents, as one string."""
-    return ["".join(sorted(set().union(*(set(document.text) for document, _, _ in _kept_documents(rules, task)))))]
+    texts = config.ordinary_text(document.text for document, _, _ in _kept_documents(rules, task))
+    return ["".join(sorted(set().union(*map(set, texts))))]
 
 
 @dataclass
@@ -145,6 +146,7 @@ def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
         encoded.n_bytes.append(len(part.text.encode()))
         encoded.names.append(_name(part))
         encoded.statistics.add(part, ids, source=encoding.sources[task.block.source])
+        encoded.statistics.count_lost(part, tokenizer)
     return found
 
 

@@ -141,14 +141,14 @@ class Pipeline:
         if config.path is not None or config.kind in ("byte", "tiktoken"):
             return tokenizers.build(config, ()), 1.0
         if config.kind == "char":  # needs all characters, or it could not encode the validation text
-            found = self.map_blocks("tokenizer", partial(passes.characters, rules), self.tasks())
+            found = self.map_blocks("tokenizer", partial(passes.characters, rules, config), self.tasks())
             return tokenizers.build(config, (text for _, texts in found for text in texts)), 1.0
         fraction = min(1.0, self.config.tokenizer_sample / max(1.0, rules.splitting.train_bytes(self.totals)))
         if fraction < 1:
             self.say(f"training the tokenizer on {fraction:.1%} of the training documents (tokenizer_sample=)")
         if config.kind == "bpe":
             counts: defaultdict[str, int] = defaultdict(int)
-            count = partial(passes.pretoken_counts, rules, fraction, config.pattern)
+            count = partial(passes.pretoken_counts, rules, fraction, config)
             for _, more in self.map_blocks("tokenizer", count, self.tasks()):
                 for pretoken, number in more.items():
                     counts[pretoken] += number
@@ -190,7 +190,7 @@ class Pipeline:
                     writers[split].add(encoded.ids, tokens=encoded.tokens, n_bytes=encoded.n_bytes, names=encoded.names)
                     statistics[split].merge(encoded.statistics)
             begin_parts(len(self.corpus.sources))
-            return {split: writer.close() for split, writer in writers.items()}, statistics
+            return {split: writer.close() | statistics[split].lost() for split, writer in writers.items()}, statistics
 
 
 def report_sample_fraction(documents: int, n_bytes: int) -> float:

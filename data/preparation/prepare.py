@@ -20,7 +20,7 @@ from ..reporting.report import report, summarise
 from ..reporting.statistics import Statistics
 from ..tokenizers.build import Tokenizer
 from .config import PrepareConfig
-from .manifest import MISSING, corpus_name, find_damage, report_head, report_tail
+from .manifest import MISSING, corpus_name, find_damage, notes, report_head, report_tail
 from .pipeline import Pipeline, Progress, release_freed_memory
 from .shards import FORMAT, open_split
 from .splitting import POSITION, TRAIN, VAL
@@ -47,6 +47,8 @@ def prepare(
     """
     if problems := config.validate():
         raise InputError("; ".join(problems))
+    for line in config.tokenizer.unused():
+        say(f"note: {line}")
     folder, name = Path(config.datasets).expanduser(), corpus_name(config.corpus)
     try:
         with ExitStack() as stack:
@@ -72,6 +74,8 @@ def prepare(
             f"datasets={config.datasets}: cannot write {error.filename or folder}: {error.strerror or error}; "
             "fix the permissions, free some space, or choose another folder"
         ) from None
+    for line in notes(json.loads((target / "index.json").read_text(encoding="utf-8"))["splits"]):
+        say(line)
     say(f"{target} is already prepared: {plural(pipeline.inventory.documents, 'document')} read, unchanged")
     return target
 
@@ -116,6 +120,8 @@ def _prepare_anew(pipeline: Pipeline, target: Path, show: Show) -> None:
         publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for line in notes(splits):
+        say(line)
     for split, figures in splits.items():
         say(f"{target}: {split} {plural(figures['documents'], 'document')}, {figures['tokens']:,} tokens")
     if index["split"] == POSITION:
@@ -138,12 +144,13 @@ def _write_report(
 ) -> Summary:
     """Writes report.json, report.md and, if `show` draws it, the picture. Returns the content of report.json."""
     pieces = {split: sample(open_split(folder, split), max_tokens=REPORT_TOKENS) for split in index["splits"]}
+    known = not any(split.unknown for split in statistics.values())  # else there are no bits/byte of the text
     summary = summarise(
         statistics,
         pipeline.removals,
         tokenizer,
         settings=asdict(pipeline.config.curate),
-        baselines=corpus_baselines(pieces[TRAIN], pieces.get(VAL), tokenizer),
+        baselines=corpus_baselines(pieces[TRAIN], pieces.get(VAL), tokenizer) if known else None,
         documents=pipeline.totals.documents,
         skipped=pipeline.skipped,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -145,7 +145,8 @@ class Tokens:
 
 class Split:
     """One split, memory-mapped: `tokens` (end, document, end, document, end, ...), their `parts` by source, `end_id`,
-    and the positions, sizes and names of the documents.
+    and the positions, sizes and names of the documents. `unknown` counts the characters that the tokenizer does not
+    know.
     """
 
     def __init__(
@@ -157,7 +158,9 @@ class Split:
         n_bytes: int,
         fingerprint: str,
         parts: Sequence[Part] = (),
+        unknown: Mapping[str, int] | None = None,
     ) -> None:
+        self.unknown = unknown or {}
         self.directory, self.name, self.fingerprint = directory, name, fingerprint
         self.tokens, self.n_tokens, self.n_bytes = tokens, len(tokens), n_bytes
         self.parts = list(parts) or [Part("", 0, self.n_tokens)]
@@ -216,6 +219,8 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
             has = ", ".join(index["splits"])
             raise InputError(f"{directory} has no {split} split, only {has}; prepare it with val_fraction above 0")
         figures = index["splits"][split]
+        if "unknown_characters" not in figures:
+            raise InputError(f"{directory}: prepared by an older version; {again}")
         for name, file in figures["files"].items():
             path = directory / name
             if (found := path.stat().st_size) != file["bytes"]:
@@ -229,6 +234,7 @@ def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Sp
             n_bytes=figures["bytes"],
             fingerprint=index["fingerprint"],
             parts=[Part(**part) for part in figures["parts"]],
+            unknown=figures["unknown_characters"],
         )
         if opened.n_tokens != figures["tokens"]:
             raise InputError(f"{directory}: {opened.n_tokens} tokens, but index.json says {figures['tokens']}; {again}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -35,6 +36,8 @@ class Statistics:
         self.shortest: list[tuple[int, str]] = []  # heap of (-bytes, name)
         self.token_counts = np.zeros(vocab_size, np.int64)
         self.text_stats = TextStats()
+        self.unknown = Counter[str]()  # characters that the tokenizer does not know
+        self.special = Counter[str]()  # names of special tokens that are ordinary text
         self._pending: list[np.ndarray] = []  # ids that are not counted yet
         self._pending_length = 0
 
@@ -56,6 +59,18 @@ class Statistics:
             self._pending_length += self._pending[-1].size
             if self._pending_length >= FLUSH:
                 self.flush()
+
+    def count_lost(self, document: Document, tokenizer: Tokenizer) -> None:
+        """Counts what a document's ids do not say about its text."""
+        if tokenizer.unknown_id >= 0:
+            self.unknown.update(tokenizer.unknown(document.text))
+        if not tokenizer.allow_special:
+            self.special.update(tokenizer.special_names(document.text))
+
+    def lost(self) -> dict[str, dict[str, int]]:
+        """Returns these counts for index.json, the most frequent first."""
+        counts = {"unknown_characters": self.unknown, "special_tokens_as_text": self.special}
+        return {name: dict(counter.most_common()) for name, counter in counts.items()}
 
     def flush(self) -> None:
         """Counts the pending tokens."""
@@ -80,6 +95,8 @@ class Statistics:
         self.lengths += other.lengths
         self.token_counts += other.token_counts
         self.text_stats.merge(other.text_stats)
+        self.unknown.update(other.unknown)
+        self.special.update(other.special)
 
     def __getstate__(self) -> dict[str, Any]:
         self.flush()

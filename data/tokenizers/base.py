@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,18 @@ from .pretokenize import PATTERNS, Pattern
 
 END = "<|endoftext|>"  # follows each document and starts the stream; an empty prompt is this token
 UNKNOWN = "<|unknown|>"  # kind char: stands for each character that is not in the training text
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FORMAT = 1
 NAMES = ("byte", "char", "bpe", "sentencepiece", "tiktoken")  # the kinds; kinds.py has a class for each
+
+# The kinds that use a setting; all kinds use the others.
+USED_BY = {
+    "vocab_size": ("bpe", "sentencepiece"),
+    "pattern": ("bpe", "tiktoken"),
+    "min_frequency": ("bpe",),
+    "algorithm": ("sentencepiece",),
+    "encoding": ("tiktoken",),
+}
 
 PATH = {"kind": "path"}
 ADVANCED = {"group": "advanced"}
@@ -37,6 +49,8 @@ class TokenizerConfig:
     # a pair of tokens that occurs less often is not merged (bpe)
     min_frequency: int = field(default=1, metadata=ADVANCED)
     special_tokens: list[str] = field(default_factory=list, metadata=ADVANCED)  # in addition to <|endoftext|>
+    # where a special token's name stands in a text, it is that token; false: it is ordinary text
+    allow_special: bool = field(default=False, metadata=ADVANCED)
     algorithm: str = field(default="unigram", metadata=ADVANCED)  # unigram | bpe (sentencepiece)
     # the name of one of tiktoken's encodings, or the path of a ranks file (tiktoken)
     encoding: str = field(default="gpt2", metadata=PATH)
@@ -58,6 +72,8 @@ class TokenizerConfig:
                 found.append(f"tokenizer.special_tokens[{index}]={token!r} must be text of at least one character")
             elif token in reserved or token in self.special_tokens[:index]:
                 found.append(f"tokenizer.special_tokens[{index}]={token!r} already exists: remove it")
+        if self.allow_special and not self.special_tokens and self.kind != "tiktoken":
+            found.append("tokenizer.allow_special=true needs tokenizer.special_tokens, the list of them")
         if self.kind in ("bpe", "sentencepiece"):
             smallest = 256 + 1 + len(self.special_tokens) + (self.kind == "sentencepiece")
             if not smallest <= self.vocab_size <= MAX_VOCABULARY:
@@ -77,17 +93,45 @@ class TokenizerConfig:
                 found.append(str(error))
         return found
 
+    def unused(self) -> list[str]:
+        """Returns the settings that were changed but have no effect, one line each."""
+        found = []
+        for name in (setting.name for setting in fields(self)):
+            if name == "path" or (value := getattr(self, name)) == getattr(TokenizerConfig(), name):
+                continue
+            if self.path is not None:
+                reason = f": the tokenizer at tokenizer.path={self.path} is used as it was saved"
+            elif self.kind not in USED_BY.get(name, NAMES):
+                reason = f" with tokenizer.kind={self.kind}"
+            elif name == "pattern" and self.kind == "tiktoken" and ranks_path(self.encoding) is None:
+                reason = f": tokenizer.encoding={self.encoding} has its own pattern"
+            elif name == "special_tokens" and not self.allow_special:
+                reason = " on text; tokenizer.allow_special=true makes these names tokens wherever they stand"
+            else:
+                continue
+            found.append(f"tokenizer.{name}={value} has no effect{reason}")
+        return found
+
+    def ordinary_text(self, texts: Iterable[str]) -> Iterator[str]:
+        """Yields the texts, without special tokens if these are tokens: what a tokenizer is trained on."""
+        if self.allow_special and self.special_tokens:
+            pattern = any_of(self.special_tokens)
+            return (part for text in texts for part in pattern.split(text)[::2])
+        return iter(texts)
+
 
 class Tokenizer:
     """The base class of all kinds.
 
     A kind implements train, restore and _encode, and also _extra_fields or _model_bytes if it has more to save. All
     text survives encode and decode exactly, except lone surrogates, which become U+FFFD, and, with kind char,
-    characters that are not in the training text.
+    characters that are not in the training text. unknown() counts both.
     """
 
     kind = ""
     model_file = ""  # the file saved next to tokenizer.json, if there is one
+    allow_special = False  # a special token's name in a text is that token; build and load set it
+    unknown_id = -1  # the id of all characters that are not in the vocabulary; -1: every character can be encoded
 
     def __init__(self, ordinary: dict[int, bytes], special_tokens: dict[str, int]) -> None:
         table = ordinary | {token_id: token.encode() for token, token_id in special_tokens.items()}
@@ -99,8 +143,6 @@ class Tokenizer:
         self.vocab_size = max(table) + 1
         self.end_id = special_tokens[END]
         self._table = [table.get(token_id, b"") for token_id in range(self.vocab_size)]  # some encodings skip ids
-        longest_first = sorted(special_tokens, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
@@ -124,18 +166,47 @@ class Tokenizer:
         """Returns the content of model_file."""
         return b""
 
-    def encode(self, text: str, *, allowed_special: bool = False) -> list[int]:
-        """Returns the ids of a text. Special tokens in it are ordinary text, unless allowed_special."""
-        text = replace_surrogates(text)
-        parts = self._special.split(text) if allowed_special else [text]
-        ids: list[int] = []
-        for index, part in enumerate(parts):  # text and special tokens alternate
-            ids += [self.special_tokens[part]] if index % 2 else self._encode([part])[0].tolist()
-        return ids
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text. Special tokens in it are ordinary text, unless the tokenizer allows them."""
+        return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Returns the ids of each text as uint32, using several threads if the kind supports it."""
-        return self._encode([replace_surrogates(text) for text in texts])
+        split = [self._split(text) for text in texts]
+        ordinary = iter(self._encode([part for parts in split for part in parts[::2]]))
+        encoded = []
+        for parts in split:
+            ids = [self._special_id(part) if index % 2 else next(ordinary) for index, part in enumerate(parts)]
+            encoded.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
+        return encoded
+
+    def _split(self, text: str) -> list[str]:
+        """Returns ordinary text at even positions, and special tokens, if they are allowed, at odd ones."""
+        text = replace_surrogates(text)
+        return self._declared.split(text) if self.allow_special and self._declared else [text]
+
+    @cached_property
+    def _declared(self) -> re.Pattern[str] | None:
+        """Matches the special tokens that a text may contain: not the end token, which only ends documents."""
+        names = [name for name, token in self.special_tokens.items() if token not in (self.end_id, self.unknown_id)]
+        return any_of(names) if names else None
+
+    def _special_id(self, name: str) -> np.ndarray:
+        return np.array([self.special_tokens[name]], np.uint32)
+
+    def special_names(self, text: str) -> Counter[str]:
+        """Returns the names of declared special tokens in a text, allowed or not, with their counts."""
+        return Counter(self._declared.findall(text) if self._declared else ())
+
+    def unknown(self, text: str) -> Counter[str]:
+        """Returns the characters that encoding loses, with their counts: unknown ones and lone surrogates."""
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")  # joins pairs
+        lost = Counter(LONE_SURROGATE.findall(text))
+        return lost + Counter(c for part in self._split(LONE_SURROGATE.sub("", text))[::2] for c in self._unknown(part))
+
+    def _unknown(self, text: str) -> str:
+        """Returns the characters of a text that are encoded as unknown_id."""
+        return ""
 
     def token_bytes(self, token: int) -> bytes:
         """Returns the bytes of a token: often not whole characters; for a special token, its name."""
@@ -162,6 +233,7 @@ class Tokenizer:
             "kind": self.kind,
             "vocab_size": self.vocab_size,
             "special_tokens": self.special_tokens,
+            **({"allow_special": True} if self.allow_special else {}),
             **self._extra_fields(),
         }
 
@@ -192,6 +264,17 @@ def replace_surrogates(text: str) -> str:
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def ranks_path(encoding: str) -> Path | None:
+    """Returns the path of the ranks file that tokenizer.encoding= names, or None for the name of an encoding."""
+    path = Path(encoding).expanduser()
+    return path if path.suffix == ".tiktoken" or len(path.parts) > 1 or path.is_file() else None
+
+
+def any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern that matches any of the names, as a group, the longest first."""
+    return re.compile("(" + "|".join(map(re.escape, sorted(names, key=len, reverse=True))) + ")")
 
 
 def read_file(path: Path) -> bytes:

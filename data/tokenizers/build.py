@@ -27,8 +27,12 @@ def build(
     if config.path is not None:
         return load(Path(config.path).expanduser())
     if counts is not None:
-        return BytePairTokenizer.from_counts(config, counts)
-    return KINDS[config.kind].train(config, map(replace_surrogates, texts), workers=workers)
+        tokenizer: Tokenizer = BytePairTokenizer.from_counts(config, counts)
+    else:
+        ordinary = config.ordinary_text(map(replace_surrogates, texts))
+        tokenizer = KINDS[config.kind].train(config, ordinary, workers=workers)
+    tokenizer.allow_special = config.allow_special
+    return tokenizer
 
 
 def shortfall(config: TokenizerConfig, tokenizer: Tokenizer) -> str | None:
@@ -57,6 +61,9 @@ def load(directory: Path) -> Tokenizer:
         if about.pop("sha256") != digest(about, content):
             raise InputError(f"{directory} is damaged: its content does not match the sha256 in tokenizer.json")
         tokenizer = kind.restore(about, content)
+        if type(allow_special := about.get("allow_special", False)) is not bool:
+            raise TypeError("allow_special must be true or false")
+        tokenizer.allow_special = allow_special
         if tokenizer.vocab_size != about["vocab_size"]:
             raise ValueError(f"vocab_size is {about['vocab_size']!r}, but there are {tokenizer.vocab_size} tokens")
         return tokenizer

@@ -1,7 +1,7 @@
 """Exports a byte-level tokenizer to tokenizer.json, the format of Hugging Face's libraries.
 
-Two differences remain. There, the name of a special token in plain text is that token, as with allowed_special=True
-here. And only here are very long runs cut (see Pattern.segments), so their tokens can differ.
+Two differences remain. There, the name of a special token in plain text is that token; here only with
+tokenizer.allow_special=true, and never <|endoftext|>. And only here are very long runs cut (see Pattern.segments), so their tokens can differ.
 """
 
 from __future__ import annotations

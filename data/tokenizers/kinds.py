@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import InputError
-from .base import END, UNKNOWN, Tokenizer, TokenizerConfig, read_file
+from .base import END, UNKNOWN, Tokenizer, TokenizerConfig, ranks_path, read_file
 from .bpe import learn_merges
 from .encoder import Encoder
 from .pretokenize import Pattern, count_pretokens
@@ -49,10 +48,10 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, characters: str, special_tokens: dict[str, int]) -> None:
         super().__init__({index: character.encode() for index, character in enumerate(characters)}, special_tokens)
-        unknown = special_tokens[UNKNOWN]
+        self.unknown_id = special_tokens[UNKNOWN]
         self.characters = characters
-        self._table[unknown] = REPLACEMENT
-        self._id_of = np.full(0x110000, unknown, np.uint32)
+        self._table[self.unknown_id] = REPLACEMENT
+        self._id_of = np.full(0x110000, self.unknown_id, np.uint32)
         self._id_of[[ord(character) for character in characters]] = range(len(characters))
 
     @classmethod
@@ -71,6 +70,10 @@ class CharTokenizer(Tokenizer):
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         return [self._id_of[np.frombuffer(text.encode("utf-32-le"), "<u4")] for text in texts]
+
+    def _unknown(self, text: str) -> str:
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        return codes[self._id_of[codes] == self.unknown_id].tobytes().decode("utf-32-le")
 
 
 class BytePairTokenizer(Tokenizer):
@@ -123,8 +126,7 @@ class TiktokenTokenizer(BytePairTokenizer):
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         import tiktoken
 
-        path = Path(config.encoding).expanduser()
-        if path.suffix == ".tiktoken" or len(path.parts) > 1 or path.is_file():
+        if path := ranks_path(config.encoding):
             ranks = parse_ranks(read_file(path), place=str(path))
             first = max(ranks.values()) + 1
             return cls(ranks, assign_ids([END, *config.special_tokens], first=first), pattern=config.pattern)

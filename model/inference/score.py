@@ -55,7 +55,7 @@ class TextScore:
     text: str
     tokens: list[TokenScore]
     log_probability: float  # nats, of the whole text
-    bits_per_byte: float
+    bits_per_byte: float | None  # None if the tokenizer does not know all of the text
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def score_texts(lm: TextModel, pairs: Sequence[tuple[str, str]]) -> list[TextSco
         total = math.fsum(figure.log_probability for figure in figures)
         texts = token_texts(lm.tokenizer, tokens)
         rows = [TokenScore(token, part, *figure) for token, part, figure in zip(tokens, texts, figures, strict=True)]
-        scores.append(TextScore(prompt, text, rows, total, -total / math.log(2) / count_bytes(text)))
+        bits_per_byte = None if lm.tokenizer.unknown(text) else -total / math.log(2) / count_bytes(text)
+        scores.append(TextScore(prompt, text, rows, total, bits_per_byte))
     return scores
 
 

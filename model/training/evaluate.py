@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs, targets, document starts
 class EvaluationData(Protocol):
     """Rows that contain every target once. Rows past the end are ignored, so all ranks run equally many forwards."""
 
-    n_bytes: int  # of the text of all targets
+    n_bytes: int | None  # of the text of all targets; None if the tokenizer cannot give that text back
 
     def __len__(self) -> int: ...
 
@@ -45,7 +45,7 @@ class TrainingData(Protocol):
 @dataclass(frozen=True)
 class EvalResult:
     loss: float  # nats per token
-    bits_per_byte: float  # bits of all targets, end tokens included, over the bytes of their text
+    bits_per_byte: float | None  # bits of all targets, end tokens included, over the bytes of their text, if known
     tokens: int
 
 
@@ -88,4 +88,5 @@ def evaluate(
     if compute.device.type == "cuda":
         totals = totals.to(compute.device)
     nats_sum, count = parallel.all_reduce_sum(totals).tolist()
-    return EvalResult(nats_sum / max(1, count), nats_sum / math.log(2) / max(1, data.n_bytes), int(count))
+    bits_per_byte = None if data.n_bytes is None else nats_sum / math.log(2) / max(1, data.n_bytes)
+    return EvalResult(nats_sum / max(1, count), bits_per_byte, int(count))

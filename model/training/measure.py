@@ -35,7 +35,7 @@ class FirstRows:
 
     data: EvaluationData
     rows: int
-    n_bytes: int = 1
+    n_bytes: int | None = 1
 
     def __len__(self) -> int:
         return self.rows

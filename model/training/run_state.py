@@ -130,7 +130,9 @@ def save(
     """
     measured = {}
     if result is not None and math.isfinite(result.loss):  # JSON has no NaN
-        measured = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
+        measured = {"val_loss": result.loss}
+        if result.bits_per_byte is not None:
+            measured["val_bits_per_byte"] = result.bits_per_byte
     tensors: dict[str, Tensor | OwnedTensor] = {}
     for part in stateful:
         tensors |= part.state_dict()

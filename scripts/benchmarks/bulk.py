@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,9 @@ class NumberTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         return f" {token}".encode()
+
+    def unknown(self, text: str) -> Counter[str]:
+        return Counter()
 
 
 def random_model(dtype: str) -> LanguageModel:

@@ -26,6 +26,7 @@ def split_of(n_tokens: int):
         tokens=tokens,
         n_tokens=n_tokens,
         n_bytes=3 * n_tokens,
+        unknown={},
         document_at=lambda position: f"document {position // 100}",
     )
 

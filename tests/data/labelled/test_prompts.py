@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,13 @@ from data.labelled.prompts import MAX_ERRORS, PromptFile
 
 
 class Letters:
-    """One token per character, except ?, which cannot be encoded."""
+    """One token per character, except ?, which is unknown."""
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text if letter != "?"]
 
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(chr, ids))
+    def unknown(self, text: str) -> Counter[str]:
+        return Counter(letter for letter in text if letter == "?")
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,10 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
         prompts.batch(0)
 
 
-def test_the_first_prompt_that_cannot_be_encoded_is_reported(tmp_path):
-    assert opened(tmp_path / "a.txt", "one\ntwo\n").not_encodable is None
-    assert opened(tmp_path / "b.txt", "one\n\ntwo?\nthree?\n").not_encodable == 3
+def test_unknown_characters_are_counted_and_their_first_line_is_named(tmp_path):
+    known, unknown = opened(tmp_path / "a.txt", "one\ntwo\n"), opened(tmp_path / "b.txt", "one\n\ntwo?\nthree??\n")
+    assert (known.unknown, known.unknown_line) == ({}, None)
+    assert (unknown.unknown, unknown.unknown_line) == ({"?": 3}, 3)
 
 
 def test_few_bytes_per_prompt_stay_in_memory(tmp_path):

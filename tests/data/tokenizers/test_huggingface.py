@@ -39,6 +39,7 @@ def random_repeats(source: random.Random) -> str:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ids_are_equal_on_any_text(name: str, tmp_path: Path) -> None:
     tokenizer = build(CONFIGS[name], CORPUS)
+    tokenizer.allow_special = True
     theirs, source = opened(tokenizer, tmp_path), random.Random(12)
     texts = [*CORPUS, *(source.choice([random_text, random_repeats])(source) for _ in range(3000))]
     texts += [" ".join(source.choices(WORDS, k=20)) for _ in range(200)]
@@ -46,7 +47,7 @@ def test_ids_are_equal_on_any_text(name: str, tmp_path: Path) -> None:
     for text in texts:
         if not newer & set(text):
             ids = theirs.encode(text).ids
-            assert ids == tokenizer.encode(text, allowed_special=True), ascii(text)
+            assert ids == tokenizer.encode(text), ascii(text)
             assert theirs.decode(ids, skip_special_tokens=False) == text
 
 
@@ -55,8 +56,9 @@ def test_transformers_opens_it(tmp_path: Path) -> None:
     tokenizer = build(CONFIGS["gpt4"], CORPUS)
     opened(tokenizer, tmp_path)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    text = f"To be{END}<|user|> or not"
-    assert theirs(text)["input_ids"] == tokenizer.encode(text, allowed_special=True)
+    user, end = tokenizer.special_tokens["<|user|>"], tokenizer.end_id
+    ids = [*tokenizer.encode("To be"), end, user, *tokenizer.encode(" or not")]
+    assert theirs(f"To be{END}<|user|> or not")["input_ids"] == ids
     assert theirs.convert_tokens_to_ids(END) == tokenizer.end_id and len(theirs) == tokenizer.vocab_size
 
 

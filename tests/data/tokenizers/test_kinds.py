@@ -162,28 +162,6 @@ def test_a_megabyte_of_one_character_is_exact(name: str, letter: str) -> None:
 
 
 @ALL
-def test_special_tokens_in_text_stay_text_unless_allowed(name: str) -> None:
-    tokenizer = made(name)
-    special = {number for token, number in tokenizer.special_tokens.items() if token != UNKNOWN}
-    for token, number in tokenizer.special_tokens.items():
-        assert not set(tokenizer.encode(token)) & special
-        assert tokenizer.encode(token, allowed_special=True) == [number]
-    text = f"To{END}be{END}{END}"
-    end = tokenizer.end_id
-    assert tokenizer.encode(text, allowed_special=True) == [
-        *tokenizer.encode("To"), end, *tokenizer.encode("be"), end, end
-    ]  # fmt: skip
-    assert tokenizer.decode([end]) == END
-    if name != "char":
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_the_longest_special_token_wins() -> None:
-    tokenizer = made("bpe")
-    assert tokenizer.encode("a b c", allowed_special=True) == [tokenizer.special_tokens["a b c"]]
-
-
-@ALL
 def test_ids_of_special_tokens_come_last(name: str) -> None:
     tokenizer = made(name)
     last = range(tokenizer.vocab_size - len(tokenizer.special_tokens), tokenizer.vocab_size)
@@ -199,10 +177,9 @@ def test_a_tokenizer_is_the_same_after_saving_and_loading(name: str, tmp_path: P
     tokenizer.save(tmp_path / "new" / "tokenizer")
     loaded = load(tmp_path / "new" / "tokenizer")
     for text in [*CORPUS, *ODD, "é \u2581 x  y"]:
-        for allowed in (False, True):
-            ids = tokenizer.encode(text, allowed_special=allowed)
-            assert loaded.encode(text, allowed_special=allowed) == ids
-            assert loaded.decode_bytes(ids) == tokenizer.decode_bytes(ids)
+        ids = tokenizer.encode(text)
+        assert loaded.encode(text) == ids
+        assert loaded.decode_bytes(ids) == tokenizer.decode_bytes(ids)
     assert (loaded.kind, loaded.vocab_size, loaded.special_tokens) == (
         tokenizer.kind, tokenizer.vocab_size, tokenizer.special_tokens
     )  # fmt: skip
@@ -388,7 +365,9 @@ def test_named_encodings_keep_their_ids(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert tokenizer.special_tokens == {END: 280, "<|x|>": 310, "new": 311}
     text = f"to be {END} or<|x|>"
     assert tokenizer.encode(text) == encoding.encode_ordinary(text)
-    assert tokenizer.encode(text, allowed_special=True) == encoding.encode(text, allowed_special="all")
+    tokenizer.allow_special = True
+    assert tokenizer.encode(text) == encoding.encode(text, allowed_special={"<|x|>"}, disallowed_special=())
+    tokenizer.allow_special = False
     assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.token_bytes(305)) == (312, 280, b"")
     tokenizer.save(tmp_path)
     assert load(tmp_path).encode(text) == encoding.encode_ordinary(text)
