@@ -17,7 +17,7 @@ from .gpt import GPT
 from .inference.generate import NewToken, generate, overflow, per_row
 from .inference.inspect import Inspector
 from .inference.quantize import QualityLoss, quality_loss
-from .inference.sampling import SamplingConfig, checked, probabilities
+from .inference.sampling import NOT_FINITE, SamplingConfig, checked, probabilities
 from .inference.score import OptionScore, TextScore, score_options, score_texts
 from .inference.vocabulary import Tokenizer, Vocabulary
 from .next_word.distribution import NextWords, next_word_distribution
@@ -102,6 +102,8 @@ class LanguageModel:
         ids = torch.tensor([self.encode(prompt)[-self.model.config.context :]], device=self.compute.device)
         with self.compute.autocast():
             logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
+        if not logits.isfinite().all():
+            raise InputError(NOT_FINITE)
         probs = probabilities(logits, checked(sampling))[0]
         best = probs.topk(min(top, len(probs)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -124,8 +126,8 @@ class LanguageModel:
         """The most probable next words (and other outcomes), each with a lower and an upper bound.
 
         The search stops when the order of the `top` is certain, when the unexplored mass is at most `tolerance`, or
-        after `max_expansions` tokens; see next_word/README.md. With ignore_trailing_spaces, spaces at the prompt's end do
-        not matter. `rule` defines words.
+        after `max_expansions` tokens; see next_word/README.md. With ignore_trailing_spaces, spaces at the prompt's end
+        do not matter. `rule` defines words.
         """
         rule = rule or WordRule()
         if rule not in self._tables:

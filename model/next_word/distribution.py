@@ -47,14 +47,10 @@ class NextWords:
     """The most probable outcomes, best first, and limits for all others."""
 
     words: list[Outcome]
-    continues: (
-        float  # the probability that the prompt's last word continues; `words` are conditional on that it does not
-    )
+    continues: float  # the probability that the prompt's last word continues; `words` are conditional on the opposite
     unexplored: float  # the open mass, shared by all outcomes
     unseen: float  # the most that an outcome which was not found can have
-    stopped: (
-        str  # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was reached
-    )
+    stopped: str  # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was hit
     evaluated: int  # tokens that the model read after the prompt
 
 

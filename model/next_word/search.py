@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import InputError
 from ..inference.sampling import SamplingConfig, probabilities
 from .tree import Predictor
 from .word_table import Table, Tables, prefix_parents
@@ -49,7 +50,7 @@ class Group:
 
     def __init__(self, text: bytes, table: Table) -> None:
         self.text, self.table = text, table
-        self.base = text if table.state.phase == "word" else b""  # the texts of the table follow these bytes
+        self.base = text if table.state.phase == "inside" else b""  # the texts of the table follow these bytes
         self.nodes: list[int] = []
         self.prefix_mass = torch.zeros(len(table.texts), dtype=torch.float64)
         self._numbers = self.prefix_mass.numpy()  # the same memory; reading one number is faster
@@ -229,6 +230,9 @@ class Search:
 
     def _add(self, new: list[Node], logits: Tensor) -> None:
         """Adds nodes, given the logits (n, V) after them: shares their mass among closed outcomes and open children."""
+        # Every comparison with NaN is false, so it would certify any order.
+        if not logits.amax(dim=-1).isfinite().all():
+            raise InputError("the model's logits are not finite: its weights are damaged, use another checkpoint")
         first = len(self.nodes)
         self.nodes += new
         rows_by_table: defaultdict[int, list[int]] = defaultdict(list)

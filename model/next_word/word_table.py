@@ -48,7 +48,7 @@ class Table:
         self.open_tokens = torch.tensor(self.token_ids, dtype=torch.int64)  # (n,)
         self.next_states = [step.state or state for _, step in open_steps]
         self.spaced = [step.spaced for _, step in open_steps]
-        ambiguous = [next_.phase.startswith("prompt") and next_.pending != b"" for next_ in self.next_states]
+        ambiguous = [next_.phase == "prompt" and next_.pending != b"" for next_ in self.next_states]
         self.ambiguous, self.any_ambiguous = torch.tensor(ambiguous, dtype=torch.bool), any(ambiguous)  # (n,)
 
         self.texts = sorted({step.certain for _, step in open_steps})

@@ -122,14 +122,24 @@ def test_a_prompt_longer_than_the_context_is_truncated_on_the_left():
 def test_an_empty_prompt_is_the_start_of_a_text():
     assert ask("") == ask("  ")
     assert split_prompt("", Tables(CHAR), encode=encode) == ([CHAR.end_id], b"", State("before_word"))
-    assert split_prompt("ab ", Tables(CHAR), encode=encode) == ([0], b"b", State("prompt_word"))
-    assert split_prompt("a", Tables(CHAR), encode=encode) == ([CHAR.end_id], b"a", State("prompt_word"))
+    assert split_prompt("ab ", Tables(CHAR), encode=encode) == ([0], b"b", State("prompt", context="letter"))
+    assert split_prompt("a", Tables(CHAR), encode=encode) == ([CHAR.end_id], b"a", State("prompt", context="letter"))
 
 
 def test_wrong_settings_are_refused_together():
     with pytest.raises(InputError) as caught:
         ask("b", top=0, max_expansions=0, tolerance=2)
     assert len(caught.value.args) == 3
+
+
+@pytest.mark.parametrize("sampling", [None, SamplingConfig(temperature=0), SamplingConfig(top_k=2)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_give_an_error_and_no_certificate(value, sampling):
+    model = make("modern", vocab_size=len(CHAR.tokens), context=24)
+    with torch.no_grad():
+        model.lm_head.weight[1] = value
+    with pytest.raises(InputError, match="not finite"):
+        next_word_distribution(model, Tables(CHAR), "ab", encode=encode, sampling=sampling)
 
 
 def test_a_rule_reaches_the_search():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +17,19 @@ from model.next_word.distribution import disputes, expand_until_certain, outcome
 from model.next_word.search import OutcomeId, Search
 from model.next_word.word_table import Tables
 from model.next_word.words import State
+from tests.model.next_word.oracle import decided_outcome
 
 POOL = [
     *(b"a", b"b", b" a", b" ab", b"ab", b"ba", b"'", b"'b", b" '", b"-", b",", b" ", b"  ", b"\n", b"a b", b"b,"),
     b"a-b",
     *(b"\xc3", b"\xa9", b"\xc3\xa9", b"a\xc3", b"\xa9b", b"\xff", b"\xe2\x80", b"\x99", b"\x94 a", "北".encode(), b"1"),
+    *(b"\x8c", b"\xc2", b"\xad", b".", b"_", b"1."),
+    *(text.encode() for text in "· カ א 😀 🇩 \u200c \u200d \u00ad a\u200cb".split(" ")),
 ]  # fmt: skip
 PROMPTS = ["", "a", "ab", "b a", "a'", "ab-", "a,", "é", "b\n", "1ab", "a é", "北", "ab ", "a' "]
+PROMPTS += ["1", "1.", "a·", "a_", "_", "א", "א'", "カ", "😀\u200d", "🇩", "a\u200c", "a'\u200c", ",\u200c"]
 DEEPEST = 3  # after this many tokens only the end token is possible
-MID_LETTERS = set("'-’")
+SPECIAL = {"<|user|>": "\uf000", "<|end|>": "\uf001"}  # characters that stand for special tokens
 
 
 class Toy:
@@ -55,55 +58,26 @@ class Toy:
         return torch.stack([self.logits(path) for path in paths])
 
 
-def symbols(path: Sequence[int], vocabulary: Vocabulary) -> tuple[list[str], bool]:
-    """Returns a path's characters, <bytes> and <special tokens>, and whether its last character is unfinished."""
-    found: list[str] = []
-    waiting = b""
+def characters(path: Sequence[int], vocabulary: Vocabulary) -> str:
+    """Returns a path's text without an unfinished last character. U+E0xx stands for an invalid byte xx."""
+    found, waiting = "", b""
     for token in path:
         if token in vocabulary.special:
-            found += [f"<{byte:02x}>" for byte in waiting] + [vocabulary.special[token]]
+            found += "".join(chr(0xE000 + byte) for byte in waiting) + SPECIAL[vocabulary.special[token]]
             waiting = b""
             continue
         for byte in vocabulary.tokens[token]:
             waiting += bytes([byte])
             while waiting:
                 try:
-                    found.append(waiting.decode())
+                    found += waiting.decode()
                     waiting = b""
                 except UnicodeDecodeError as error:
                     if error.reason == "unexpected end of data":
                         break
-                    found.append(f"<{waiting[0]:02x}>")
+                    found += chr(0xE000 + waiting[0])
                     waiting = waiting[1:]
-    return found, bool(waiting)
-
-
-def letter(symbol: str) -> bool:
-    return len(symbol) == 1 and unicodedata.category(symbol)[0] in "LMN" and symbol != "北"
-
-
-def oracle_outcome(text: list[str], prompt: str) -> str | None:
-    """Returns the outcome that symbols after a prompt begin with, "continues", or None if more symbols are needed."""
-    in_word = letter(prompt[-1:]) or (prompt[-1:] in MID_LETTERS and letter(prompt[-2:-1]))
-    if in_word:
-        if not text:
-            return None
-        if letter(text[0]):
-            return "continues"
-        if text[0] in MID_LETTERS and letter(prompt[-1:]):
-            return None if len(text) < 2 else "continues" if letter(text[1]) else text[0]
-    if text[:1] == [" "]:
-        text = text[1:]
-    if not text or not letter(text[0]):
-        return text[0] if text else None
-    for place in range(1, len(text)):
-        if letter(text[place]):
-            continue
-        if text[place] in MID_LETTERS and place + 1 == len(text):
-            return None
-        if text[place] not in MID_LETTERS or not letter(text[place + 1]):
-            return "".join(text[:place])
-    return None
+    return found
 
 
 def enumerate_all(toy: Toy, prompt: str, healed: bytes) -> tuple[dict[str, float], dict[str, set]]:
@@ -128,8 +102,8 @@ def enumerate_all(toy: Toy, prompt: str, healed: bytes) -> tuple[dict[str, float
                 offset += len(vocabulary.tokens[after.pop(0)])
             over = b"".join(vocabulary.tokens[i] for i in longer[: len(longer) - len(after)])[len(healed) :]
             extended = Vocabulary((*vocabulary.tokens, over), vocabulary.special, vocabulary.end_id)
-            text, _ = symbols([len(vocabulary.tokens), *after], extended)
-            outcome = oracle_outcome(text, prompt)
+            text = characters([len(vocabulary.tokens), *after], extended)
+            outcome = decided_outcome(prompt, text)
             if outcome is None:
                 stack.append((longer, probability * share))
                 continue
@@ -141,8 +115,8 @@ def enumerate_all(toy: Toy, prompt: str, healed: bytes) -> tuple[dict[str, float
 def name_of(outcome: OutcomeId) -> str:
     kind, text = outcome
     if isinstance(text, str):
-        return text
-    return f"<{text[0]:02x}>" if kind == "byte" else text.decode()
+        return SPECIAL[text]
+    return chr(0xE000 + text[0]) if kind == "byte" else text.decode()
 
 
 def toy_search(seed: int) -> tuple[Toy, Search, str, bytes, State]:
