@@ -17,6 +17,7 @@ from conf.display.tokens import comparison_table, show_cuts
 from data import InputError
 from data.corpus.corpora import documents
 from data.corpus.reading import ReadOptions, Skipped
+from data.tokenizers.base import ranks_path
 from data.tokenizers.build import Tokenizer, TokenizerConfig, build, load, shortfall
 from data.tokenizers.fertility import Words, fertility
 from data.tokenizers.huggingface import to_tokenizer_json
@@ -37,6 +38,7 @@ PATHS = {"kind": "path", "list": True}
 PATTERNS = {"kind": "pattern", "list": True}
 TEXT = {"kind": "text"}
 PATH = {"kind": "path"}
+READS, COMPARES = {"needs": ("mode=train|compare|show",)}, {"needs": ("mode=compare",)}
 
 
 @dataclass
@@ -46,23 +48,26 @@ class ToolConfig:
     mode: str = "train"  # train | compare | show | export
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # the one to train
     # compare, show, export: folders, names such as bpe:8192 or char, encodings and ranks files of tiktoken
-    tokenizers: Any = field(default=None, metadata=PATHS)
+    tokenizers: Any = field(default=None, metadata=PATHS | {"needs": ("mode=compare|show|export",)})
     # train, compare, show: the text to train and compare on
-    corpus: Any = field(default="shakespeare", metadata=PATHS)
-    include: Any = field(default=None, metadata=PATTERNS)
-    exclude: Any = field(default=None, metadata=PATTERNS)
+    corpus: Any = field(default="shakespeare", metadata=PATHS | READS)
+    include: Any = field(default=None, metadata=PATTERNS | READS)
+    exclude: Any = field(default=None, metadata=PATTERNS | READS)
     # this and the next three as python -m scripts.prepare takes them (data/preparation/config.py)
-    text_field: str = field(default="text", metadata=TEXT)
+    text_field: str = field(default="text", metadata=TEXT | READS)
     # the line that separates documents within a text file
-    document_separator: str | None = field(default=None, metadata=TEXT)
-    invalid_utf8: str = "auto"  # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
-    max_bad_lines: int = 0  # broken lines of .jsonl files to tolerate
-    datasets: str = field(default="datasets", metadata=PATH)  # where downloads are kept
-    text: str | None = field(default=None, metadata=TEXT)  # show: the text; null: standard input
-    out: str | None = field(default=None, metadata=PATH)  # train: a new folder; export: the tokenizer.json to write
-    workers: int = 0  # training processes; 0: as many as there are CPUs
-    max_bytes: int = 20_000_000  # compare: maximum size of the text
-    json: str | None = field(default=None, metadata={"kind": "output"})  # compare: a file for the figures
+    document_separator: str | None = field(default=None, metadata=TEXT | READS)
+    # skip | replace | refuse documents that are not UTF-8; auto: refuse in a file named
+    invalid_utf8: str = field(default="auto", metadata=READS)
+    max_bad_lines: int = field(default=0, metadata=READS)  # broken lines of .jsonl files to tolerate
+    datasets: str = field(default="datasets", metadata=PATH | READS)  # where downloads are kept
+    # show: the text; null: standard input
+    text: str | None = field(default=None, metadata=TEXT | {"needs": ("mode=show",)})
+    # train: a new folder; export: the tokenizer.json to write
+    out: str | None = field(default=None, metadata=PATH | {"needs": ("mode=train|export",)})
+    workers: int = field(default=0, metadata=READS)  # training processes; 0: as many as there are CPUs
+    max_bytes: int = field(default=20_000_000, metadata=COMPARES)  # compare: maximum size of the text
+    json: str | None = field(default=None, metadata={"kind": "output"} | COMPARES)  # compare: a file for the figures
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -142,7 +147,8 @@ def named(cfg: ToolConfig, name: str, texts: list[str] | None) -> Tokenizer:
     if path.is_dir():
         raise InputError(f"tokenizers: {name} contains no tokenizer.json; give the folder of a tokenizer or checkpoint")
     try:
-        return build(replace(cfg.tokenizer, kind="tiktoken", encoding=name, path=None), [])
+        pattern = cfg.tokenizer.pattern if ranks_path(name) else "gpt2"  # an encoding has its own
+        return build(replace(cfg.tokenizer, kind="tiktoken", encoding=name, pattern=pattern, path=None), [])
     except InputError as error:
         raise InputError(f"tokenizers: {name!r} is neither a folder nor one of {', '.join(TRAINED)}; {error}") from None
 
@@ -151,8 +157,6 @@ def train(cfg: ToolConfig) -> None:
     folder = Path(cfg.out or "").expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out={cfg.out} already exists; name a new folder")
-    for unused in cfg.tokenizer.unused():
-        print(f"note: {unused}")
     texts = texts_of(cfg)
     start = time.perf_counter()
     tokenizer = build(cfg.tokenizer, texts, workers=cfg.workers)

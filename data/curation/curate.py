@@ -27,7 +27,7 @@ class CurateConfig:
     overlap: bool = True
     near_duplicates: bool = False  # drop documents with nearly the text of an earlier one; needs the extra `curate`
     # for near_duplicates: share of runs of three words that two texts share; 0.65: about 1 word in 13 differs
-    similarity: float = 0.65
+    similarity: float = field(default=0.65, metadata={"needs": ("near_duplicates=true",)})
     min_characters: int | None = None  # drop shorter documents
     max_characters: int | None = None  # drop longer documents
     min_letters: float | None = None  # drop documents with a smaller share of letters (white space does not count)

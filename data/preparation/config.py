@@ -12,6 +12,7 @@ from ..tokenizers.build import TokenizerConfig
 PATTERNS = {"kind": "pattern", "list": True}
 TEXT = {"kind": "text"}
 ADVANCED = {"group": "advanced"}
+TRAINED = ("tokenizer.path=null", "tokenizer.kind=bpe|sentencepiece")
 
 
 @dataclass
@@ -25,7 +26,8 @@ class PrepareConfig:
     exclude: Any = field(default=None, metadata=PATTERNS)  # leave out documents whose name, or file name, matches
     # hold out the documents whose name matches; null: val_fraction decides
     val_include: Any = field(default=None, metadata=PATTERNS)
-    val_fraction: float = 0.1  # fraction of the text to hold out for validation; 0: no validation split
+    # fraction of the text to hold out for validation; 0: no validation split
+    val_fraction: float = field(default=0.1, metadata={"needs": ("val_include=null",)})
     text_field: str = field(default="text", metadata=TEXT)  # the field with the text in .jsonl and .parquet files
     # the line that separates documents within a text file
     document_separator: str | None = field(default=None, metadata=TEXT)
@@ -34,7 +36,7 @@ class PrepareConfig:
     # number of broken lines to skip in .jsonl files; one more is an error
     max_bad_lines: int = field(default=0, metadata=ADVANCED)
     # train the tokenizer on at most about this many bytes of training text
-    tokenizer_sample: float = field(default=64e6, metadata=ADVANCED)
+    tokenizer_sample: float = field(default=64e6, metadata=ADVANCED | {"needs": TRAINED})
     workers: int = field(default=0, metadata=ADVANCED)  # processes; 0: one per CPU, a single one for a small corpus
     # the folder for downloads and prepared corpora
     datasets: str = field(default="datasets", metadata={"kind": "path"})

@@ -47,8 +47,6 @@ def prepare(
     """
     if problems := config.validate():
         raise InputError("; ".join(problems))
-    for line in config.tokenizer.unused():
-        say(f"note: {line}")
     folder, name = Path(config.datasets).expanduser(), corpus_name(config.corpus)
     try:
         with ExitStack() as stack:

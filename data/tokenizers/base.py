@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,35 +25,34 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FORMAT = 1
 NAMES = ("byte", "char", "bpe", "sentencepiece", "tiktoken")  # the kinds; kinds.py has a class for each
 
-# The kinds that use a setting; all kinds use the others.
-USED_BY = {
-    "vocab_size": ("bpe", "sentencepiece"),
-    "pattern": ("bpe", "tiktoken"),
-    "min_frequency": ("bpe",),
-    "algorithm": ("sentencepiece",),
-    "encoding": ("tiktoken",),
-}
-
 PATH = {"kind": "path"}
 ADVANCED = {"group": "advanced"}
+
+
+def needs(*conditions: str) -> dict[str, Any]:
+    """Returns the metadata of a field that has an effect only under these conditions, and without `path`."""
+    return {"needs": ("path=null", *conditions)}
 
 
 @dataclass
 class TokenizerConfig:
     """Which tokenizer to build. The parentheses name the kinds that use a field; the others ignore it."""
 
-    kind: str = "bpe"  # byte | char | bpe | sentencepiece | tiktoken
-    vocab_size: int = 4096  # of all tokens, special ones included; fewer if the text is too small (bpe, sentencepiece)
+    kind: str = field(default="bpe", metadata=needs())  # byte | char | bpe | sentencepiece | tiktoken
+    # of all tokens, special ones included; fewer if the text is too small (bpe, sentencepiece)
+    vocab_size: int = field(default=4096, metadata=needs("kind=bpe|sentencepiece"))
     # gpt2, gpt4 or a regular expression of your own (bpe, tiktoken with a ranks file)
-    pattern: str = field(default="gpt2", metadata={"kind": "text"})
+    pattern: str = field(default="gpt2", metadata=needs("kind=bpe|tiktoken") | {"kind": "text"})
     # a pair of tokens that occurs less often is not merged (bpe)
-    min_frequency: int = field(default=1, metadata=ADVANCED)
-    special_tokens: list[str] = field(default_factory=list, metadata=ADVANCED)  # in addition to <|endoftext|>
-    # where a special token's name stands in a text, it is that token; false: it is ordinary text
-    allow_special: bool = field(default=False, metadata=ADVANCED)
-    algorithm: str = field(default="unigram", metadata=ADVANCED)  # unigram | bpe (sentencepiece)
+    min_frequency: int = field(default=1, metadata=needs("kind=bpe") | ADVANCED)
+    # in addition to <|endoftext|>; without allow_special, no text is encoded as these tokens
+    special_tokens: list[str] = field(default_factory=list, metadata=needs("allow_special") | ADVANCED)
+    # where the name of a special token stands in a text, it is that token; false: it is ordinary text
+    allow_special: bool = field(default=False, metadata=needs() | ADVANCED)
+    # unigram | bpe (sentencepiece)
+    algorithm: str = field(default="unigram", metadata=needs("kind=sentencepiece") | ADVANCED)
     # the name of one of tiktoken's encodings, or the path of a ranks file (tiktoken)
-    encoding: str = field(default="gpt2", metadata=PATH)
+    encoding: str = field(default="gpt2", metadata=needs("kind=tiktoken") | PATH)
     # a saved tokenizer's folder; all other settings are then ignored
     path: str | None = field(default=None, metadata=PATH)
 
@@ -91,25 +90,10 @@ class TokenizerConfig:
                 tiktoken_encoding(SINGLE_BYTES, Pattern(self.pattern))
             except InputError as error:
                 found.append(str(error))
-        return found
-
-    def unused(self) -> list[str]:
-        """Returns the settings that were changed but have no effect, one line each."""
-        found = []
-        for name in (setting.name for setting in fields(self)):
-            if name == "path" or (value := getattr(self, name)) == getattr(TokenizerConfig(), name):
-                continue
-            if self.path is not None:
-                reason = f": the tokenizer at tokenizer.path={self.path} is used as it was saved"
-            elif self.kind not in USED_BY.get(name, NAMES):
-                reason = f" with tokenizer.kind={self.kind}"
-            elif name == "pattern" and self.kind == "tiktoken" and ranks_path(self.encoding) is None:
-                reason = f": tokenizer.encoding={self.encoding} has its own pattern"
-            elif name == "special_tokens" and not self.allow_special:
-                reason = " on text; tokenizer.allow_special=true makes these names tokens wherever they stand"
-            else:
-                continue
-            found.append(f"tokenizer.{name}={value} has no effect{reason}")
+        if self.kind == "tiktoken" and self.pattern != "gpt2" and ranks_path(self.encoding) is None:
+            found.append(
+                f"tokenizer.pattern={self.pattern!r} is for ranks files; tokenizer.encoding={self.encoding} has its own"
+            )
         return found
 
     def ordinary_text(self, texts: Iterable[str]) -> Iterator[str]:

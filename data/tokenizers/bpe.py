@@ -126,10 +126,10 @@ def _count_pairs(words: list[str], occurrences: list[int]) -> tuple[defaultdict[
     """
     pair_counts: defaultdict[str, int] = defaultdict(int)
     words_with: defaultdict[str, list[int]] = defaultdict(list)
-    text = np.frombuffer("".join(words).encode("latin-1"), np.uint8).astype(np.uint16)
+    text = np.frombuffer("".join(words).encode("latin-1"), np.uint8).astype(np.uint16)  # (n_bytes,)
     owner = np.repeat(np.arange(len(words), dtype=np.uint32), [len(word) for word in words])  # the word of each byte
-    within = owner[1:] == owner[:-1]
-    codes, owner = (text[:-1] << 8 | text[1:])[within], owner[:-1][within]
+    within = owner[1:] == owner[:-1]  # (n_bytes - 1,): the pair lies within one word
+    codes, owner = (text[:-1] << 8 | text[1:])[within], owner[:-1][within]  # (n_pairs,): first byte * 256 + second
     order = np.argsort(codes, kind="stable")
     codes, owner = codes[order], owner[order]
     del text, within, order  # tens of megabytes, which the lists below need
@@ -147,6 +147,7 @@ def encode(text: str, ranks: dict[bytes, int], *, pattern: str = "gpt2") -> list
     ids = []
     for pretoken in Pattern(pattern).pretokens(text):
         whole = pretoken.encode()
+        # As in tiktoken, a pretoken that is a token needs no merges.
         tokens = [whole] if whole in ranks else [bytes([byte]) for byte in whole]
         while True:
             pairs = [left + right for left, right in pairwise(tokens)]

@@ -1,7 +1,8 @@
 """Exports a byte-level tokenizer to tokenizer.json, the format of Hugging Face's libraries.
 
 Two differences remain. There, the name of a special token in plain text is that token; here only with
-tokenizer.allow_special=true, and never <|endoftext|>. And only here are very long runs cut (see Pattern.segments), so their tokens can differ.
+tokenizer.allow_special=true, and never <|endoftext|>. And only here are very long runs cut (see Pattern.segments), so
+their tokens can differ.
 """
 
 from __future__ import annotations

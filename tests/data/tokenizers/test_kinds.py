@@ -289,6 +289,12 @@ def test_a_bare_word_is_not_a_pattern(pattern: str, tmp_path: Path) -> None:
     assert not TokenizerConfig(pattern=r"\w").validate()
 
 
+def test_a_pattern_for_an_encoding_that_has_its_own_is_refused() -> None:
+    (problem,) = TokenizerConfig(kind="tiktoken", pattern="gpt4").validate()
+    assert "tokenizer.encoding=gpt2 has its own" in problem
+    assert not TokenizerConfig(kind="tiktoken", pattern="gpt4", encoding="my.tiktoken").validate()
+
+
 @pytest.mark.parametrize("ids", [[-1], [0, 10**9], [257], np.array([300])])
 def test_an_id_of_another_tokenizer_is_an_input_error(ids) -> None:
     with pytest.raises(InputError, match="is not in 0 to 256"):

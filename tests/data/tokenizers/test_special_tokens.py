@@ -95,8 +95,7 @@ def test_a_corpus_with_special_tokens_is_prepared_with_them_or_says_that_they_ar
 
     for _ in range(2):  # also when the corpus is already prepared
         folder = prepared()
-        unused, note = [line for line in said if line.startswith("note")]
-        assert "special_tokens" in unused and "has no effect on text" in unused
+        (note,) = [line for line in said if line.startswith("note")]
         assert f"'{USER}' 40 times, '{BOT}' 20 times" in note and "tokenizer.allow_special=true" in note
     text_tokens = open_split(folder, "train").n_tokens
     folder = prepared(allow_special=True)
@@ -106,25 +105,3 @@ def test_a_corpus_with_special_tokens_is_prepared_with_them_or_says_that_they_ar
     assert [counts[tokenizer.special_tokens[name]] for name in (USER, BOT)] == [40, 20]
     assert split.n_tokens < text_tokens
     assert tokenizer.decode(split.tokens[1:-1]) == CHAT[0]
-
-
-def test_settings_that_a_kind_does_not_use_are_named() -> None:
-    for config, names in (
-        (TokenizerConfig(), []),
-        (
-            TokenizerConfig(vocab_size=9000, pattern="gpt4", min_frequency=2, special_tokens=["x"], allow_special=True),
-            [],
-        ),
-        (TokenizerConfig(special_tokens=["x"]), ["special_tokens"]),
-        (TokenizerConfig(kind="byte", vocab_size=9000), ["vocab_size=9000"]),
-        (TokenizerConfig(kind="char", pattern="gpt4", min_frequency=2), ["pattern=gpt4", "min_frequency=2"]),
-        (TokenizerConfig(kind="sentencepiece", min_frequency=2, algorithm="bpe"), ["min_frequency=2"]),
-        (TokenizerConfig(algorithm="bpe", encoding="o200k_base"), ["algorithm=bpe", "encoding=o200k_base"]),
-        (TokenizerConfig(kind="tiktoken", pattern="gpt4"), ["pattern=gpt4"]),
-        (TokenizerConfig(kind="tiktoken", pattern="gpt4", encoding="my.tiktoken"), []),
-        (TokenizerConfig(path="out/t", vocab_size=9000, special_tokens=["x"]), ["vocab_size=9000", "special_tokens"]),
-    ):
-        found = config.unused()
-        assert len(found) == len(names), found
-        for line, name in zip(found, names, strict=True):
-            assert f"tokenizer.{name}" in line and "has no effect" in line
