@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,8 @@ class Page:
 
     def named(self, word: str) -> str:
         """Returns a word as it is if it is readable, or quoted if it is white space or has invisible characters."""
-        readable = word.isprintable() and word == word.strip() != ""
+        shown = re.sub("(?<=.)[\u200c\u200d](?=.)", "", word)  # joiners inside words of Persian, Hindi and others
+        readable = shown.isprintable() and word == word.strip() != ""
         return self.plain(word) if readable else self.quoted(word)
 
     def after(self, prompt: str) -> str:

@@ -190,3 +190,9 @@ def test_everything_survives_an_ascii_pipe() -> None:
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "'\\xe9'" in done.stdout and "\\u4f60" in done.stdout, done.stderr
+
+
+def test_a_joiner_inside_a_word_is_shown_as_it_is() -> None:
+    page = tables.Page()
+    assert page.named("می\u200cروم") == "می\u200cروم"
+    assert page.named("می\u200c") == r"'می\u200c'" and page.named("a\u200b") == r"'a\u200b'"
