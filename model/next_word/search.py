@@ -1,4 +1,7 @@
-"""Best-first search over token paths: the probability that each outcome has for certain, and the most it can have.
+"""Best-first search over token paths: a lower and an upper bound for the probability of each outcome.
+
+An outcome is what comes next: a word, a punctuation mark, white space or a special token. Mass is probability: closed
+mass belongs to a known outcome for certain; open mass is on paths whose outcome may still grow longer.
 
 A node is a token path that the model has read. Reading it shares the node's mass among its children, the next tokens:
 some close an outcome ("." ends a word), the others leave it open. The search expands open children, the most probable
@@ -177,13 +180,13 @@ class Search:
         return found
 
     def open_mass_of(self, text: bytes) -> float:
-        """Returns the most mass that an outcome with these bytes can still gain: the open mass on its prefixes."""
+        """Returns an upper bound on the mass that these bytes can still gain: the open mass on their prefixes."""
         return sum(group.open_mass(text) for group in self._prefixes(text))
 
     def max_unseen(self) -> tuple[float, bytes]:
-        """Returns the most mass that an outcome not found yet can have, and a text on whose prefixes that mass is open.
+        """Returns an upper bound on the mass of an outcome not found yet, and a text on whose prefixes it is open.
 
-        The maximum runs over chains of nested texts and is built from the longest texts to the shortest.
+        The bound is a maximum over chains of nested texts, built from the longest texts to the shortest.
         """
         texts = sorted(self.groups)
         extensions: defaultdict[bytes, list[bytes]] = defaultdict(list)  # the children of a text in the prefix tree
@@ -245,15 +248,14 @@ class Search:
             masses = children[:, table.open_tokens]  # (rows, open tokens)
             closed = children.new_zeros(len(rows), len(table.closings))
             closed.index_add_(1, table.closing_index, children[:, table.closing_tokens])
-            prefix_sums, open_sums, closed_masses = (
-                table.prefix_sums(masses),
-                masses.sum(dim=1).tolist(),
-                closed.tolist(),
-            )
+            prefix_sums = table.prefix_sums(masses)
+            open_sums = masses.sum(dim=1).tolist()
+            closed_masses = closed.tolist()
             best = masses.topk(min(32, masses.shape[1]), dim=1)
             ranked = zip(best.values.tolist(), best.indices.tolist(), strict=True)
             for row, (node, pairs) in enumerate(zip(nodes, ranked, strict=True)):
-                node.masses, node.ranked = masses[row], list(zip(*pairs, strict=True))
+                node.masses = masses[row]
+                node.ranked = list(zip(*pairs, strict=True))
                 node.group.add(first + rows[row], prefix_sums[row])
                 if node.ranked and node.ranked[0][0] > 0 and node.depth < self.predictor.depth:
                     heapq.heappush(self.frontier, (-node.ranked[0][0], first + rows[row], 0))
