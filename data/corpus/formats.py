@@ -22,7 +22,7 @@ from .walk import File
 
 CHUNK = 1 << 20  # bytes of a large file that are read at a time
 TABLES: dict[str, Callable[[File, str], Iterator[Chunk]]] = {".parquet": parquet_chunks}  # ending -> (file, text_field)
-TABLE_SIGNATURES = {b"PAR1": ".parquet"}  # the first bytes of a table -> the ending that it should have
+TABLE_SIGNATURES = {b"PAR1": ".parquet"}  # the first bytes of a table -> its ending
 
 
 def chunks_of(file: File, options: ReadOptions) -> Iterator[Chunk]:
@@ -38,7 +38,10 @@ def chunks_of(file: File, options: ReadOptions) -> Iterator[Chunk]:
         return
     bare = without_suffix(file.name)
     head, compressed = head_of(file)
-    if ending := TABLE_SIGNATURES.get(head[:4]) or next(filter(bare.endswith, TABLES), None):
+    ending = next((ending for signature, ending in TABLE_SIGNATURES.items() if head.startswith(signature)), "")
+    if ending := ending or next(filter(bare.endswith, TABLES), ""):
+        if compressed:
+            raise InputError(f"{file.place} is compressed; decompress it ({ending} files are compressed already)")
         yield from TABLES[ending](file, options.text_field)
         return
     if found := not_text(head):

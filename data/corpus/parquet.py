@@ -29,7 +29,9 @@ def parquet_chunks(file: File, text_field: str) -> Iterator[Chunk]:
             for batch in table.iter_batches(batch_size=ROWS_PER_CHUNK, columns=[text_field], use_threads=False):
                 texts = batch.column(0).to_pylist()
                 n_bytes = file.n_bytes * len(texts) // n_rows
-                yield Chunk(ROWS, file.place, file.name, file.explicit, n_bytes, row, False, b"", texts)
+                yield Chunk(
+                    ROWS, file.place, file.name, file.explicit, n_bytes, line=row, whole=False, content=b"", rows=texts
+                )
                 row += len(texts)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -79,6 +79,12 @@ def test_truncated_compressed_files_are_refused(tmp_path):
     assert "z.parquet: not a readable parquet" in refused(tmp_path / "z.parquet")
 
 
+def test_compressed_parquet_is_refused(tmp_path):
+    for name, compress in (("z.parquet.gz", gzip.compress), ("z.zst", zstd)):
+        (tmp_path / name).write_bytes(compress(b"PAR1"))
+        assert f"{name} is compressed; decompress it (.parquet files are" in refused(tmp_path / name)
+
+
 def test_a_parquet_error_names_the_columns_and_empty_cells_are_skipped(tmp_path):
     parquet(tmp_path / "z.parquet", "body", ["a", None, "b"])
     assert "no column 'text'" in (message := refused(tmp_path / "z.parquet")) and "id, body" in message
@@ -94,8 +100,10 @@ def test_a_new_table_format_is_a_function_and_an_entry_in_tables(tmp_path, monke
         yield chunks.Chunk(chunks.ROWS, file.path, file.name, file.explicit, file.n_bytes, 1, False, b"", rows)
 
     monkeypatch.setitem(formats.TABLES, ".list", list_chunks)
+    monkeypatch.setitem(formats.TABLE_SIGNATURES, b"a list:", ".list")
     (tmp_path / "x.list").write_text("one\n\nthree\n")
-    assert texts(str(tmp_path)) == {"x.list:1": "one", "x.list:3": "three"}
+    (tmp_path / "y").write_text("a list:\ntwo\n")
+    assert texts(str(tmp_path)) == {"x.list:1": "one", "x.list:3": "three", "y:1": "a list:", "y:2": "two"}
 
 
 @pytest.mark.parametrize("package, file", [("pyarrow", "a.parquet"), ("zstandard", "a.txt.zst")])
