@@ -37,7 +37,7 @@ def head_loss(head: Callable[[Tensor], Tensor], weight: Tensor, h: Tensor, targe
 class ChunkedLoss(torch.autograd.Function):
     """Computes each chunk's gradient together with its loss, then drops its logits.
 
-    Backward only scales these gradients, because the loss is the last operation of the network.
+    The loss is a scalar, so backward only multiplies by the incoming gradient.
     """
 
     @staticmethod
@@ -56,6 +56,6 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dh, dw = ctx.gradients
-        return dh * gradients[0], dw * gradients[0], None, None
+        return dh * grad, dw * grad, None, None
