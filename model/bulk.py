@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -56,19 +58,20 @@ class Request:
         return found + self.sampling.validate()
 
     def changed(self, fields: Mapping[str, Any]) -> Request:
-        """This request with a prompt's own settings; other fields of the prompt are ignored.
+        """This request with a prompt's own settings; other fields of the prompt are ignored, and null means absent.
 
-        Raises InputError with all errors: values of a wrong type or range, and names close to that of a setting.
+        Raises InputError with all errors: values of a wrong type or range, and other spellings of a setting.
         """
         own, errors = {}, []
-        for name, value in fields.items():
-            if name in SETTINGS:
+        for field_name, value in fields.items():
+            name = RENAMED.get(field_name, field_name)
+            if name in SETTINGS and value is not None:
                 try:
                     own[name] = convert(value, SETTINGS[name])
                 except TypeError as error:
-                    errors.append(f"{name}={value!r} does not fit: it takes {error}")
-            elif (near := nearest_setting(name)) is not None:
-                errors.append(f"unknown field {name!r}; did you mean {near!r}?")
+                    errors.append(f"{field_name}={json.dumps(value)} does not fit: it takes {error}")
+            elif name not in SETTINGS and (meant := SPELLINGS.get(letters_of(name))):
+                errors.append(f"unknown field {name!r}; did you mean {meant!r}?")
         if not own and not errors:
             return self
         request_fields = {name: value for name, value in own.items() if name in REQUEST_SETTINGS}
@@ -82,13 +85,25 @@ class Request:
 
 REQUEST_SETTINGS = {name: hint for name, hint in typing.get_type_hints(Request).items() if name != "sampling"}
 SETTINGS = REQUEST_SETTINGS | typing.get_type_hints(SamplingConfig)  # every setting that a prompt may have of its own
+RENAMED = {"banned": "bad_words", "forced": "force_words"}  # older names, read for one more version
 
 
-def request_reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str, Any]], Request]:
+def letters_of(name: str) -> str:
+    return re.sub("[^a-z]", "", name.lower())
+
+
+SPELLINGS = {letters_of(name): name for name in SETTINGS} | {"maxtokens": "max_new_tokens"}  # topK, max-new-tokens...
+
+
+def request_reader(
+    lm: LanguageModel, default: Request, *, note: Callable[[str], None] = lambda line: None
+) -> Callable[[Mapping[str, Any]], Request]:
     """Returns a function from a prompt's fields to its Request.
 
-    The function raises InputError for wrong settings, including constraints that the vocabulary cannot meet.
+    The function raises InputError for wrong settings, including constraints that the vocabulary cannot meet. It calls
+    `note` once for each field whose name is an older one, or close to that of a setting.
     """
+    noted: set[str] = set()
 
     @functools.lru_cache(maxsize=1000)
     def check_constraints(sampling: SamplingConfig, max_new_tokens: int) -> None:
@@ -97,6 +112,12 @@ def request_reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str
 
     def read(fields: Mapping[str, Any]) -> Request:
         request = default.changed(fields)
+        for name in [name for name in fields if name not in SETTINGS and name not in noted]:
+            noted.add(name)
+            if name in RENAMED:
+                note(f"field {name!r} is now called {RENAMED[name]!r}")
+            elif (near := nearest_setting(name)) is not None:
+                note(f"field {name!r} is not a setting and only copied to the results; did you mean {near!r}?")
         check_constraints(request.sampling, request.max_new_tokens)
         return request
 
@@ -106,17 +127,14 @@ def request_reader(lm: LanguageModel, default: Request) -> Callable[[Mapping[str
     return read
 
 
-@functools.lru_cache(maxsize=1000)
 def nearest_setting(name: str) -> str | None:
-    """The setting that a field's name most likely misspells, if one is very close."""
+    """The setting that a field's name may misspell, if one is very close."""
     return next(iter(difflib.get_close_matches(name.lower(), SETTINGS, n=1, cutoff=0.8)), None)
 
 
 def convert(value: Any, hint: Any) -> Any:
     """Converts a JSON value to the type of its setting. Raises TypeError with the expected type in words."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if float in kinds:
             return float(value)

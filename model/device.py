@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -127,7 +128,7 @@ def resolve_compile(setting: bool | str, device: torch.device) -> bool:
     On a CPU a cold compilation takes 20-60 s, which only long runs gain back: training/settings.py decides there.
     """
     if setting not in (True, False, "auto"):
-        raise InputError(f"compile={setting!r} is not one of auto, true, false")
+        raise InputError(f"compile={json.dumps(setting)} is not one of auto, true, false")
     enabled = device.type == "cuda" if setting == "auto" else bool(setting)
     if enabled and (missing := missing_for_compile(device)):
         if setting is True:

@@ -291,9 +291,9 @@ class LanguageModel:
                 yield new.text
 
     def score(self, text: str, *, prompt: str = "") -> TextScore:
-        """The probability of `text` after `prompt` (default: at the start of a document), token by token.
+        """The probability of `text`, token by token, after `prompt`, or after the end token if there is no prompt.
 
-        Both are tokenized separately; spaces at the end of the prompt move to the text.
+        So score(a + b) is not score(a) + score(b, prompt=a). Spaces at the end of the prompt move to the text.
         """
         return score_texts(self, [(prompt, text)])[0]
 

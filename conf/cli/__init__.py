@@ -4,5 +4,6 @@ from .config import Overrides, compose, write_config
 from .errors import InputError, is_user_mistake
 from .fields import Modes
 from .program import run
+from .text import given_text
 
-__all__ = ["InputError", "Modes", "Overrides", "compose", "is_user_mistake", "run", "write_config"]
+__all__ = ["InputError", "Modes", "Overrides", "compose", "given_text", "is_user_mistake", "run", "write_config"]

@@ -6,11 +6,12 @@ whose field declares a kind (see fields.py) therefore bypass it, except under --
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from .errors import InputError, as_input_error, one_line
@@ -139,19 +140,12 @@ def free_value(key: str, value: str, about: Key) -> Any:
     elif value == "null" and (about.type is Any or type(None) in typing.get_args(about.type)):
         return None
     expand = os.path.expanduser if about.expands_home else str
-    if about.kind == "output":
-        check_output(key, value, Path(expand(value)))
     if about.is_list and value.startswith("[") and value.endswith("]"):
+        if about.kind == "text" and value[1:-1].strip() and not re.search("[\"',\\[\\]]", value[1:-1]):
+            item, text = (json.dumps(part, ensure_ascii=False) for part in (value[1:-1].strip(), value))
+            raise InputError(f"{key}={value} may be a list or text; write {key}='[{item}]' or {key}='[{text}]'")
         return [expand(item) for item in list_of_texts(key, value)]
     return expand(value)
-
-
-def check_output(key: str, value: str, path: Path) -> None:
-    """Raises InputError if the file cannot be written, which may otherwise show only after hours of work."""
-    if path.is_dir():
-        raise InputError(f"{key}={value} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise InputError(f"{key}={value}: there is no folder {path.parent}; make it first")
 
 
 def list_of_texts(key: str, value: str) -> list[str]:

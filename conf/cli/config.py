@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .arguments import read_arguments
 from .errors import InputError, as_input_error, one_line
 from .fields import Modes, keys_of, leaves
-from .renamed import REMOVED, RENAMED
+from .renamed import ADDED, REMOVED, RENAMED
 
 Config = TypeVar("Config")
 Overrides = dict[str, Any]  # what the command line set: {dotted key: value in the composed config}
@@ -28,18 +29,24 @@ def compose(
     Raises InputError with everything that is wrong, one argument a line.
     """
     import hydra
+    from omegaconf import OmegaConf
 
     modes, mode = (schema, schema.chosen(arguments)) if isinstance(schema, Modes) else (None, "")
     plain = schema.schemas[mode] if isinstance(schema, Modes) else schema
     settings, free = read_arguments(plain, arguments, options=group_options(name), mode=mode, modes=modes)
+    keys = keys_of(plain)
+    paths = {key for key in free if keys[key].expands_home and "${" in str(free[key])}  # OmegaConf replaces ${key}
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra.compose(register(plain, name), overrides=settings)
+        for key, value in free.items():
+            if key in paths or "${" not in str(value):
+                OmegaConf.update(composed, key, value)
     except Exception as error:
         raise as_input_error(error) from error
-    config = to_dataclass(composed, free)
+    config = to_dataclass(composed, {key: value for key, value in free.items() if key not in paths})
     if check and not getattr(config, "resume", False):  # resume_config checks the settings that a run resumes with
-        check_config(config)
+        check_config(config, typed=free)
     return config, overrides_of(config, [*settings, *free])
 
 
@@ -68,13 +75,37 @@ def to_dataclass(composed: Any, free: Mapping[str, Any]) -> Any:
     return config
 
 
-def check_config(config: Any) -> None:
-    """Validates the config and its nested dataclasses. Raises InputError with every problem."""
+def check_config(config: Any, *, typed: Iterable[str] = ()) -> None:
+    """Validates the config, its nested dataclasses, and the output files among the `typed` keys.
+
+    Raises InputError with every problem.
+    """
     nested = (getattr(config, field.name) for field in dataclasses.fields(config))
     nodes = [config, *(node for node in nested if dataclasses.is_dataclass(node))]
     problems = [problem for node in nodes if hasattr(node, "validate") for problem in node.validate()]
+    keys, values = keys_of(type(config)), dict(leaves(dataclasses.asdict(config)))
+    outputs = [key for key in typed if key in values and keys[key].kind == "output" and values[key] is not None]
+    problems += filter(None, (output_problem(key, values[key]) for key in outputs))
     if problems:
         raise InputError(*dict.fromkeys(problems))
+
+
+def output_problem(key: str, value: str) -> str | None:
+    """Returns why this file cannot be written, which would otherwise show only after hours of work; or None."""
+    path = Path(value)
+    if path.is_dir():
+        return f"{key}={value} is a folder; name a file in it"
+    if not path.parent.is_dir():
+        return f"{key}={value}: there is no folder {path.parent}; make it first"
+    try:
+        if path.exists():
+            writable = os.access(path, os.W_OK)
+        else:
+            with tempfile.TemporaryFile(dir=path.parent):
+                writable = True
+    except OSError:
+        writable = False
+    return None if writable else f"{key}={value} cannot be written; check its permissions, or choose another folder"
 
 
 def overrides_of(config: Any, arguments: list[str]) -> Overrides:
@@ -149,6 +180,7 @@ def read_config(path: str | Path, schema: type[Config]) -> Config:
         if found.pop(key, off) != off and off is not None:
             raise InputError(f"{path}: {key} is set, but no longer exists; use the version that wrote the file")
     keys = {key: about for key, about in keys_of(schema).items() if not dataclasses.is_dataclass(about.type)}
+    found = {key: value for key, value in ADDED.items() if key in keys} | found
     for key in [*(found.keys() - keys.keys()), *(keys.keys() - found.keys())]:
         verb = "has an unknown" if key in found else "lacks the"
         raise InputError(f"{path} {verb} key {key!r}: it is damaged, or another version of the program wrote it")

@@ -9,6 +9,7 @@ A field's metadata may say:
   - "output": as a path, of a file to write; its folder is checked before the program starts.
 - "list": True if [a, "b c"] means a list of such values.
 - "group": its heading in --help.
+- "needs": what else must be set for it to have an effect (unused.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -93,6 +95,11 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) is list:
         return f"a list [a, b] where each item is {describe(typing.get_args(hint)[0])}"
     return names.get(hint) or " or ".join(map(describe, typing.get_args(hint))) or str(hint)
+
+
+def typed(value: Any) -> str:
+    """A value as a person types it: null, true, 0.5, ["a", "b"]; text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def nearest(key: str, known: list[str]) -> list[str]:

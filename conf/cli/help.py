@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import inspect
 import io
-import json
 import os
 import sys
 import textwrap
@@ -14,7 +13,7 @@ import tokenize
 import typing
 from typing import Any
 
-from .fields import Modes, keys_of, leaves
+from .fields import Modes, keys_of, leaves, typed
 
 HEADINGS = ("run", "data", "tokenizer", "curation", "model", "optimizer", "evaluation and saving", "distributed")
 LAST = "advanced"  # settings to leave alone in the first month
@@ -61,7 +60,7 @@ def usage(options: dict[str, list[str]]) -> list[str]:
 
 
 def line(key: str, value: Any, comments: dict[str, str]) -> str:
-    shown = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    shown = f"{key}={typed(value)}"
     return f"  {shown:<36}  {comments.get(key, '')}".rstrip()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import gc
 import io
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -14,6 +16,7 @@ from .errors import InputError, exit_status
 from .fields import Modes
 from .help import help_of_modes, help_text
 from .sweep import sweep
+from .unused import unused
 
 Config = TypeVar("Config")
 
@@ -30,6 +33,8 @@ def run(
     --help lists the keys, --cfg job prints the composed settings, --multirun sweeps over several values.
     Exit status: what main returns (None: 0); 2 for a user's mistake, printed in one line; 1 and a traceback for a bug.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see end_on_interrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "debug=true" in (argument.lower() for argument in arguments)
     atexit.register(gc.freeze)  # otherwise the interpreter scans all of torch's objects several times at exit
@@ -54,7 +59,10 @@ def _call(main: Callable[..., int | None], schema: Any, name: str, arguments: li
             schema = schema.schemas[schema.chosen(arguments)]
         debug = "debug=true" in (argument.lower() for argument in arguments)
         return sweep(main, schema, name=name, arguments=arguments, debug=debug)
-    return main(*compose(schema, name=name, arguments=arguments))
+    config, overrides = compose(schema, name=name, arguments=arguments)
+    for line in unused(config, arguments) if os.environ.get("RANK", "0") == "0" else ():
+        print(f"note: {line}", file=sys.stderr)
+    return main(config, overrides)
 
 
 def _without(arguments: list[str], *flags: str) -> tuple[bool, list[str]]:

@@ -26,7 +26,7 @@ RENAMED = {
     "broken_lines": "max_bad_lines",
     "beside": "compare_prompts",
     "beyond": "on_overflow",
-    "border": "token_healing",
+    "border": "ignore_trailing_spaces",
     "max_tokens": "max_expansions",
     "banned": "bad_words",
     "forced": "force_words",
@@ -34,7 +34,14 @@ RENAMED = {
 }
 RENAMED_VALUES = {("border", "words"): "true", ("border", "bytes"): "false", ("beyond", "refuse"): "error"}
 # Settings that no longer exist, with the value at which they did nothing (None: any value).
-REMOVED: dict[str, Any] = {"model.zero_init": None, "model.ngram": 0, "model.ngram_contexts": 0}
+REMOVED: dict[str, Any] = {
+    "model.zero_init": None,
+    "model.ngram": 0,
+    "model.ngram_contexts": 0,
+    "optimizer.cautious": False,
+}
+# Settings that are newer than some saved configs, with the value that does what the program did without them.
+ADDED: dict[str, Any] = {"tokenizer.allow_special": False}
 
 
 def current(key: str, value: str) -> tuple[str, str]:

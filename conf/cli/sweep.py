@@ -10,7 +10,7 @@ from typing import Any
 
 from .arguments import read_arguments
 from .config import CONF, check_config, group_options, overrides_of, register, to_dataclass
-from .errors import InputError, as_input_error, exit_status
+from .errors import InputError, as_input_error, exit_status, one_line
 from .fields import keys_of, leaves
 
 # run_dir is the only folder that a job writes, and Hydra's logging stays off.
@@ -24,6 +24,9 @@ def sweep(main: Callable[[Any, Any], int | None], schema: type, *, name: str, ar
     """Calls main for each job and returns the highest exit status. A user's mistake ends only its own job."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     keys = keys_of(schema)
     words, _ = read_arguments(schema, arguments, options=group_options(name), multirun=True)
@@ -33,24 +36,32 @@ def sweep(main: Callable[[Any, Any], int | None], schema: type, *, name: str, ar
     statuses: list[int] = []
 
     def job(composed: Any) -> None:
-        def call() -> int | None:
-            try:
-                settings = list(HydraConfig.get().overrides.task)  # with ${...} replaced
-            except Exception as error:
-                raise as_input_error(error) from error
-            print(f"job {len(statuses)}: {' '.join(settings)}", file=sys.stderr)
-            values = leaves(dataclasses.asdict(to_dataclass(composed, {})))
-            paths = {k: os.path.expanduser(v) for k, v in values if keys[k].expands_home and isinstance(v, str)}
-            config = to_dataclass(composed, paths)
-            check_config(config)
-            return main(config, overrides_of(config, settings))
+        settings: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        print(f"job {len(statuses)}: {' '.join(settings)}", file=sys.stderr)
+        statuses.append(2)  # until the job ends; Hydra itself fails only before the first job
 
-        statuses.append(exit_status(call, debug=debug))
+        def call() -> int | None:
+            raw: Any = OmegaConf.to_container(composed, resolve=False)
+            texts = {k: v for k, v in leaves(raw) if keys[k].kind in ("text", "pattern") and "${" in str(v)}
+            for key in texts:  # as without --multirun, ${key} is replaced in paths and numbers, not in text
+                OmegaConf.update(composed, key, "")
+            values = leaves(dataclasses.asdict(to_dataclass(composed, texts)))
+            paths = {k: os.path.expanduser(v) for k, v in values if keys[k].expands_home and isinstance(v, str)}
+            config = to_dataclass(composed, texts | paths)
+            overrides = overrides_of(config, settings)
+            check_config(config, typed=overrides)
+            return main(config, overrides)
+
+        statuses[-1] = exit_status(call, debug=debug)
 
     sys.argv = [sys.argv[0], "--multirun", *SWITCHES, *words]  # Hydra's sweeps start from sys.argv only
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
     try:
         hydra.main(config_path=str(CONF), config_name=register(schema, name), version_base="1.3")(job)()
     except Exception as error:
-        raise as_input_error(error) from error
-    return max(statuses, default=0)
+        if statuses or isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
+            raise as_input_error(error) from error
+        raise InputError(f"--multirun: {one_line(error)}; check the swept values and the hydra settings") from error
+    if not statuses:
+        raise InputError("--multirun has no job: one of the sweeps, such as range(0,0) or glob(x*), has no values")
+    return max(statuses)

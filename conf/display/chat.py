@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import cli
 from ..cli.config import check_config
-from ..cli.fields import nearest
+from ..cli.fields import nearest, typed
 
 CONTINUES = "A line is added to the text so far, on a new line unless it is empty or begins with a space."
 ANSWERS = "Each line is answered independently."
@@ -146,7 +146,7 @@ class Session:
         elif name == "set":
             if argument:
                 self.settings = changed(self.settings, argument, keys=self.keys)
-            print(*(f"{key}={cli.typed(getattr(self.settings, key))}" for key in self.keys))
+            print(*(f"{key}={typed(getattr(self.settings, key))}" for key in self.keys))
         elif name in self.views:
             self.views[name](argument or self.text, self.settings)
         elif name != "quit":

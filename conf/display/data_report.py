@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from .page import Page
-from .plots import BLUE, GREY, ORANGE, STYLE, printable, save_png
+from .plots import BLUE, GREY, ORANGE, STYLE, printable, save_figure
 
 MOST_BARS = 8
 SOFT = "#6b7280"
 
 
-def show(summary: Mapping[str, Any], picture: Path, *, least: float = 0) -> None:
-    """Prints the table of a prepared corpus and, if it has at least `least` bytes, draws the plot."""
+def show(summary: Mapping[str, Any], picture: Path, *, min_bytes: int = 0) -> None:
+    """Prints the table of a prepared corpus and, if it has at least `min_bytes`, draws the plot."""
     report_table(summary)
-    if summary["read"]["bytes"] >= least:
+    if summary["read"]["bytes"] >= min_bytes:
         plot_report(summary, picture)
 
 
@@ -40,7 +40,7 @@ def plot_report(summary: Mapping[str, Any], png_path: str | Path, *, title: str 
         _removed(panels[3], summary)
         if title:
             figure.suptitle(printable(title, 90), x=0.02, ha="left", fontsize=14, fontweight="bold")
-        save_png(figure, png_path)
+        save_figure(figure, png_path)
 
 
 def _lengths(axes: Any, train: Mapping[str, Any]) -> None:

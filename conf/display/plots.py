@@ -1,4 +1,4 @@
-"""Plots (PNG): a run's loss, and the next words or tokens of one or several prompts. matplotlib is imported on use."""
+"""Plots: a run's loss, and the next words or tokens of one or several prompts. matplotlib is imported on use."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
         bottom.margins(x=0.02)
-        save_png(figure, png_path)
+        save_figure(figure, png_path)
 
 
 def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int, float]) -> None:
@@ -123,7 +123,7 @@ def _draw_references(axes: Any, path: Path) -> None:
         )  # fmt: skip
 
 
-def plot_next(results: Sequence[Mapping[str, Any]], png_path: str | Path) -> None:
+def plot_next(results: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Plots the next words or tokens of one or several prompts as bars, up to three prompts side by side, on one scale.
 
     A result is what `json=` writes: `prompt` with `words` (rows of `word`, `kind`, `lower`, `upper`; the bar is solid
@@ -149,7 +149,7 @@ def plot_next(results: Sequence[Mapping[str, Any]], png_path: str | Path) -> Non
             axes.set_xlabel(_explanation(result, bars), loc="left", color="#6b7280", fontsize=8.5, linespacing=1.5)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        save_png(figure, png_path)
+        save_figure(figure, path)
 
 
 Bar = tuple[str, float, float, bool]  # label, lower and upper bound, True for words and tokens (not punctuation etc.)
@@ -251,12 +251,13 @@ def printable(text: str, limit: int, *, tail: bool = False) -> str:
     return "".join(shown)
 
 
-def save_png(figure: Any, path: str | Path) -> None:
-    """Writes a PNG atomically."""
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Writes a figure atomically: as SVG or PDF if the path ends so, else as PNG."""
     path = Path(path)
+    ending = path.suffix.lower().lstrip(".")
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=ending if ending in ("svg", "pdf") else "png")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

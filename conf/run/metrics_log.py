@@ -19,6 +19,7 @@ from .stopwatch import Pace, Stopwatch
 
 REFERENCES = "references.json"  # in a run_dir: baseline losses
 TIMING = "timing.json"  # in a run_dir: where the time of the last process went
+WANDB_ID = ".wandb_id"  # in a run_dir: the id of its wandb run, which a resumed run continues
 
 
 class MetricsLog:
@@ -59,12 +60,17 @@ class MetricsLog:
         if settings["wandb"]["mode"] != "disabled":
             import wandb
 
+            id_file = run_dir / WANDB_ID
+            run_id, name = id_file.read_text() if id_file.exists() else None, run_dir.resolve().name
             try:
-                self.wandb = wandb.init(dir=run_dir, name=run_dir.resolve().name, config=settings, **settings["wandb"])
+                self.wandb = wandb.init(
+                    id=run_id, resume="allow", dir=run_dir, name=name, config=settings, **settings["wandb"]
+                )
             except wandb.errors.Error as error:
                 raise InputError(
                     f"wandb.mode={settings['wandb']['mode']}: {error}, or set wandb.mode=disabled"
                 ) from None
+            id_file.write_text(self.wandb.id)
 
     def __enter__(self) -> MetricsLog:
         self.progress.__enter__()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..cli import InputError, Overrides
 from ..cli.config import check_config, read_config
+from ..cli.fields import typed
 
 Config = TypeVar("Config")
 
@@ -19,6 +22,8 @@ CHANGEABLE = {  # on resume; any other change would make it a different run
     *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
     *("datasets", "workers", "verify"),  # where and how the corpus is prepared, not what it contains
 }
+BY_CONTENT = {"corpus", "examples", "val_examples", "tokenizer.path"}  # may move: restore() compares fingerprints
+PROGRAMS = {"corpus": "train.py", "examples": "finetune.py"}  # by the key that only the program's own runs have
 FROM_CHECKPOINT = ("model.", "tokenizer.")  # fixed by the checkpoint that training starts from
 JOB_FILE = ".job"  # in a run_dir: the id of the torchrun job that trains there
 
@@ -30,9 +35,10 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
     | ------ | --------------------- | ----------------------------------------------------------- |
     | false  | starts                | refuses                                                     |
     | true   | refuses               | resumes with its config.yaml; `overrides` may differ from   |
-    | auto   | starts                | it in CHANGEABLE only                                       |
+    | auto   | starts                | it in CHANGEABLE and BY_CONTENT only                        |
 
-    A restart by torchrun implies auto. Raises InputError with both values of each difference.
+    A restart by torchrun implies auto. Raises InputError with both values of each difference, and for another
+    program's run.
     """
     values: Any = cfg
     if values.dry_run or not values.run_dir or values.resume not in (False, True, "auto"):
@@ -51,15 +57,26 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
         return replace(values, resume="auto")
     if not (path := run_dir / "config.yaml").is_file():
         raise InputError(f"run_dir={run_dir} holds no run to resume: {path} is missing")
+    check_program(path, type(cfg))
     saved = read_config(path, type(cfg))
     refuse_changes(saved, overrides, run_dir)
-    for key in CHANGEABLE & overrides.keys():
-        saved = with_key(saved, key, overrides[key])
+    for key in (CHANGEABLE | BY_CONTENT) & overrides.keys():
+        if key in CHANGEABLE or overrides[key] is not None:
+            saved = with_key(saved, key, overrides[key])
     if "steps" in overrides and "time_budget" not in overrides:  # steps replace the time budget
         saved = with_key(saved, "time_budget", None)
     saved = with_key(saved, "resume", resume)
     check_config(saved)
     return saved
+
+
+def check_program(path: Path, schema: type) -> None:
+    """Raises InputError if another program started the run with this config.yaml."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for key, program in PROGRAMS.items():
+        if not hasattr(schema, key) and re.search(rf"^{key}:", text, flags=re.MULTILINE):
+            command = shlex.join(["python", program, f"run_dir={path.parent}", "resume=true"])
+            raise InputError(f"run_dir={path.parent} is a run of {program}; resume it with that:  {command}")
 
 
 def refuse_changes(saved: Any, overrides: Overrides, run_dir: Path) -> None:
@@ -68,13 +85,12 @@ def refuse_changes(saved: Any, overrides: Overrides, run_dir: Path) -> None:
     changes = []
     for key, value in overrides.items():
         unresolved = None if key == "optimizer.warmup_steps" else "auto"  # asks for the value that was found at start
-        if key in CHANGEABLE or value in (get_key(saved, key), unresolved):
+        kept = get_key(saved, key)
+        if key in CHANGEABLE or value in (kept, unresolved) or (key in BY_CONTENT and None not in (value, kept)):
             continue
         if not (from_checkpoint and key.startswith(FROM_CHECKPOINT) and key != "model.dropout"):
-            kept = get_key(saved, key)
-            changes.append(
-                f"{key}={value!r}, but the run in {run_dir} has {kept!r}; a resumed run keeps it: leave it out"
-            )
+            kept = f"the run in {run_dir} has {typed(kept)}"
+            changes.append(f"{key}={typed(value)}, but {kept}; a resumed run keeps it: leave it out")
     if changes:
         raise InputError(*changes)
 
@@ -104,7 +120,8 @@ def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: 
     defaults = {f"tokenizer.{name}": value for name, value in asdict(type(values.tokenizer)()).items()}
     del defaults["tokenizer.kind"]
     differences = [
-        f"{key}={value!r}, but the checkpoint has {own.get(key, 'its own')!r}; leave it out, or drop checkpoint="
+        f"{key}={typed(value)}, but the checkpoint has {typed(own.get(key, 'its own'))}; "
+        "leave it out, or drop checkpoint="
         for key, value in overrides.items()
         if key.startswith(FROM_CHECKPOINT)
         and key not in ("model.dropout", "model.vocab_size")

@@ -5,6 +5,7 @@ duplicates.py has the rules that compare documents; removals.py counts the remov
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
@@ -35,7 +36,8 @@ class CurateConfig:
     max_symbols: float | None = None  # drop documents with a larger share of characters that are not letters or digits
     max_repeated_lines: float | None = None  # drop documents with a larger share of repeated lines
     max_mojibake: float | None = None  # drop documents with more mojibake (Ã¼, â€™, U+FFFD) per character
-    repair_mojibake: bool = False  # repair text decoded with a wrong encoding: Ã¼ becomes ü, â€™ becomes ’
+    # repair text decoded with a wrong encoding: Ã¼ becomes ü; â€™ and U+0092 become ’
+    repair_mojibake: bool = False
     control_characters: bool = False  # remove control characters, except tabs, line ends and form feeds
     # remove lines that match a pattern such as "*All rights reserved*", or one of a list
     drop_lines: Any = field(default=None, metadata={"kind": "pattern", "list": True})
@@ -61,9 +63,8 @@ class CurateConfig:
                 f"curate.min_characters={self.min_characters} is more than max_characters={self.max_characters}"
             )
         if not all(isinstance(pattern, str) and pattern.strip("*? \t") for pattern in self.patterns()):
-            found.append(
-                f"curate.drop_lines={self.drop_lines!r} must be a pattern or a list of patterns, with more than * and ?"
-            )
+            given = json.dumps(self.drop_lines)
+            found.append(f"curate.drop_lines={given} must be a pattern or a list of patterns, with more than * and ?")
         return found
 
     def patterns(self) -> list[str]:

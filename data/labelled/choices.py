@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def read_choices(path: str | Path) -> list[Choice]:
         check_fields(record, place, required=required, strings=("prompt", "completion", "group"))
         options, completion = record["options"], record["completion"]
         if not isinstance(options, list) or not all(isinstance(option, str) and option for option in options):
-            raise InputError(f"{place}: 'options' is {options!r}, not a list of non-empty strings")
+            raise InputError(f"{place}: 'options' is {json.dumps(options)}, not a list of non-empty strings")
         if len(options) < 2 or len(set(options)) < len(options):
             raise InputError(f"{place}: 'options' is {options!r}; give two or more, all different")
         if completion not in options:

@@ -84,7 +84,9 @@ class Outputs:
         current = json.loads(json.dumps(self.about))  # tuples become lists
         changed = [name for name in {**started, **current} if started.get(name) != current.get(name)]
         if changed:
-            changes = ", ".join(f"{name}={started.get(name)} (now {current.get(name)})" for name in changed)
+            changes = ", ".join(
+                f"{name}={json.dumps(started.get(name))} (now {json.dumps(current.get(name))})" for name in changed
+            )
             raise InputError(
                 f"outputs={self.path} was started with {changes}; use these settings, or choose another file"
             )

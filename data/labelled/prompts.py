@@ -54,7 +54,8 @@ class PromptFile:
 
     A line is a JSON object, {"prompt": "...", ...}; in a .txt file it is the prompt itself. Blank lines do not count.
     read(fields) turns a line's other fields into a Request, or raises ValueError. reserved: names that these fields
-    may not have. refuse_overflow: refuse prompts that do not fit the context together with their new tokens.
+    may not have. refuse_overflow: refuse prompts that do not fit the context together with their new tokens, of which
+    the last is not read.
 
     A row is one sample of one prompt. Rows that may share a batch are sorted by (new tokens, prompt tokens), the
     longest first, so that running out of memory shows at once; then they are cut into batches of batch_size.
@@ -73,7 +74,7 @@ class PromptFile:
         reserved: Collection[str] = (),
         refuse_overflow: bool = False,
     ) -> None:
-        self.path, self.plain = Path(path), Path(path).suffix == ".txt"
+        self.path, self.plain = Path(path), Path(path).suffix.lower() == ".txt"
         self.read, self.tokenizer, self.reserved = read, tokenizer, reserved
         self.max_length = context if refuse_overflow else None
         self.unknown = Counter[str]()  # characters of the prompts that the tokenizer does not know
@@ -138,7 +139,7 @@ class PromptFile:
         except ValueError as error:  # InputError of model/, which is another class than data's
             raise InputError(*(f"{place}: {message}" for message in error.args)) from None
         length = max(1, len(self.tokenizer.encode(text)))  # an empty prompt is the end token
-        if self.max_length is not None and length + request.max_new_tokens > self.max_length:
+        if self.max_length is not None and length + request.max_new_tokens - 1 > self.max_length:
             raise InputError(
                 f"{place}: {length} tokens and max_new_tokens={request.max_new_tokens} exceed the context of "
                 f"{self.max_length}; shorten one, or choose on_overflow=slide"
@@ -159,7 +160,7 @@ class PromptFile:
         record = json_object(line, place)
         check_fields(record, place, required=("prompt",), strings=("prompt",))
         text = record.pop("prompt")
-        if taken := [name for name in record if name in self.reserved]:
+        if taken := [name for name, value in record.items() if name in self.reserved and value is not None]:
             raise InputError(f"{place}: field {taken[0]!r} has the name of a result field; give it another name")
         return text, record
 

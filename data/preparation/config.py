@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +57,7 @@ class PrepareConfig:
             if value is None and name != "corpus":
                 continue
             if not (isinstance(strings, list) and strings and all(isinstance(s, str) and s for s in strings)):
-                found.append(f"{name}={value!r} must be a non-empty string or a list of them")
+                found.append(f"{name}={json.dumps(value)} must be a non-empty string or a list of them")
         if not 0 <= self.val_fraction < 1:
             found.append(f"val_fraction={self.val_fraction} must be at least 0 and below 1")
         found += self.reading.validate()

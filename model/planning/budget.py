@@ -113,6 +113,14 @@ class StepBudget:
         self.config = replace(self.config, warmup_steps=warmup_steps(self.config, steps))
         self.steps = steps
 
+    def too_short(self, *, elapsed: float) -> str | None:
+        """A sentence saying that not even one step fits the budget, or None. plan() must have measured the costs."""
+        needed = elapsed + self._total(1)
+        if self.seconds is None or needed <= self.seconds:
+            return None
+        least = f"one step, evaluated and saved, takes about {needed:.0f}s"
+        return f"{self.seconds:g}s is too short for time_budget: {least}"
+
     def resume(
         self, steps: int, decay_restart: tuple[int, float] | None, *, done: int, elapsed: float, changed: bool
     ) -> None:

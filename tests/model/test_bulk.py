@@ -10,7 +10,7 @@ import time
 import pytest
 
 from model import InputError
-from model.bulk import Request, continue_batch
+from model.bulk import RENAMED, SETTINGS, Request, continue_batch, request_reader
 from model.inference.sampling import SamplingConfig
 from sample import load
 from tests.programs import ok, one_line, run, start
@@ -136,7 +136,7 @@ def test_wrong_lines_are_reported_before_anything_runs(trained, tmp_path, monkey
     ended = run("sample", *arguments(trained, "prompts.jsonl", "out.jsonl"))
     assert ended.status == 2 and ended.err.splitlines() == [
         "error: prompts.jsonl:1: unknown field 'max_tokens'; did you mean 'max_new_tokens'?",
-        "error: prompts.jsonl:3: temperature='hot' does not fit: it takes a number",
+        'error: prompts.jsonl:3: temperature="hot" does not fit: it takes a number',
         "error: prompts.jsonl:3: top_k=0 must be at least 1 (null: no limit)",
         "error: prompts.jsonl:5: force_words=['Listen to your heart'] needs 20 tokens; raise max_new_tokens=12",
     ]
@@ -147,22 +147,24 @@ def test_resuming_with_other_settings_or_prompts_is_refused(trained, tmp_path):
     write_prompts(tmp_path / "prompts.jsonl", 20)
     ok("sample", *arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"))
     options = arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", top_p=0.5)
-    assert "top_p=None (now 0.5)" in one_line(run("sample", *options))
+    assert "top_p=null (now 0.5)" in one_line(run("sample", *options))
     write_prompts(tmp_path / "prompts.jsonl", 20, seed=1)
     options = arguments(trained, tmp_path / "prompts.jsonl", tmp_path / "out.jsonl")
-    assert "prompts=sha256 " in one_line(run("sample", *options))
+    assert 'prompts="sha256 ' in one_line(run("sample", *options))
 
 
 @pytest.mark.parametrize(
     "fields, parts",
     [
-        ({"temperature": True}, ["temperature=True", "a number"]),
+        ({"temperature": True}, ["temperature=true", "a number"]),
         ({"top_k": 2.5}, ["top_k=2.5", "an integer or null"]),
         ({"seed": 2**64}, [f"seed={2**64}", "an integer"]),
         ({"min_new_tokens": 300}, ["max_new_tokens=200 must be at least 300 (min_new_tokens)"]),
-        ({"stop": ["a", 3]}, ["stop=['a', 3]", "a list of strings"]),
+        ({"stop": ["a", 3]}, ['stop=["a", 3]', "a list of strings"]),
         ({"max_new_tokens": 0, "top_p": 2}, ["max_new_tokens=0", "top_p=2"]),
         ({"Temperature": 1}, ["did you mean 'temperature'?"]),
+        ({"top-k": 1, "maxNewTokens": 3}, ["did you mean 'top_k'?", "did you mean 'max_new_tokens'?"]),
+        ({"banned": 3}, ["banned=3 does not fit: it takes a list of strings"]),
     ],
 )
 def test_wrong_fields_are_named(fields, parts):
@@ -174,6 +176,26 @@ def test_wrong_fields_are_named(fields, parts):
 def test_fields_replace_the_defaults_and_unknown_ones_are_ignored():
     default = Request(SamplingConfig(temperature=0.5, top_k=9), max_new_tokens=7, seed=3)
     assert default.changed({"id": 4, "completion": "x"}) is default
-    fields = {"temperature": 1, "top_k": None, "num_samples": 2, "seed": 5}
-    assert default.changed(fields) == Request(SamplingConfig(), max_new_tokens=7, seed=5, num_samples=2)
+    fields = {"temperature": 1, "num_samples": 2, "seed": 5}
+    assert default.changed(fields) == Request(SamplingConfig(top_k=9), max_new_tokens=7, seed=5, num_samples=2)
     assert isinstance(default.changed(fields).sampling.temperature, float)
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, *RENAMED, "id", "speed"])
+def test_null_means_that_a_field_is_absent(name):
+    default = Request(SamplingConfig(temperature=0.5, top_k=9), max_new_tokens=7, seed=3)
+    assert default.changed({name: None}) is default
+
+
+def test_old_names_work_and_fields_that_look_like_a_setting_are_noted_once(trained):
+    notes = []
+    read = request_reader(load(trained, device="cpu"), Request(), note=notes.append)
+    request = read({"banned": ["x"], "forced": "e", "speed": 3, "stops": 1, "id": 2})
+    assert (
+        request == Request(SamplingConfig(bad_words=("x",), force_words=("e",))) == read({"banned": "x", "forced": "e"})
+    )
+    copied = "is not a setting and only copied to the results; did you mean"
+    assert notes == [
+        *("field 'banned' is now called 'bad_words'", "field 'forced' is now called 'force_words'"),
+        *(f"field 'speed' {copied} 'seed'?", f"field 'stops' {copied} 'stop'?"),
+    ]

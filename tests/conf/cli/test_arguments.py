@@ -56,9 +56,38 @@ def test_hydras_grammar_reads_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert config.corpus == ["shakespeare", "/users/ada/a, b", "[x]"] and type(config.corpus) is list
     assert config.include == ["*.md"] and config.stop == ["\n", "It is "] and config.prompt == "[x]"
-    assert "quote it" in mistakes("stop=[2024]")[0] and "2024" in mistakes("stop=[2024]")[0]
+    assert "quote it" in mistakes("stop=[a, 2024]")[0] and "2024" in mistakes("stop=[a, 2024]")[0]
     assert "is not a list" in mistakes("corpus=[a'b]")[0]
     assert "run_dir= is empty" in mistakes("run_dir=")[0]
+
+
+@pytest.mark.parametrize("text", ["[/INST]", "[x y]", "[2024]", "[${x}]", "[a=b]", "[\\n]"])
+def test_text_in_brackets_is_a_list_or_text_only_if_that_is_clear(text: str) -> None:
+    item, whole = json.dumps(text[1:-1]), json.dumps(text)
+    assert mistakes(f"stop={text}") == [f"stop={text} may be a list or text; write stop='[{item}]' or stop='[{whole}]'"]
+    clear = {"stop=['/INST']": ["/INST"], 'stop=["[/INST]"]': ["[/INST]"], "stop=[a, b]": ["a", "b"], "stop=[]": []}
+    assert all(compose(typed)[0].stop == value for typed, value in clear.items())
+    assert compose("corpus=[notes]")[0].corpus == ["notes"] and compose(f"stop={text}.")[0].stop == f"{text}."
+
+
+def test_a_setting_in_a_path_is_replaced_and_in_text_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/ada")
+    paths = ["run_dir=~/x-${seed}-${model.n_layer}", "corpus=[a-${seed}, b]", "json=${tokenizer.kind}.json"]
+    config, overrides = compose("seed=3", "prompt=${seed}", "include=${seed}", *paths)
+    assert config.run_dir == "/users/ada/x-3-6" and config.corpus == ["a-3", "b"] and config.json == "bpe.json"
+    assert config.prompt == "${seed}" and config.include == "${seed}" and overrides["run_dir"] == config.run_dir
+    assert compose("run_dir=out/${corpus}", "corpus=notes")[0].run_dir == "out/notes"
+    assert compose("run_dir=x-\\${seed}")[0].run_dir == "x-${seed}"
+    assert "sede" in mistakes("run_dir=x-${sede}")[0] and len(mistakes("run_dir=x-${seed")) == 1
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for path, part in (("/proc/x.json", "cannot be written"), (tmp_path / "no/x", "make it"), (tmp_path, "a folder")):
+        [line] = mistakes(f"json={path}")
+        assert line.startswith(f"json={path}") and part in line
+    (tmp_path / "old.json").write_text("old")
+    assert compose(f"json={tmp_path / 'old.json'}")[0].json and compose(f"json={tmp_path / 'new.json'}")[0].json
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"] and (tmp_path / "old.json").read_text() == "old"
 
 
 def test_misspelt_keys_name_the_nearest() -> None:

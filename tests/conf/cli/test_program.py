@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +102,30 @@ def test_cfg_knows_only_job(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--cfg" in line or "-c" in line
 
 
+@pytest.mark.parametrize(
+    "program", [["train.py"], ["sample.py"], ["finetune.py"], ["-m", "scripts.evaluate"], ["-m", "scripts.compress"]]
+)
+def test_an_interrupt_while_torch_is_imported_is_no_traceback(tmp_path: Path, program: list[str]) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, *program], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "" and process.returncode == -signal.SIGINT
+
+
+def test_main_can_be_interrupted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as end_on_interrupt leaves it
+    try:
+        assert run(lambda config, overrides: signal.raise_signal(signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 SWEEP = """
 from __future__ import annotations
 from dataclasses import dataclass, field
@@ -110,13 +135,15 @@ from model.config import ModelConfig
 @dataclass
 class Train:
     run_dir: str | None = field(default=None, metadata={"kind": "path"})
+    prompt: str = field(default="", metadata={"kind": "text"})
+    json: str | None = field(default=None, metadata={"kind": "output"})
     seed: int = 1
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: ModelConfig = field(default_factory=ModelConfig)
     optimizer: ModelConfig = field(default_factory=ModelConfig)
 
 def main(config, overrides):
-    print(config.run_dir, config.model.n_layer, sorted(overrides))
+    print(config.run_dir, config.model.n_layer, config.prompt, sorted(overrides))
     if config.seed == 2:
         raise cli.InputError("seed 2 is unlucky")
 
@@ -134,10 +161,13 @@ def test_multirun_sweeps_in_one_process(tmp_path: Path) -> None:
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
 
     run_dir = "run_dir='~/a-${seed}-${model.n_layer}'"
-    good = sweep("-m", run_dir, "seed=1,2,3", "model.n_layer=1,2")
+    good = sweep("-m", run_dir, "seed=1,2,3", "model.n_layer=1,2", "prompt='${seed} ${x}'")
     out, err = good.communicate()
-    keys = ["model.n_layer", "run_dir", "seed"]
-    assert out.splitlines() == [f"/users/ada/a-{s}-{n} {n} {keys}" for s in (1, 2, 3) for n in (1, 2)], err
+    keys = ["model.n_layer", "prompt", "run_dir", "seed"]
+    shown = [f"/users/ada/a-{s}-{n} {n} ${{seed}} ${{x}} {keys}" for s in (1, 2, 3) for n in (1, 2)]
+    assert out.splitlines() == shown, err
+    alone = sweep("run_dir=~/a-${seed}-${model.n_layer}", "seed=1", "model.n_layer=1", "prompt=${seed} ${x}")
+    assert alone.communicate()[0].splitlines() == shown[:1]  # the same meaning without --multirun
     assert good.returncode == 2 and err.count("error: seed 2 is unlucky\n") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "program.py"]
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["multirun.yaml"]
@@ -150,6 +180,10 @@ def test_multirun_sweeps_in_one_process(tmp_path: Path) -> None:
         (run_dir, "seed=1,x"): "x",
         ("run_dir='a-${sede}'", "seed=1"): "sede",
         (run_dir, "seed=[1"): "seed=[1",
+        (run_dir, "seed=range(1,2,0)"): "range()",
+        (run_dir, "seed=range(0,0)"): "no job",
+        (run_dir, "seed=1,2", "hydra.launcher._target_=no.such.Class"): "no.such.Class",
+        (run_dir, "seed=1", "json=/proc/x.json"): "json=/proc/x.json cannot be written",
     }
     running = {arguments: sweep("-m", *arguments) for arguments in bad}
     for arguments, process in running.items():

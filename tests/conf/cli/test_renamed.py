@@ -84,7 +84,7 @@ OLD_NAMES = {
     **{"checkpoint_activations": False, "average": "tail", "average_decay": 0.9, "average_fraction": 0.2},
     "optimizer": {
         **{"kind": "muon", "epsilon": 1e-08, "newton_schulz": "bfloat16", "clip": 0.5},
-        **{"decay_fraction": 0.4, "final_fraction": 0.1},
+        **{"decay_fraction": 0.4, "final_fraction": 0.1, "cautious": False},
     },
     "model": {
         **{"norm_weight": True, "norm_epsilon": 1e-05, "tied": True, "softcap": 15.0},

@@ -85,7 +85,7 @@ def test_settings_change_as_on_the_command_line(talk):
     out, asked = talk("/set temperature=0.5 top_k=4", "a", "/set top_k=null", "b", "/set")
     assert [(s.temperature, s.top_k) for _, s in asked] == [(0.5, 4), (0.5, None)]
     assert SETTINGS.temperature == 1.0
-    assert out.splitlines()[-1] == "temperature=0.5 top_k=None max_new_tokens=200"
+    assert out.splitlines()[-1] == "temperature=0.5 top_k=null max_new_tokens=200"
 
 
 @pytest.mark.parametrize(

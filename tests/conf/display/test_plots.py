@@ -63,9 +63,17 @@ def test_next_words_and_tokens_are_plotted_without_missing_glyphs(tmp_path: Path
     assert plots.printable("abcdef", 4) == "abc…" and plots.printable("abcdef", 4, tail=True) == "…def"
 
 
+@pytest.mark.parametrize(
+    "name, start", [("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("a.png", b"\x89PNG"), ("a", b"\x89PNG")]
+)
+def test_the_ending_chooses_the_format(tmp_path: Path, name: str, start: bytes) -> None:
+    plots.plot_next([words("left")], tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start) and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_plot_shows_every_word_and_both_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "save_png", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     plots.plot_next([words("left"), words("right")], tmp_path / "no.png")
     left, right = figures[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["heart", "friend's", "\\n"]

@@ -122,6 +122,16 @@ def test_wandb_offline_has_config_metrics_and_a_table_of_texts(here, tmp_path):
     assert [row[:2] for row in content["data"]] == [[2, "Listen"], [4, "Listen"]]
 
 
+def test_a_resumed_run_stays_one_wandb_run(here, tmp_path):
+    ok("train", *here, "steps=2", "run_dir=run", "wandb.mode=offline")
+    ok("train", "run_dir=run", "resume=true", "steps=4")
+    folders = [path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    run_id = (tmp_path / "run" / metrics_log.WANDB_ID).read_text()
+    assert len(folders) == 2 and all(name.endswith(f"-{run_id}") for name in folders)
+    ok("train", *here, "steps=2", "run_dir=other", "wandb.mode=offline")
+    assert (tmp_path / "other" / metrics_log.WANDB_ID).read_text() != run_id
+
+
 def test_lines_up_to_a_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')

@@ -9,7 +9,7 @@ import yaml
 
 from conf.cli.renamed import RENAMED
 from conf.run import resume
-from tests.programs import ok, one_line, run
+from tests.programs import NANO, ok, one_line, run
 
 
 @pytest.fixture
@@ -43,6 +43,52 @@ def test_each_setting_that_may_not_change_is_named_with_both_values(finished):
     assert ended.status == 2 and len(lines) == 2
     assert "batch_size=8, but the run in" in lines[0] and "has 4" in lines[0]
     assert "optimizer.learning_rate=1.0, but" in lines[1] and "has 0.02" in lines[1]
+    arguments = ("document_mask=true", "val_include=null", "val_include=a")
+    lines = run("train", f"run_dir={finished}", "resume=true", "steps=2", *arguments).err.splitlines()
+    assert "document_mask=true, but" in lines[0] and "has false" in lines[0] and "has null" in lines[1], lines
+
+
+def test_a_corpus_that_moved_is_known_by_its_content(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ok("train", *base)
+    (tmp_path / "moved").mkdir()
+    moved = (tmp_path / "poem.txt").rename(tmp_path / "moved" / "poem.txt")
+    assert "no such file" in one_line(run("train", "run_dir=run", "resume=true", "steps=3"))
+    assert "at step 2" in ok("train", "run_dir=run", "resume=true", "steps=3", "corpus=moved/poem.txt")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["corpus"] == "moved/poem.txt"
+    moved.write_text(moved.read_text() + "more")
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    for same in ("corpus=moved/poem.txt", f"corpus={moved}"):
+        assert "data fingerprint" in one_line(run("train", "run_dir=run", "resume=true", "steps=4", same))
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_examples_and_a_tokenizer_that_moved_are_known_by_their_content(copy, starts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ok("finetune", *starts["finetune"])
+    (tmp_path / "labels.jsonl").rename(tmp_path / "moved.jsonl")
+    again = ("finetune", "run_dir=new", "resume=true")
+    assert "labels.jsonl" in one_line(run(*again, "steps=2"))
+    assert "at step 1" in ok(*again, "steps=2", "examples=moved.jsonl")
+    assert "has null" in one_line(run(*again, "steps=3", "val_examples=moved.jsonl"))
+    (tmp_path / "moved.jsonl").write_text('{"prompt": "1", "completion": "o"}\n{"prompt": "2", "completion": "o"}\n')
+    assert "data fingerprint" in one_line(run(*again, "steps=3"))
+
+    shutil.copytree(copy / "tokenizer", tmp_path / "one")
+    words = [word for word in starts["train"] if not word.startswith("checkpoint=")]
+    ok("train", *words, *NANO, "batch_size=2", "run_dir=own", "tokenizer.path=one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert "at step 1" in ok("train", "run_dir=own", "resume=true", "steps=2", "tokenizer.path=two")
+    assert "tokenizer.path=null" in one_line(run("train", "run_dir=own", "resume=true", "tokenizer.path=null"))
+
+
+def test_a_run_of_the_other_program_is_named(finished, copy, starts, tmp_path):
+    ok("finetune", *starts["finetune"])
+    for program, run_dir, other in (("train", "new", "finetune"), ("finetune", "run", "train")):
+        for resume_setting in ("true", "auto"):
+            line = one_line(run(program, f"run_dir={run_dir}", f"resume={resume_setting}", *starts[program][3:4]))
+            assert f"is a run of {other}.py" in line
+            assert line.endswith(f"python {other}.py run_dir={run_dir} resume=true")
 
 
 def test_a_restart_by_torchrun_belongs_to_the_job_that_began_the_run(tmp_path, monkeypatch):

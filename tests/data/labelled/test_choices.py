@@ -20,7 +20,11 @@ def written(path, *records):
 
 
 def test_questions_are_read_as_written(tmp_path):
-    path = written(tmp_path / "q.jsonl", GOOD, {**GOOD, "prompt": "", "completion": "3", "group": "g", "note": 1})
+    path = written(
+        tmp_path / "q.jsonl",
+        {**GOOD, "group": None},
+        {**GOOD, "prompt": "", "completion": "3", "group": "g", "note": 1},
+    )
     first, second = read_choices(path)
     assert first == Choice("2+2=", ("3", "4"), 1, None, f"{path}:1")
     assert (second.prompt, second.answer, second.group, second.place) == ("", 0, "g", f"{path}:2")
@@ -29,9 +33,9 @@ def test_questions_are_read_as_written(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"prompt": None}, "'prompt' is None, not a string"),
+        ({"prompt": None}, "'prompt' is null"),
         ({"completion": "5"}, "the completion '5' is not one of the options"),
-        ({"options": "34"}, "'options' is '34', not a list of non-empty strings"),
+        ({"options": "34"}, """'options' is "34", not a list of non-empty strings"""),
         ({"options": ["4", ""]}, "not a list of non-empty strings"),
         ({"options": ["4", 3]}, "not a list of non-empty strings"),
         ({"options": ["4"]}, "give two or more"),

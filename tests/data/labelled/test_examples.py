@@ -139,7 +139,7 @@ def test_a_batch_is_described_by_file_and_line(tokenizer):
 def test_reading(tmp_path):
     path = tmp_path / "e.jsonl"
     path.write_text(
-        '{"prompt": "", "completion": " ö"}\n\n{"completion": "b", "prompt": "a", "group": "g", "extra": 1}\n'
+        '{"prompt": "", "completion": " ö", "group": null}\n\n{"completion": "b", "prompt": "a", "group": "g", "extra": 1}\n'
     )
     assert read_examples(path) == [Example("", " ö", None, f"{path}:1"), Example("a", "b", "g", f"{path}:3")]
 
@@ -153,7 +153,7 @@ def test_reading(tmp_path):
         (json.dumps({"completion": "b"}), "no field 'prompt'"),
         (json.dumps({"prompt": "a", "completion": ""}), "completion is empty"),
         (json.dumps({"prompt": 1, "completion": "b"}), "'prompt' is 1"),
-        (json.dumps({"prompt": "a", "completion": None}), "'completion' is None"),
+        (json.dumps({"prompt": "a", "completion": None}), "'completion' is null"),
         (json.dumps({"prompt": "a", "completion": "b", "group": 7}), "'group' is 7"),
     ],
 )

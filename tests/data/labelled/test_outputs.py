@@ -96,7 +96,7 @@ def test_results_of_other_settings_are_refused_and_unchanged(tmp_path, until):
     with pytest.raises(InputError) as caught, opened(tmp_path, top_p=0.5, prompts="abd"):
         pass
     (line,) = caught.value.args
-    assert "prompts=abc (now abd), top_p=None (now 0.5)" in line and "stop" not in line
+    assert 'prompts="abc" (now "abd"), top_p=null (now 0.5)' in line and "stop" not in line
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -121,10 +121,19 @@ def test_a_file_without_prompts_is_refused(tmp_path, content):
         opened(tmp_path / "prompts.jsonl", content)
 
 
+def test_null_means_that_a_field_is_absent(tmp_path):
+    prompts = opened(tmp_path / "prompts.jsonl", '{"prompt": "a", "text": null, "id": null}', reserved=("text",))
+    assert prompts.batch(0)[0].fields == {"text": None, "id": None}
+    with pytest.raises(InputError, match=r"jsonl:1: 'prompt' is null \(fields: prompt, id\); add it"):
+        opened(tmp_path / "prompts.jsonl", '{"prompt": null, "id": 3}')
+    with pytest.raises(InputError, match=r"jsonl:1: 'prompt' is true, not a string"):
+        opened(tmp_path / "prompts.jsonl", '{"prompt": true}')
+
+
 def test_a_prompt_that_overflows_the_context_is_refused_if_asked(tmp_path):
-    content = "\n".join(json.dumps({"prompt": "x" * length}) for length in (15, 16, 2))
+    content = "\n".join(json.dumps({"prompt": "x" * length}) for length in (16, 17, 2))
     opened(tmp_path / "prompts.jsonl", content)
-    with pytest.raises(InputError, match="jsonl:2: 16 tokens and max_new_tokens=5 exceed the context of 20"):
+    with pytest.raises(InputError, match="jsonl:2: 17 tokens and max_new_tokens=5 exceed the context of 20"):
         opened(tmp_path / "prompts.jsonl", refuse_overflow=True)
 
 

@@ -104,6 +104,15 @@ def test_trailing_spaces_of_the_prompt_move_to_the_text(lm):
     )
 
 
+def test_only_a_text_without_a_prompt_starts_a_document(lm):
+    start, (a, b) = [lm.tokenizer.end_id], map(lm.encode, ("to be", " or not"))
+    known = log_probabilities(lm.model, [([*start, *a], b), (a, b)], compute=lm.compute)
+    after_start, after_prompt = (math.fsum(figure.log_probability for figure in figures) for figures in known)
+    assert lm.score("to be or not").log_probability == pytest.approx(lm.score("to be").log_probability + after_start)
+    assert lm.score(" or not", prompt="to be").log_probability == pytest.approx(after_prompt)
+    assert abs(after_start - after_prompt) > 1e-3
+
+
 def test_options_are_compared_by_three_measures(lm):
     options, prompt, neutral = [" your", " the wind", " heart"], "Listen to", "wind"
     raw = [lm.score(option, prompt=prompt).log_probability for option in options]

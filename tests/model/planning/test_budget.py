@@ -24,6 +24,15 @@ def test_an_invalid_time_is_refused(text):
         seconds_of(text)
 
 
+def test_a_budget_that_not_even_one_step_fits_says_so():
+    costs = Costs(step=1.0, evaluation=2.0, saving=0.5, writing=0.5, plotting=2.0)
+    for seconds, elapsed, needed in ((10, 4.0, None), (9.9, 4.0, 10), (2, 0.0, 6), (None, 9.0, None)):
+        budget = StepBudget(OptimizerConfig(), steps=9, seconds=seconds)
+        budget.plan(costs, elapsed=elapsed)
+        note = f"{seconds}s is too short for time_budget: one step, evaluated and saved, takes about {needed}s"
+        assert budget.too_short(elapsed=elapsed) == (note if needed else None)
+
+
 def simulate(speed, config=None, log_every=10, evaluation=4.0):
     """A run of 120 seconds on a simulated clock, where step n takes speed(n) seconds.
 

@@ -1,0 +1,46 @@
+"""Every way to give a prompt reads the same text: no byte order mark, no carriage return, no last line end."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from conf.cli import given_text
+from tests.programs import ok
+
+MEANT = "Listen to"
+
+
+@pytest.mark.parametrize(
+    "raw, text",
+    [
+        ("\ufeffa\r\n", "a"), ("a\n", "a"), ("a", "a"), ("a\r", "a"), ("\ufeff", ""), ("", ""), ("\r\n", ""),
+        ("a\r\nb\r\n", "a\nb"), ("a\n\n", "a\n"), ("a \n", "a "), ("a\rb", "a\rb"), ("a\ufeff", "a\ufeff"),
+    ],
+)  # fmt: skip
+def test_given_text(raw, text):
+    assert given_text(raw) == text
+
+
+def as_stdin(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline="\n"))
+
+
+@pytest.mark.parametrize("before, after", [(b"", b""), (b"", b"\n"), (b"\xef\xbb\xbf", b"\r\n"), (b"", b"\r")])
+def test_a_file_standard_input_the_chat_and_bulk_prompts_agree(trained, tmp_path, monkeypatch, before, after):
+    monkeypatch.chdir(tmp_path)
+    content = before + MEANT.encode() + after
+    (tmp_path / "prompt.txt").write_bytes(content)
+    common = (f"checkpoint={trained}", "device=cpu")
+    ok("sample", *common, "mode=next_token", "prompt_file=prompt.txt", "json=file.json")
+    as_stdin(monkeypatch, content)
+    ok("sample", *common, "mode=next_token", "json=stdin.json")
+    ok("sample", *common, "mode=next_token", "prompts=prompt.txt", "outputs=bulk.json")
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text())["prompt"] for name in ("file", "stdin", "bulk")}
+    assert found == dict.fromkeys(found, MEANT)
+    as_stdin(monkeypatch, content + (b"/quit" + after if after.endswith(b"\n") else b""))
+    expected = ok("sample", *common, f"prompt={MEANT}", "max_new_tokens=3")
+    assert ok("sample", *common, "mode=chat", "max_new_tokens=3") == expected
