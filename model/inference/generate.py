@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ from .. import InputError
 from ..device import Compute
 from ..gpt import GPT
 from ..seeds import hash_seed
-from .constraints import Constraints, StringMatcher, TextStream
+from .constraints import STOP, Constraints, StringMatcher, TextStream
 from .decode import Decoder
 from .inspect import Inspector, TokenDetails
-from .sampling import SamplingConfig, checked, draw, penalize, probabilities
+from .sampling import NOT_FINITE, SamplingConfig, checked, draw, penalize, probabilities
 from .speculate import SpeculativeDecoder
 from .vocabulary import Vocabulary
 
@@ -71,7 +72,6 @@ class Row:
             self.window = self.window[-(context // 2 + 1) :]
 
 
-@torch.no_grad()
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -95,7 +95,8 @@ def generate(
     vocabulary: None means no end token and no text. compute: device and dtype of model and cache; None means float32.
     on_overflow: when a row has filled the model's context, "slide" drops its older half and prefills again, and prompts
     longer than the context are truncated on the left; "error" raises InputError where that could happen.
-    inspector: fills in NewToken.details. speculative: one prompt, faster if its text repeats itself; the same text.
+    inspector: fills in NewToken.details. speculative: for a single prompt: faster on repetitive text, with identical
+    output. Raises InputError, before the first step, if the arguments do not fit together.
     """
     sampling = checked(sampling)
     compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
@@ -104,22 +105,45 @@ def generate(
     check(prompts, limits, sampling, context=context, on_overflow=on_overflow, speculative=speculative)
     if vocabulary is None:
         vocabulary = Vocabulary((b"",) * model.config.vocab_size, {}, end_id=-1)
-    stops = StringMatcher([(text, 1) for text in sampling.stop])
+    sampler = Sampler(
+        prompts, sampling, vocabulary, limit=min(limits), vocab_size=model.config.vocab_size, device=compute.device
+    )
+    stops = StringMatcher([(text, STOP) for text in sampling.stop])
     noise_keys = zip(seeds, range(n_rows) if indices is None else indices, strict=True)
     rows = [
-        Row(number, list(prompt[-context:]), max(0, len(prompt) - context), key, limit, TextStream(stops))
+        Row(
+            number=number,
+            window=list(prompt[-context:]),
+            forgotten=max(0, len(prompt) - context),
+            noise_key=key,
+            max_new_tokens=limit,
+            text=TextStream(stops),
+        )
         for number, prompt, key, limit in zip(range(n_rows), prompts, noise_keys, limits, strict=True)
     ]
     plain = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
+    return generate_steps(
+        plain, sampler, rows, vocabulary, context=context, inspector=inspector, speculative=speculative
+    )
+
+
+@torch.no_grad()
+def generate_steps(
+    plain: Decoder, sampler: Sampler, rows: list[Row], vocabulary: Vocabulary, *,
+    context: int, inspector: Inspector | None, speculative: bool,
+) -> Iterator[list[NewToken | None]]:  # fmt: skip
+    """The loop of generate(), a function of its own so that generate() checks its arguments when it is called."""
+    n_rows, sampling = len(rows), sampler.sampling
     decoder = SpeculativeDecoder(plain) if speculative else plain
     logits = decoder.prefill([row.window for row in rows])
-    sampler = Sampler(prompts, sampling, vocabulary, limit=min(limits), logits=logits)
     while True:
         choice = sampler.sample(logits, rows)
         details = inspector(choice.logits, choice.ids, sampling) if inspector else [None] * len(rows)
         step: list[NewToken | None] = [None] * n_rows
         for row, token, log_p, model_log_p, detail in zip(rows, *choice.tolists(), details, strict=True):
             if row.ended is None:
+                if not math.isfinite(model_log_p):
+                    raise InputError(NOT_FINITE)
                 text = row.append(token, vocabulary, min_new_tokens=sampling.min_new_tokens)
                 step[row.number] = NewToken(
                     token, log_p, model_log_p, text, row.ended, row.forgotten, decoder.drafted, detail
@@ -167,19 +191,20 @@ class Sampler:
         vocabulary: Vocabulary,
         *,
         limit: int,
-        logits: Tensor,
+        vocab_size: int,
+        device: torch.device,
     ) -> None:
-        """limit: the smallest max_new_tokens of all rows. logits: any (B, V), for shape and device."""
+        """limit: the smallest max_new_tokens of all rows. device: of the logits."""
         self.sampling = sampling
         self.constraints = None
         if sampling.bad_words or sampling.force_words or sampling.min_new_tokens:
             self.constraints = Constraints(vocabulary, sampling, max_new_tokens=limit)
             self.states = [self.constraints.start] * len(prompts)
         if sampling.has_penalties:
-            self.counts = torch.zeros_like(logits, dtype=torch.float32)  # (B, V), of each token in the new text
-            self.seen = torch.zeros_like(logits, dtype=torch.bool)  # (B, V), in the prompt or the new text
+            self.counts = torch.zeros(len(prompts), vocab_size, device=device)  # of each token in the new text
+            self.seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)  # in prompt or new text
             for seen, prompt in zip(self.seen, prompts, strict=True):
-                seen[torch.tensor(prompt, device=logits.device)] = True
+                seen[torch.tensor(prompt, device=device)] = True
 
     def sample(self, logits: Tensor, rows: Sequence[Row]) -> Choice:
         """Draws one token per row from logits (B, V); for a row that has ended it is meaningless."""
@@ -196,7 +221,7 @@ class Sampler:
         else:
             probs = probabilities(logits, self.sampling)
             keys = [hash_seed(*row.noise_key, row.n_generated) for row in rows]
-            ids = draw(probs, keys, candidates=self.sampling.top_k)
+            ids = draw(probs, keys, max_nonzero=self.sampling.top_k)
             log_probs = probs.gather(-1, ids[:, None])[:, 0].log()
         self.update(ids)
         return Choice(ids, log_probs, stages)
@@ -263,7 +288,7 @@ def check(
 
 
 def overflow(prompt_length: int, max_new_tokens: int, *, context: int) -> str | None:
-    """A sentence saying that prompt and new text may exceed the context, or None if they fit."""
-    if prompt_length + max_new_tokens <= context:
+    """A sentence saying that prompt and new text may exceed the context, or None. The last new token is not read."""
+    if prompt_length + max_new_tokens - 1 <= context:
         return None
     return f"{prompt_length} tokens of prompt and max_new_tokens={max_new_tokens} exceed the context of {context}"

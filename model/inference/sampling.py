@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import InputError
 
+NOT_FINITE = "the model's logits are not finite numbers; use dtype=float32, or another checkpoint"
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair (\ud800 in JSON), which UTF-8 cannot encode
 
 
@@ -136,7 +137,8 @@ def keep_min_p(probs: Tensor, p: float) -> Tensor:
 
 def keep_typical(probs: Tensor, p: float) -> Tensor:
     entropy = torch.special.entr(probs).sum(dim=-1, keepdim=True)
-    return top_p_mask(probs, p, score=-(-probs.log() - entropy).abs())  # surprisal -ln p close to the entropy first
+    surprisal = -probs.log()
+    return top_p_mask(probs, p, score=-(surprisal - entropy).abs())  # closest to the entropy first
 
 
 FILTERS: dict[str, Callable[..., Tensor]] = {
@@ -159,9 +161,9 @@ def top_p_mask(probs: Tensor, p: float, *, score: Tensor, candidates: int = 256)
     mass = probs.gather(-1, ids).cumsum(dim=-1)
     count = ((mass < p).sum(dim=-1, keepdim=True) + 1).clamp(max=mass.shape[-1])
     mask = top_k_mask(score, count, threshold=scores.gather(-1, count - 1))
-    short = mass[..., -1] < p
-    if candidates < probs.shape[-1] and short.any():
-        mask[short] = top_p_mask(probs[short], p, score=score[short], candidates=4 * candidates)
+    incomplete = mass[..., -1] < p  # these rows need more candidates
+    if candidates < probs.shape[-1] and incomplete.any():
+        mask[incomplete] = top_p_mask(probs[incomplete], p, score=score[incomplete], candidates=4 * candidates)
     return mask
 
 
@@ -174,18 +176,18 @@ def top_k_mask(score: Tensor, k: Tensor | int, *, threshold: Tensor) -> Tensor:
     return mask
 
 
-def draw(probs: Tensor, keys: Sequence[int], *, candidates: int | None = None) -> Tensor:
+def draw(probs: Tensor, keys: Sequence[int], *, max_nonzero: int | None = None) -> Tensor:
     """Draws one id from each row of probs (B, V), row i with the noise of keys[i]; returns (B,).
 
     The Gumbel-max trick: argmax(ln p + G) with standard Gumbel noise G = -ln(-ln u) is id i with probability p[i].
     The argmax of p / -ln u is the same. Unlike inverse-CDF sampling, a change of 1e-6 in p changes the result only
-    where two tokens are that close. candidates: upper bound on the number of nonzero p in a row, if known.
+    where two tokens are that close. max_nonzero: upper bound on the number of nonzero p in a row, if known.
     """
     device = probs.device
     if device.type == "mps":
         probs = probs.cpu()  # MPS has no float64
-    if few := candidates is not None and 8 * candidates < probs.shape[-1]:
-        probs, tokens = probs.topk(candidates)
+    if few := max_nonzero is not None and 8 * max_nonzero < probs.shape[-1]:
+        probs, tokens = probs.topk(max_nonzero)
     else:
         tokens = torch.arange(probs.shape[-1], device=probs.device)
     exponential = uniform(keys, tokens).log_().neg_()  # -ln u

@@ -192,8 +192,9 @@ def test_a_prompt_longer_than_the_context_is_truncated_on_the_left():
 
 def test_text_beyond_the_context_is_refused_on_request():
     model = make("modern")
-    assert len(new_ids(model, [[1] * 40], max_new_tokens=8, on_overflow="error")[0]) == 8
-    for length, limit in ((40, 9), (100, 1)):
+    fitting = new_ids(model, [[1] * 40], max_new_tokens=9, on_overflow="error")  # the last token is not read
+    assert len(fitting[0]) == 9 and fitting == new_ids(model, [[1] * 40], max_new_tokens=9)
+    for length, limit in ((40, 10), (100, 1), (49, 1)):
         with pytest.raises(
             InputError, match=f"{length} tokens of prompt.*max_new_tokens={limit}.*context of 48.*on_overflow=slide"
         ):
@@ -234,11 +235,12 @@ def test_penalties_count_the_prompt_or_the_new_text():
         ([[1]], {"sampling": SamplingConfig(min_new_tokens=9)}, "min_new_tokens=9 is more than max_new_tokens=5"),
         ([[1]], {"on_overflow": "crash"}, "on_overflow='crash' is not one of slide, error"),
         ([[1], [2]], {"speculative": True}, "one prompt at a time, not 2"),
+        ([[1]], {"sampling": SamplingConfig(force_words=["a"])}, "no tokens spell it"),
     ],
 )
 def test_wrong_arguments_are_named(prompts, options, part):
     with pytest.raises(InputError, match=part):
-        new_ids(make("modern"), prompts, **({"max_new_tokens": 5} | options))
+        generate(make("modern"), prompts, **({"max_new_tokens": 5} | options))  # raises before the first step
 
 
 def test_autocast_is_off_between_two_steps():

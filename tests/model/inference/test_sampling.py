@@ -150,21 +150,21 @@ def test_noise_is_a_function_of_key_and_token_only():
     assert uniform([0], torch.arange(1, 4)[None])[0].tolist() == [(((x ^ 1 << 63) >> 12) + 0.5) / 2**52 for x in first]
 
 
-@pytest.mark.parametrize("candidates", [None, 6])
-def test_drawn_frequencies_are_the_probabilities(candidates):
+@pytest.mark.parametrize("max_nonzero", [None, 6])
+def test_drawn_frequencies_are_the_probabilities(max_nonzero):
     probs = torch.zeros(20_000, 100)
     probs[:, 40:46] = torch.softmax(LOGITS[0, :6] / 2, dim=-1)
-    drawn = draw(probs, [hash_seed(0, row, 0) for row in range(len(probs))], candidates=candidates)
+    drawn = draw(probs, [hash_seed(0, row, 0) for row in range(len(probs))], max_nonzero=max_nonzero)
     frequency = torch.bincount(drawn, minlength=100) / len(probs)
     sigma = (probs[0] * (1 - probs[0]) / len(probs)).sqrt()
     assert ((frequency - probs[0]).abs() <= 4 * sigma).all()  # and so nothing impossible is drawn
 
 
-def test_the_number_of_candidates_does_not_change_the_draw():
+def test_knowing_the_number_of_nonzero_probabilities_does_not_change_the_draw():
     probs = probabilities(torch.randn(300, 400, generator=torch.Generator().manual_seed(2)), SamplingConfig(top_k=9))
     keys = [hash_seed(3, row) for row in range(300)]
-    assert torch.equal(draw(probs, keys), draw(probs, keys, candidates=9))
-    assert torch.equal(draw(probs, keys)[100:101], draw(probs[100:101], keys[100:101], candidates=20))
+    assert torch.equal(draw(probs, keys), draw(probs, keys, max_nonzero=9))
+    assert torch.equal(draw(probs, keys)[100:101], draw(probs[100:101], keys[100:101], max_nonzero=20))
 
 
 def test_all_errors_are_reported_at_once():
