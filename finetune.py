@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from conf import end_on_interrupt
+
+    end_on_interrupt()  # while torch is imported
+
 import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +45,8 @@ class FinetuneConfig(LoopConfig):
     examples: str | None = field(default=None, metadata=PATH)
     # held-out examples, JSONL; null: hold out val_fraction of `examples`, in whole groups
     val_examples: str | None = field(default=None, metadata=PATH)
-    val_fraction: float = field(default=0.1, metadata={"group": "data"})  # fraction of the examples to hold out
+    # fraction of the examples to hold out
+    val_fraction: float = field(default=0.1, metadata={"group": "data", "needs": ("val_examples=null",)})
     dropout: float = 0.0  # replaces the checkpoint's dropout
     preview: int = 2  # number of examples to print before the first step, with the part that is trained on
 
@@ -76,8 +82,8 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     tokenizer = load_tokenizer(start.directory / "tokenizer")
     start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     train_examples, val_examples = read_splits(cfg)
-    shape = replace(start.config, dropout=cfg.dropout)
-    context, one_width = shape.context, compute.compile
+    model_config = replace(start.config, dropout=cfg.dropout)
+    context, one_width = model_config.context, compute.compile
     train_data = ExampleBatches(
         train_examples, tokenizer, context=context, batch_size=cfg.batch_size, seed=cfg.seed, one_width=one_width
     )
@@ -95,8 +101,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
                 f"truncated to the context, {len(train_data.dropped)} examples dropped"
             )
         torch.manual_seed(cfg.seed)
-        model = strategies.build(shape, cfg.parallel)
-        start.check_weights(model)  # before anything is written
+        model = strategies.build(model_config, cfg.parallel)
         fingerprints = {
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,

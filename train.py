@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from conf import end_on_interrupt
+
+    end_on_interrupt()  # while torch is imported
+
 import contextlib
 import os
 import shlex
@@ -15,6 +20,7 @@ from typing import Any
 import torch
 
 from conf import cli
+from conf.cli.fields import typed
 from conf.display import data_report, forecast, progress
 from conf.run.metrics_log import MetricsLog, draw_loss
 from conf.run.resume import JOB_FILE, apply_depth, follow_checkpoint, resume_config, torchrun_job
@@ -48,7 +54,7 @@ from model.training.microbatch import MicroBatches, recompute_activations
 from model.training.preview import sample_text
 from model.training.run_state import RunState, newest_on_all_ranks, restore, save
 from model.training.settings import LoopConfig, resolve_auto, resolve_compile, runtime_info, use_sharded_checkpoint
-from model.training.train_step import TrainStep, mean_over_ranks
+from model.training.train_step import TrainStep, global_mean_loss
 
 
 @dataclass
@@ -65,8 +71,8 @@ class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
         found = LoopConfig.validate(self) + PrepareConfig.validate(self) + self.validate_batches(self.corpus)
         if self.model.vocab_size:
             found.append(f"model.vocab_size={self.model.vocab_size} follows the tokenizer; set tokenizer.vocab_size")
-        if self.depth is not None and self.depth < 1:
-            found.append(f"depth={self.depth} must be at least 1")
+        if self.depth is not None and not 1 <= self.depth <= 1000:
+            found.append(f"depth={self.depth} must be between 1 and 1,000")
         if self.gpu and not self.dry_run:
             found.append(f"gpu={self.gpu} is for dry_run=true, an estimate; set device= to choose where to train")
         return found
@@ -83,8 +89,10 @@ def fit(
     `fingerprints` of data and tokenizer go into each manifest; a run resumes only if they are unchanged.
     `references` are baseline losses to print and plot.
     """
-    watch, device = Stopwatch(), compute.device
-    run_dir, say = Path(cfg.run_dir or ""), print if world.is_main else (lambda line: None)
+    watch = Stopwatch()
+    device = compute.device
+    run_dir = Path(cfg.run_dir or "")
+    say = print if world.is_main else (lambda line: None)
     model.train()
     if cfg.activation_checkpointing:
         recompute_activations(model)
@@ -92,8 +100,7 @@ def fit(
     memory.reset_peak(device)
 
     # The order matters. Compile in place first: parameter names stay the same, and FSDP wraps compiled blocks. Find the
-    # checkpoint before wrap(), which then skips random init. Load after wrap(), which allocates the parameters. Create
-    # the optimizer after that, when the parameters have their final form, and restore last.
+    # checkpoint before wrap(), which then skips random init. Load after wrap(), which allocates the parameters.
     if compute.compile:
         strategies.compile_in_place(model, cfg.parallel)
     checkpoint = newest_on_all_ranks(run_dir, world, say=say) if cfg.resume else None
@@ -108,17 +115,18 @@ def fit(
         cfg.optimizer, steps=cfg.steps, seconds=cfg.budget_seconds(), eval_every=cfg.eval_every,
         save_every=cfg.save_every, all_reduce_min=lambda number: parallel.all_reduce_min(number, device),
     )  # fmt: skip
-    if cfg.dry_run:
-        losses = forecast.losses(references or {}, run_dir, fingerprints)
-        data = train_data, val_data
-        say(dry_run(cfg, model, micro_batches, budget, *data, losses, watch, world=world, compute=compute))
-        return None
-    if cfg.time_budget and checkpoint is None:
+    if cfg.dry_run or (cfg.time_budget and checkpoint is None):
         measured = measure(cfg, model, micro_batches, train_data, val_data, world=world, compute=compute)
         budget.plan(measured.costs, elapsed=watch.total)
+        if note := budget.too_short(elapsed=watch.total):
+            say(f"note: {note}")
+        if cfg.dry_run:
+            numbers = estimate_run(cfg, measured, model, train_data, budget, world=world, compute=compute)
+            say(forecast.describe(**numbers, losses=forecast.losses(references or {}, run_dir, fingerprints)))
+            return None
     train_step = TrainStep(cfg, model, micro_batches, world=world, compute=compute)
     average = WeightAverage(model, cfg.weight_average, decay=cfg.ema_decay, fraction=cfg.tail_fraction)
-    # The average comes first: restoring it overwrites the live weights, which a sharded optimizer then copies.
+    # Restored in this order: the average puts the live weights back into the model; a sharded optimizer copies those.
     stateful = (average, train_step.optimizer, train_step.loss_scale, train_step.guard)
     resolved = runtime_info(cfg, model, compute, world)
     state = RunState(resolved=resolved)
@@ -135,10 +143,8 @@ def fit(
         return None
     if cfg.time_budget:
         cfg = replace(cfg, optimizer=budget.config, eval_every=budget.eval_every, save_every=budget.save_every)
-    say("  ".join(f"{name} {value}" for name, value in resolved.items()))
-    say(describe_run(cfg, model, train_data, budget.steps))
-    if cfg.sample_every and (unknown := tokenizer.unknown(cfg.sample_prompt)):
-        say(f"note: {unknown_note(unknown, 'sample_prompt=')}")
+    say("  ".join(f"{name} {typed(value)}" for name, value in resolved.items()))
+    say(describe_run(cfg, model, tokenizer, train_data, budget.steps))
     if world.is_main:
         cli.write_config(cfg, run_dir / "config.yaml")
         (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")
@@ -159,14 +165,16 @@ def fit(
     ):  # fmt: skip
         while state.step < budget.steps:
             # Update the weights.
-            step, lr_multiplier = state.step, budget.multiplier(state.step)
+            step = state.step
+            lr_multiplier = budget.multiplier(step)
             with watch("loading"):
                 batch = to_device(train_data.batch(step, world.share(cfg.batch_size)), device)
-            targets = train_data.supervised_tokens(step)
-            loss_sum, norm = train_step(step, batch, targets_in_step=targets, lr_multiplier=lr_multiplier)
-            average.update(step + 1, budget.steps)
-            state.step, state.tokens = step + 1, state.tokens + batch[0].numel() * world.size
-            done, tokens, last = state.step, state.tokens, state.step == budget.steps
+            n_targets = train_data.supervised_tokens(step)
+            loss_sum, norm = train_step(step, batch, n_targets=n_targets, lr_multiplier=lr_multiplier)
+            done = state.step = step + 1
+            average.update(done, budget.steps)
+            state.tokens += batch[0].numel() * world.size
+            last = done == budget.steps
             stopping = stop.agreed() and not last  # a collective: all ranks call it after every step
             if micro_batches.micro_batch_size != micro_batch_size:
                 micro_batch_size = micro_batches.micro_batch_size
@@ -175,9 +183,9 @@ def fit(
 
             # Log. Of all steps, only those that log, evaluate or save wait for the device.
             if done % cfg.log_every == 0 or done == 1 or last:
-                loss, grad_norm = torch.stack([mean_over_ranks(loss_sum, targets), norm]).tolist()
+                loss, grad_norm = torch.stack([global_mean_loss(loss_sum, n_targets), norm]).tolist()
                 learning_rate = lr_multiplier * cfg.optimizer.learning_rate
-                log.log_training(done, tokens, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
+                log.log_training(done, state.tokens, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
                 warnings = train_step.guard.report(limit=cfg.nonfinite_limit, describe=train_data.describe)
                 for warning in (*warnings, *saver.warnings()):
                     log.say(warning)
@@ -189,8 +197,10 @@ def fit(
 
             # Evaluate, save and sample, all with the averaged weights. A better evaluation always saves.
             evaluating = val_data is not None and (done % budget.eval_every == 0 or last)
-            saving, best, result = stopping or last or done % budget.save_every == 0, False, None
+            saving = stopping or last or done % budget.save_every == 0
             sampling = cfg.sample_every is not None and (done % cfg.sample_every == 0 or last)
+            best = False
+            result = None
             if evaluating or saving or sampling:
                 norm.item()  # waits for the device, so that its work counts as training
                 with log.paused(), average.applied():
@@ -201,7 +211,7 @@ def fit(
                             )
                         best = state.update_best(result.loss, best_on_disk=saver.best_on_disk())
                         bits = result.bits_per_byte
-                        log.log_evaluation(done, tokens, loss=result.loss, bits_per_byte=bits, best=best)
+                        log.log_evaluation(done, state.tokens, loss=result.loss, bits_per_byte=bits, best=best)
                     if best or saving:
                         state.elapsed_seconds = log.elapsed_seconds
                         state.steps, state.decay_restart = budget.steps, budget.decay_restart
@@ -210,30 +220,14 @@ def fit(
                     if sampling:
                         with watch("sampling"):
                             text = sample_text(model, tokenizer, cfg.sample_prompt, compute=compute)
-                        log.log_sample(done, tokens, prompt=cfg.sample_prompt, text=text)
+                        log.log_sample(done, state.tokens, prompt=cfg.sample_prompt, text=text)
             if stopping:
                 break
     if state.step < budget.steps:
-        say(f"stopped after step {state.step} of {budget.steps}, saved; resume with:  {resume_command(cfg, world)}")
+        say(f"stopped after step {state.step} of {budget.steps}, saved; {how_to_resume(cfg, world)}")
         return last_result
-    peak = plan.peak_flops(device, compute.dtype)
-    report = log.summary(
-        flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
-        peak_memory=memory.peak(device), best_val_loss=state.best_val_loss,
-    )  # fmt: skip
-    say("\n".join(report))
+    say("\n".join(summary(log, model, state, world, compute)))
     return last_result
-
-
-def dry_run(
-    cfg: LoopConfig, model: GPT, micro_batches: MicroBatches, budget: StepBudget, train_data: TrainingData,
-    val_data: EvaluationData | None, losses: list[str], watch: Stopwatch, *, world: parallel.World, compute: Compute,
-) -> str:  # fmt: skip
-    """Measures a few steps, changing nothing. Returns a table of what the whole run would take; `losses` end it."""
-    measured = measure(cfg, model, micro_batches, train_data, val_data, world=world, compute=compute)
-    budget.plan(measured.costs, elapsed=watch.total)
-    numbers = estimate_run(cfg, measured, model, train_data, budget, world=world, compute=compute)
-    return forecast.describe(**numbers, losses=losses)
 
 
 def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: parallel.World) -> None:
@@ -243,25 +237,38 @@ def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: 
             f"steps={budget.steps}, but the run in {run_dir} has done {state.step}; set more, or another run_dir"
         )
     if world.is_main:
-        if not (run_dir / "loss.png").exists():  # a kill came before it was drawn
+        if not (run_dir / "loss.png").exists():  # the process was killed before drawing it
             draw_loss(run_dir)
         print(f"{run_dir} is finished: {state.step} of {budget.steps} steps")
 
 
-def describe_run(cfg: LoopConfig, model: GPT, data: TrainingData, steps: int) -> str:
+def describe_run(cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, data: TrainingData, steps: int) -> str:
+    unknown = tokenizer.unknown(cfg.sample_prompt) if cfg.sample_every else None
+    note = f"\nnote: {unknown_note(unknown, 'sample_prompt=')}" if unknown else ""
     parameters = sum(p.numel() for p in model.parameters())
     epochs = ", ".join(f"{number:.1f} epochs over {name}" for name, number in data.epochs(steps).items())
     return (
         f"{progress.count(parameters)} parameters, {steps} steps of {cfg.batch_size} x {data.context} tokens "
         f"({epochs}), {cfg.optimizer.name}, warmup {warmup_steps(cfg.optimizer, steps)}, "
-        f"schedule {cfg.optimizer.schedule}"
+        f"schedule {cfg.optimizer.schedule}{note}"
     )
 
 
-def resume_command(cfg: LoopConfig, world: parallel.World) -> str:
+def summary(log: MetricsLog, model: GPT, state: RunState, world: parallel.World, compute: Compute) -> list[str]:
+    """Returns the last lines of a run: its speed, peak memory and best validation loss."""
+    peak = plan.peak_flops(compute.device, compute.dtype)
+    return log.summary(
+        flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
+        peak_memory=memory.peak(compute.device), best_val_loss=state.best_val_loss,
+    )  # fmt: skip
+
+
+def how_to_resume(cfg: LoopConfig, world: parallel.World) -> str:
+    if world.local_size < world.size:
+        return "to resume, resubmit the same job with resume=true"
     python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
     launcher = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"] if world.size > 1 else [python]
-    return shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
+    return "resume with:  " + shlex.join([*launcher, sys.argv[0], f"run_dir={cfg.run_dir}", "resume=true"])
 
 
 def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
@@ -281,31 +288,32 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
         cfg = follow_checkpoint(cfg, overrides, start.config, start.directory / "tokenizer")
     run_dir = Path(cfg.run_dir or "")
-    show = partial(data_report.show, least=1e6)  # for smaller corpora, drawing would take longer than preparing
+    # For smaller corpora, drawing would take longer than preparing.
+    show = partial(data_report.show, min_bytes=1_000_000)
     with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
             stack.enter_context(lock_run(run_dir))
+        # Rank 0 prepares the corpus before the group forms; every rank receives the path.
         prepare_corpus = partial(prepare, cfg, progress=progress.Passes(), show=show)
         group = parallel.process_group(world, compute.device, lambda: str(prepare_corpus()))
         prepared = Path(stack.enter_context(group))
         tokenizer = load_tokenizer(prepared / "tokenizer")
-        shape = replace(cfg.model, vocab_size=tokenizer.vocab_size)
+        model_config = replace(cfg.model, vocab_size=tokenizer.vocab_size)
         train_split = open_split(prepared, "train")
         train_data = WindowBatches(
-            train_split, context=shape.context, batch_size=cfg.batch_size, seed=cfg.seed,
+            train_split, context=model_config.context, batch_size=cfg.batch_size, seed=cfg.seed,
             packing=cfg.packing, document_mask=cfg.document_mask, mixture_weights=cfg.mixture_weights,
         )  # fmt: skip
         for line in train_data.report() if world.is_main else ():
             print(line)
         val_split = open_split(prepared, "val") if cfg.val_fraction or cfg.val_include else None
-        val_data = None if val_split is None else WindowEvaluation(val_split, context=shape.context)
-        references = baseline_losses(train_split, val_split, vocab_size=shape.vocab_size) if world.is_main else {}
+        val_data = None if val_split is None else WindowEvaluation(val_split, context=model_config.context)
+        references = baseline_losses(train_split, val_split, vocab_size=tokenizer.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
         if start is None:
-            model = strategies.build(shape, cfg.parallel)
+            model = strategies.build(model_config, cfg.parallel)
         else:
-            model = strategies.build(replace(start.config, dropout=shape.dropout), cfg.parallel)
-            start.check_weights(model)
+            model = strategies.build(replace(start.config, dropout=cfg.model.dropout), cfg.parallel)
         fingerprints = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
         compute = resolve_compile(cfg, model, compute, world)
         if compute.compile and world.is_main:

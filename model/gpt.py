@@ -29,15 +29,16 @@ class Attention(nn.Module):
         self.layer, self.head_dim = layer, config.head_dim
         self.n_head, self.n_kv_head = config.n_head, config.kv_heads
         self.qk_norm_eps = config.norm_eps if config.qk_norm else None
-        # One matrix computes queries, keys and values; sizes holds their output widths: H*E, K*E, K*E.
-        self.sizes = [heads * config.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
-        self.qkv = nn.Linear(config.d_model, sum(self.sizes), bias=config.bias)
-        self.output = nn.Linear(self.sizes[0], config.d_model, bias=config.bias)
+        # One matrix computes queries, keys and values, whose widths are H*E, K*E and K*E.
+        self.qkv_widths = [heads * config.head_dim for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+        self.qkv = nn.Linear(config.d_model, sum(self.qkv_widths), bias=config.bias)
+        self.output = nn.Linear(self.qkv_widths[0], config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
         # Rotary and QK-norm act on each head separately, so queries and keys pass through as one tensor of H + K heads.
-        qk, v = self.qkv(x).split([self.sizes[0] + self.sizes[1], self.sizes[2]], dim=-1)
+        q_width, k_width, v_width = self.qkv_widths
+        qk, v = self.qkv(x).split([q_width + k_width, v_width], dim=-1)
         qk = qk.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H + K, T, E)
         v = v.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
         if rotary is not None:
@@ -100,7 +101,8 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
-        self.lm_head: nn.Module | None = None  # with tied embeddings, the embedding matrix is the head
+        # With tied embeddings, the embedding matrix is the head. Inference may put a quantized module here.
+        self.lm_head: nn.Module | None = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.padded_vocab, bias=False)
         for name, weight in self.named_parameters():
@@ -123,11 +125,11 @@ class GPT(nn.Module):
         h = self.hidden(ids, cache, doc_starts=doc_starts)
         if targets is None:
             return self.head(h)
-        output: Any = self.embed if self.lm_head is None else self.lm_head
-        return head_loss(self.head, output.weight, h.flatten(0, 1), targets.flatten())
+        return head_loss(self.head, self.head_weight, h.flatten(0, 1), targets.flatten())
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, *, doc_starts: Tensor | None = None) -> Tensor:
         """ids (B, T) -> the last layer's normalised output (B, T, D)."""
+        assert cache is None or doc_starts is None, "a cache holds one document per row"
         T = ids.shape[1]
         if cache is not None:
             positions, mask = cache.begin(T)  # (B, T) and (B, 1, T, S)
@@ -147,6 +149,12 @@ class GPT(nn.Module):
         if cache is not None:
             cache.end(T)
         return self.norm(x)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of the output head, with the padded vocabulary entries."""
+        head: Any = self.embed if self.lm_head is None else self.lm_head
+        return head.weight
 
     def head(self, h: Tensor) -> Tensor:
         """h (..., D) -> logits (..., V), without the padded vocabulary entries."""
@@ -193,7 +201,7 @@ def rotary_at(positions: Tensor, config: ModelConfig) -> Rotary:
     if positions.dim() == 2:
         angles = angles[:, None]  # (B, 1, T, E/2), to broadcast over the heads
     cos, sin = angles.cos(), angles.sin()
-    # In the autocast dtype: float32 would promote queries and keys to float32.
+    # Cast to the autocast dtype; float32 factors would promote queries and keys.
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else cos.dtype
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 

@@ -23,13 +23,18 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1  # ranks on this machine
     restarts: int = 0  # how often torchrun has restarted this group
 
     @staticmethod
     def from_environment() -> World:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-        rank, size, local_rank, restarts = (int(os.environ.get(name, int(name == "WORLD_SIZE"))) for name in names)
-        return World(rank, size, local_rank, restarts)
+        def number(name: str, default: int) -> int:
+            return int(os.environ.get(name, default))
+
+        return World(
+            number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", 1),
+            restarts=number("TORCHELASTIC_RESTART_COUNT", 0),
+        )  # fmt: skip
 
     @property
     def is_main(self) -> bool:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 
 class StopSignal:
-    """Turns the first SIGTERM or SIGINT into a request to stop after the current step; a second one exits immediately.
+    """Turns the first SIGTERM or SIGINT into a request to stop after this step (with several ranks, the next).
 
-    A signal reaches each rank at a different moment. To stop all ranks after the same step, each step starts a
-    reduction of one number on the CPU and reads the result of the reduction started a step before, so nobody waits.
+    A second signal exits immediately. A signal reaches each rank at a different moment. To stop all ranks after the
+    same step, each step starts a reduction of one number on the CPU and reads the result of the reduction started a
+    step before, so no rank waits.
     """
 
     def __enter__(self) -> StopSignal:
@@ -32,11 +33,12 @@ class StopSignal:
         if self.raised:
             os._exit(128 + number)
         self.raised = True
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            os.write(2, b"stopping after this step and saving; press Ctrl-C again to quit immediately without saving\n")
+        if self.group is None or dist.get_rank() == 0:
+            which = b"this" if self.group is None else b"the next"
+            os.write(2, b"stopping after %b step and saving; a second Ctrl-C quits at once without saving\n" % which)
 
     def agreed(self) -> bool:
-        """True if all ranks stop after this step; every rank must call this once per step."""
+        """True if all ranks stop now, after the current step; every rank must call this once per step."""
         if self.group is None:
             return self.raised
         stop = False

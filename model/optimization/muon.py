@@ -37,23 +37,23 @@ class Muon:
 
     @torch.no_grad()
     def step(self, multiplier: float, *, divisor: Tensor, skip: Tensor) -> None:
-        """Updates with gradients / divisor () at `multiplier` times the peak learning rate; does nothing if skip ()."""
-        config, lr, keep = self.config, multiplier * self.config.learning_rate, 1 - skip.float()
+        """Updates with gradients / divisor at `multiplier` times the peak learning rate; does nothing if skip is true.
+
+        divisor and skip are tensors ().
+        """
+        config, lr = self.config, multiplier * self.config.learning_rate
+        active = 1 - skip.float()  # 0 if skip is true: a factor, since an `if` would wait for the device
         for group, momentum in self.stacks:
             gradient = torch.stack([gradient_of(p)[rows] for _, p, rows in group])  # (N, rows, columns)
             gradient = gradient.div_(divisor).masked_fill_(skip, 0.0)
-            momentum.lerp_(gradient, keep * (1 - config.momentum))
+            momentum.lerp_(gradient, active * (1 - config.momentum))
             update = newton_schulz(gradient.lerp_(momentum, config.momentum), self.dtype)  # Nesterov momentum
             rows, columns = update.shape[1:]
-            update *= -lr * max(1.0, rows / columns) ** 0.5 * keep
+            # Entries get an RMS of 1 / sqrt(columns) in every shape; in a tall orthogonal matrix it is 1 / sqrt(rows).
+            update *= -lr * max(1.0, rows / columns) ** 0.5 * active
             weights = [p.data[rows] for _, p, rows in group]
-            decay = lr * config.weight_decay * keep
             for weight, change in zip(weights, update.unbind(), strict=True):
-                if config.cautious:
-                    cautious_decay(weight, -change, decay)
-                else:
-                    weight.mul_(1 - decay)
-                weight.add_(change)
+                weight.mul_(1 - lr * config.weight_decay * active).add_(change)
 
     def momenta(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the name and the momentum (a view) of each matrix."""
@@ -65,24 +65,17 @@ class Muon:
 def newton_schulz(g: Tensor, dtype: torch.dtype) -> Tensor:
     """Approximates the nearest (semi-)orthogonal matrices to g (N, rows, columns) by five iterations in `dtype`.
 
-    The quintic coefficients (Jordan 2024) trade accuracy for speed: singular values end up between about 0.7 and 1.2.
+    The quintic coefficients (Jordan 2024) trade accuracy for speed: most singular values end up between 0.7 and 1.2;
+    very small ones stay smaller.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[1] > g.shape[2]
-    x = (g.mT if tall else g).to(dtype)
-    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
-    for _ in range(5):
+    x = (g.mT if tall else g).to(dtype)  # a wide matrix has the smaller Gram matrix
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)  # Frobenius norm 1 bounds all singular values by 1
+    for _ in range(5):  # x <- a x + (b G + c G^2) x, with the Gram matrix G = x x^T
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
-
-
-def cautious_decay(weight: Tensor, descent: Tensor, amount: Tensor) -> None:
-    """Decays weights in place by the fraction `amount` (), but only if subtracting `descent` moves them towards zero.
-
-    So the decay never works against the loss (Chen et al. 2025, "Cautious Weight Decay", arXiv 2510.12402).
-    """
-    weight.mul_(1 - amount * (weight * descent > 0))
 
 
 def gradient_of(p: Tensor) -> Tensor:

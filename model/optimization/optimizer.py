@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import InputError
-from .muon import Muon, cautious_decay
+from ..gpt import Attention
+from .muon import Muon
 from .schedule import OptimizerConfig
 
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # torch's names of the update count and the two moments
 FUSED_ON = ("cpu", "cuda")  # elsewhere (MPS) torch's fused AdamW ignores grad_scale and found_inf
 
 
@@ -37,16 +39,18 @@ class Optimizer:
         if config.name == "adamw":
             others, matrices = others | matrices, {}
         self.parameters = others | matrices
-        self.row_counts = {f"{path}.qkv.weight": m.sizes for path, m in model.named_modules() if hasattr(m, "qkv")}
+        # The rows of queries, keys and values in each qkv matrix.
+        attentions = ((path, m) for path, m in model.named_modules() if isinstance(m, Attention))
+        self.row_counts = {f"{path}.qkv.weight": m.qkv_widths for path, m in attentions}
         # What AdamW and Muon update: the model's own parameters, or this rank's part of them (ShardedOptimizer).
         self.adamw_parameters, self.muon_parameters = self.local_parameters(others, matrices)
         self.adamw_lr = config.learning_rate if config.name == "adamw" else config.adamw_learning_rate
-        self.decayed = [p for p in self.adamw_parameters.values() if p.dim() >= 2]
+        decayed = [p for p in self.adamw_parameters.values() if p.dim() >= 2]
         not_decayed = [p for p in self.adamw_parameters.values() if p.dim() < 2]
         device = next(iter(self.parameters.values())).device
         self.adamw = torch.optim.AdamW(
             [
-                {"params": self.decayed, "weight_decay": 0.0 if config.cautious else config.weight_decay},
+                {"params": decayed, "weight_decay": config.weight_decay},
                 {"params": not_decayed, "weight_decay": 0.0},
             ],
             betas=(config.beta1, config.beta2),
@@ -72,7 +76,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, multiplier: float, *, divisor: Tensor, skip: Tensor) -> None:
-        """Updates with gradients / divisor at `multiplier` times the peak learning rates; does nothing if skip.
+        """Updates with gradients / divisor at `multiplier` times the peak learning rates; does nothing if skip is true.
 
         divisor and skip are tensors (). torch's fused AdamW divides by `grad_scale` and skips if `found_inf` is 1, the
         hooks of torch.amp.GradScaler.
@@ -89,15 +93,11 @@ class Optimizer:
         for group in adamw.param_groups:
             group["lr"] = multiplier * self.adamw_lr
         adamw.step()
-        if self.config.cautious:
-            amount = multiplier * self.adamw_lr * self.config.weight_decay * (1 - skip.float())
-            for p in self.decayed:
-                if "exp_avg" in adamw.state[p]:  # the sign of AdamW's update is that of the mean gradient
-                    cautious_decay(p, adamw.state[p]["exp_avg"], amount)
         if self.muon is not None:
             self.muon.step(multiplier, divisor=divisor, skip=skip)
 
     def zero_grad(self) -> None:
+        # Under FSDP, adamw_parameters and muon_parameters are this rank's parts, with gradients of their own.
         for p in (*self.parameters.values(), *self.adamw_parameters.values(), *self.muon_parameters.values()):
             p.grad = None
 
@@ -110,22 +110,31 @@ class Optimizer:
         adamw = {
             f"adamw.{key}.{name}": self.to_global(name, value)
             for name, p in self.adamw_parameters.items()
-            for key, value in self.adamw.state[p].items()
+            for key, value in (self.adamw.state[p] or self.initial_state(p)).items()
         }
         return adamw | {f"muon.momentum.{name}": momentum for name, momentum in self.momenta().items()}
 
+    def initial_state(self, p: Tensor) -> dict[str, Tensor]:
+        """AdamW's state of a parameter before its first update, for which torch keeps none."""
+        return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what state_dict() returned, from full tensors. Raises InputError if they do not fit the model."""
-        if {name for name in state if name.startswith("muon.")} != {f"muon.momentum.{name}" for name in self.momenta()}:
-            raise InputError("the saved state is another optimizer's; resume with the run's own optimizer")
-        for full in (name for name in state if name.startswith("adamw.")):
-            _, key, name = full.split(".", 2)
-            value = state[full]
-            if name not in self.adamw_parameters or (value.dim() and value.shape != self.parameters[name].shape):
-                raise InputError(f"the saved optimizer state of {name!r} does not fit this model")
-            p = self.adamw_parameters[name]
-            device = p.device if self.adamw.defaults["fused"] or value.dim() else "cpu"
-            self.adamw.state[p][key] = self.to_local(name, value).to(device, copy=True)
+        names = {f"adamw.{key}.{name}" for key in ADAMW_STATE for name in self.adamw_parameters}
+        names |= {f"muon.momentum.{name}" for name in self.momenta()}
+        if different := names ^ {name for name in state if name.startswith(("adamw.", "muon."))}:
+            raise InputError(
+                f"the saved state is another optimizer's or model's ({min(different)!r} is in only one of the two); "
+                "resume with the run's own settings"
+            )
+        for name, p in self.adamw_parameters.items():
+            for key in ADAMW_STATE:
+                value = state[f"adamw.{key}.{name}"]
+                if value.dim() and value.shape != self.parameters[name].shape:
+                    raise InputError(f"the saved optimizer state of {name!r} does not fit this model")
+                # An unfused AdamW keeps its step counter on the CPU.
+                device = p.device if self.adamw.defaults["fused"] or value.dim() else "cpu"
+                self.adamw.state[p][key] = self.to_local(name, value).to(device, copy=True)
         for name, momentum in self.muon.momenta() if self.muon is not None else ():
             momentum.copy_(state[f"muon.momentum.{name}"])
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 ADVANCED = {"group": "advanced"}
+MUON = {"needs": ("name=muon",)}
 
 
 @dataclass
@@ -14,21 +15,22 @@ class OptimizerConfig:
 
     name: str = "muon"  # muon | adamw
     learning_rate: float = 0.02  # peak
-    adamw_learning_rate: float = 0.004  # muon: peak for embeddings, head, norms and biases
+    # muon: peak for embeddings, head, norms and biases
+    adamw_learning_rate: float = field(default=0.004, metadata=MUON)
     weight_decay: float = 0.1  # decoupled; never on norms and biases
-    # decay a weight only where the update also moves it towards zero (Chen et al. 2025)
-    cautious: bool = field(default=False, metadata=ADVANCED)
     beta1: float = field(default=0.9, metadata=ADVANCED)  # AdamW: decay of the mean gradient
     beta2: float = field(default=0.95, metadata=ADVANCED)  # AdamW: decay of the mean squared gradient
     eps: float = field(default=1e-8, metadata=ADVANCED)  # AdamW
-    momentum: float = field(default=0.9, metadata=ADVANCED)  # muon
+    momentum: float = field(default=0.9, metadata=ADVANCED | MUON)  # muon
     # muon: auto (bfloat16 where it is fast, else float32) | bfloat16 | float32
-    newton_schulz_dtype: str = field(default="auto", metadata=ADVANCED)
+    newton_schulz_dtype: str = field(default="auto", metadata=ADVANCED | MUON)
     grad_clip: float = 1.0  # largest global gradient norm; 0: no clipping
     warmup_steps: int | None = None  # null: min(100, steps // 10)
     schedule: str = "wsd"  # wsd (warmup, stable, linear decay) | cosine | constant
-    decay_ratio: float = 0.5  # wsd: fraction of the steps in which the learning rate decays
-    min_lr_ratio: float = 0.0  # wsd, cosine: final learning rate as a fraction of the peak
+    # wsd: fraction of the steps in which the learning rate decays
+    decay_ratio: float = field(default=0.5, metadata={"needs": ("schedule=wsd",)})
+    # wsd, cosine: final learning rate as a fraction of the peak
+    min_lr_ratio: float = field(default=0.0, metadata={"needs": ("schedule=wsd|cosine",)})
 
     def validate(self) -> list[str]:
         errors = []
@@ -61,7 +63,7 @@ def warmup_steps(config: OptimizerConfig, steps: int) -> int:
 def decay_start(config: OptimizerConfig, steps: int) -> int:
     """The step at which the learning rate starts to decay.
 
-    The learning rate of earlier steps does not depend on `steps`, unless the warmup does.
+    Before it, the learning rate does not depend on `steps` if warmup_steps is set.
     """
     warmup = warmup_steps(config, steps)
     if config.schedule == "constant":
@@ -70,13 +72,13 @@ def decay_start(config: OptimizerConfig, steps: int) -> int:
 
 
 def lr_multiplier(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of update `step` (from 0) out of `steps`, as a fraction of the peak: in (0, 1].
+    r"""The learning rate of update `step` (from 0) out of `steps`, as a fraction of the peak: in (0, 1].
 
           1 |     ________________
-            |    /                \\
-            |   /                  \\
-        min |  /                    \\
-            +-------------------------
+            |    /                \
+        min |   /                  \
+            |  /
+          0 +-------------------------
               warmup   stable   decay        (wsd; cosine decays right after the warmup, constant never)
     """
     warmup, start = warmup_steps(config, steps), decay_start(config, steps)

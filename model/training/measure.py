@@ -68,8 +68,8 @@ def measure(
         """Returns the seconds that an update takes."""
         began = time.perf_counter()
         batch = to_device(train_data.batch(step, rank_rows), compute.device)
-        targets = train_data.supervised_tokens(step)
-        _, norm = train_step(step, batch, targets_in_step=targets, lr_multiplier=0.0)
+        n_targets = train_data.supervised_tokens(step)
+        _, norm = train_step(step, batch, n_targets=n_targets, lr_multiplier=0.0)
         norm.item()  # waits for the device
         return time.perf_counter() - began
 

@@ -25,9 +25,15 @@ class MicroBatches:
         self.model, self.micro_batch_size, self.compute, self.world = model, micro_batch_size, compute, world
 
     def backward(
-        self, inputs: Tensor, targets: Tensor, *, weight: Tensor | float, seed: int, doc_starts: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        loss_weight: Tensor | float,
+        seed: int,
+        doc_starts: Tensor | None = None,
     ) -> Tensor:
-        """Adds the gradient of weight * (the summed loss) to each parameter. Returns the summed loss, a tensor ().
+        """Adds the gradient of loss_weight * (the summed loss) to each parameter. Returns the summed loss, a tensor ().
 
         inputs, targets, doc_starts: (B, T). `seed` is for dropout. On out-of-memory it retries the step with at most
         half the micro-batch; the batch and its gradient stay the same. Raises InputError if one sequence does not fit.
@@ -35,7 +41,7 @@ class MicroBatches:
         while True:
             seed_generator(seed, self.compute.device)
             try:
-                return self.accumulate(inputs, targets, weight, doc_starts)
+                return self.accumulate(inputs, targets, loss_weight, doc_starts)
             except RuntimeError as error:
                 if not memory.out_of_memory(error):
                     raise
@@ -45,7 +51,7 @@ class MicroBatches:
             memory.release(self.compute.device)
 
     def accumulate(
-        self, inputs: Tensor, targets: Tensor, weight: Tensor | float, doc_starts: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, loss_weight: Tensor | float, doc_starts: Tensor | None = None
     ) -> Tensor:
         loss_sum = torch.zeros((), device=inputs.device)
         for start in range(0, len(inputs), self.micro_batch_size):
@@ -57,7 +63,7 @@ class MicroBatches:
                         doc_starts=None if doc_starts is None else doc_starts[rows],
                         targets=targets[rows],
                     )
-                (loss * weight).backward()
+                (loss * loss_weight).backward()
             loss_sum += loss.detach()
         return loss_sum
 

@@ -19,7 +19,7 @@ from .skip_updates import UpdateGuard
 
 
 class TrainStep:
-    """Makes one update per call. Creates the optimizer, the loss scale and the guard, so create it after wrap()."""
+    """Makes one update per call. Create it after strategies.wrap(), when parameters have their final form."""
 
     def __init__(
         self, cfg: LoopConfig, model: GPT, micro_batches: MicroBatches, *, world: parallel.World, compute: Compute
@@ -31,10 +31,10 @@ class TrainStep:
         self.loss_scale = LossScale(compute.dtype, compute.device)
         self.guard = UpdateGuard(compute.device, spike_deviations=cfg.spike_deviations)
 
-    def __call__(self, step: int, batch: Batch, *, targets_in_step: int, lr_multiplier: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int, batch: Batch, *, n_targets: int, lr_multiplier: float) -> tuple[Tensor, Tensor]:
         """Updates the weights from this rank's rows of the batch of `step` (from 0).
 
-        targets_in_step: targets that carry loss, over all ranks. Returns the summed loss of this rank's rows and the
+        n_targets: targets that carry loss, over all ranks. Returns the summed loss of this rank's rows and the
         global gradient norm, both tensors ().
         """
         inputs, targets, doc_starts = batch
@@ -42,13 +42,15 @@ class TrainStep:
 
         # Each loss is a sum, divided by the number of targets in the whole step. So the gradient does not depend on the
         # split into micro-batches or ranks. DDP and FSDP average over the ranks, hence the factor world.size.
-        weight = self.world.size / targets_in_step * scale
+        loss_weight = self.world.size / n_targets * scale
         seed = hash_seed(self.cfg.seed, step, self.world.rank)  # of dropout; a resumed run draws the same
-        loss_sum = self.micro_batches.backward(inputs, targets, weight=weight, seed=seed, doc_starts=doc_starts)
+        loss_sum = self.micro_batches.backward(
+            inputs, targets, loss_weight=loss_weight, seed=seed, doc_starts=doc_starts
+        )
 
         # `skip` stays a tensor: reading it would wait for the device.
         norm = self.optimizer.gradient_norm() / scale
-        loss = mean_over_ranks(loss_sum, targets_in_step) if self.cfg.spike_deviations else None
+        loss = global_mean_loss(loss_sum, n_targets) if self.cfg.spike_deviations else None
         skip = self.guard.check(norm, step, self.loss_scale, loss=loss)
         clip_divisor = (norm / grad_clip).clamp_min(1) if grad_clip else torch.ones_like(norm)
         self.optimizer.step(lr_multiplier, divisor=scale * clip_divisor, skip=skip)
@@ -57,6 +59,6 @@ class TrainStep:
         return loss_sum, norm
 
 
-def mean_over_ranks(loss_sum: Tensor, targets: int) -> Tensor:
+def global_mean_loss(loss_sum: Tensor, n_targets: int) -> Tensor:
     """Returns the mean loss of a step's batch, a tensor (). A collective: all ranks must call it."""
-    return parallel.all_reduce_sum(loss_sum.clone()) / targets
+    return parallel.all_reduce_sum(loss_sum.clone()) / n_targets

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import train
 from model.checkpoints import reader
+from model.distributed.parallel import World
 from model.training import skip_updates
 from tests.families import make
 from tests.programs import NANO, ok
@@ -43,6 +45,16 @@ def test_a_non_finite_update_never_reaches_the_weights(tmp_path, capsys):
     assert "skipped 1 update(s)" in said and "step 4: batch of step 3" in said
     tensors, _ = reader.find(tmp_path).train_state()
     assert all(torch.isfinite(value).all() for value in tensors.values())
+
+
+@pytest.mark.parametrize(
+    "size, local_size, expected", [(1, 1, "python"), (8, 8, "--nproc_per_node=8 "), (16, 8, "resubmit the same job")]
+)
+def test_a_stopped_run_says_how_to_resume_it_on_one_machine_or_several(monkeypatch, size, local_size, expected):
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_size))
+    said = train.how_to_resume(train.TrainConfig(run_dir="out/run"), World.from_environment())
+    assert expected in said and "resume=true" in said and (size == 1) != ("torchrun" in said or "job" in said)
 
 
 def test_many_consecutive_bad_updates_abort_the_run(tmp_path):

@@ -36,6 +36,12 @@ def test_cached_logits_equal_transformers(family):
     torch.testing.assert_close(torch.cat(pieces, dim=1), reference(family, model)(IDS).logits, atol=1e-4, rtol=0)
 
 
+def test_a_cache_and_document_starts_exclude_each_other():
+    model = make("modern")
+    with pytest.raises(AssertionError, match="one document per row"):
+        model(IDS, KVCache(model.config, 3, capacity=48, device=IDS.device), doc_starts=torch.zeros_like(IDS))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_cache_equals_one_full_forward_over_random_splits(family):

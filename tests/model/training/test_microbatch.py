@@ -31,7 +31,7 @@ def gradients(model, rows, fail=lambda rows: False, recompute=False, seed=0, wor
     model.register_forward_pre_hook(scarce, with_kwargs=True)
     micro = MicroBatches(model, rows, compute=CPU, world=world or parallel.World())
     ids = torch.randint(96, (8, 33), generator=torch.Generator().manual_seed(1))
-    loss_sum = micro.backward(ids[:, :-1], ids[:, 1:], weight=torch.tensor(1 / 256), seed=seed)
+    loss_sum = micro.backward(ids[:, :-1], ids[:, 1:], loss_weight=torch.tensor(1 / 256), seed=seed)
     return micro, loss_sum, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -65,7 +65,9 @@ def test_another_error_is_not_mistaken_for_out_of_memory():
     model.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(RuntimeError("shape")))
     micro = MicroBatches(model, 8, compute=CPU, world=parallel.World())
     with pytest.raises(RuntimeError, match="shape"):
-        micro.backward(torch.zeros(8, 4, dtype=torch.int64), torch.zeros(8, 4, dtype=torch.int64), weight=1.0, seed=0)
+        micro.backward(
+            torch.zeros(8, 4, dtype=torch.int64), torch.zeros(8, 4, dtype=torch.int64), loss_weight=1.0, seed=0
+        )
 
 
 def test_a_run_continues_after_out_of_memory_with_the_same_updates(base, tmp_path, monkeypatch):
