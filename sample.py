@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from conf import end_on_interrupt
+
+    end_on_interrupt()  # while torch is imported
+
 import json
 import math
 import sys
@@ -199,7 +204,9 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
     fields_of_results = "index sample text tokens words log_probabilities ended continues unexplored stopped"
     sampling = cfg.sampling() if isinstance(cfg, settings.FilterConfig) else SamplingConfig()
     write = (cfg.max_new_tokens, cfg.seed, cfg.num_samples) if isinstance(cfg, settings.BulkTextConfig) else ()
-    read = request_reader(lm, Request(sampling, *write))
+    read = request_reader(
+        lm, Request(sampling, *write), note=lambda line: print(f"note: {cfg.prompts}: {line}", file=sys.stderr)
+    )
     on_overflow = cfg.on_overflow if isinstance(cfg, settings.BulkTextConfig) else "slide"
     prompts = PromptFile(
         cfg.prompts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from . import InputError
@@ -24,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
 }
 COUNTS = ("num_samples", "max_new_tokens", "top", "batch_size", "max_expansions", "branches", "depth")
+LARGEST = {"num_samples": 10**6, "batch_size": 10**6, "depth": 100}  # more would exhaust memory or never end
 
 
 @dataclass
@@ -47,6 +49,11 @@ class SampleConfig:
         for name in COUNTS:
             if (number := getattr(self, name, 1)) < 1:
                 found.append(f"{name}={number} must be at least 1")
+            elif number > LARGEST.get(name, number):
+                found.append(f"{name}={number} must be at most {LARGEST[name]:,}")
+        plot = getattr(self, "plot", None)
+        if plot is not None and Path(plot).suffix.lower() not in ("", ".png", ".svg", ".pdf"):
+            found.append(f"plot={plot} must end in .png, .svg or .pdf")
         return found
 
 
@@ -119,7 +126,7 @@ class WordConfig(FilterConfig):
     top: int = 20  # rows of the table; the search proves their order
     tolerance: float = 0.001  # stop when less probability than this is unexplored
     max_expansions: int = 1024  # stop after expanding this many tokens
-    token_healing: bool = True  # spaces at the prompt's end do not matter; false: they do
+    ignore_trailing_spaces: bool = True  # "your" and "your " give one table; false: they do not
     word_rule: str = "unicode"  # unicode | space | character: where words end
 
     def validate(self) -> list[str]:
@@ -134,7 +141,8 @@ class TextConfig(GenerationConfig, PromptConfig):
     on_overflow: str = "slide"  # when the context is full: slide (forget the oldest half) | error
     speculative: bool = False  # guess tokens where the text repeats itself: faster, the same text
     explain: bool = False  # show how each token was chosen
-    top_logprobs: int = 0  # number of alternatives to report at each position (json, explain)
+    # number of alternatives to report at each position (json, explain)
+    top_logprobs: int = field(default=0, metadata={"needs": ("json|explain",)})
 
     def validate(self) -> list[str]:
         found = super().validate()
@@ -145,7 +153,7 @@ class TextConfig(GenerationConfig, PromptConfig):
 class NextWordConfig(WordConfig, PromptsConfig):
     mode: str = "next_word"
     group: bool = False  # merge variants of case and of a leading space
-    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this PNG file
+    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this .png, .svg or .pdf file
 
 
 @dataclass
@@ -153,7 +161,7 @@ class NextTokenConfig(FilterConfig, PromptsConfig):
     mode: str = "next_token"
     top: int = 20  # rows of the table
     group: bool = False  # merge variants of case and of a leading space
-    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this PNG file
+    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this .png, .svg or .pdf file
 
 
 @dataclass
@@ -170,9 +178,11 @@ class ScoreConfig(PromptsConfig):
     text: str | None = field(default=None, metadata=TEXT)  # score this text, after the prompt if there is one
     options: Any = field(default=None, metadata=TEXTS)  # or [several, texts] to choose from after the prompt
     examples: str | None = field(default=None, metadata=PATH)  # or a file of {"prompt", "options", "completion"}
-    method: str = "raw"  # how to choose: raw | normalised (per byte) | pmi (relative to `neutral`)
-    neutral: str = field(default="", metadata=TEXT)  # the prompt that pmi compares with
-    seed: int = 1  # of the confidence intervals
+    # how to choose: raw | normalised (per byte) | pmi (relative to `neutral`)
+    method: str = field(default="raw", metadata={"needs": ("options",)})
+    # the prompt that pmi compares with
+    neutral: str = field(default="", metadata=TEXT | {"needs": ("options|examples",)})
+    seed: int = field(default=1, metadata={"needs": ("examples",)})  # of the confidence intervals
 
     def validate(self) -> list[str]:
         found, options = super().validate(), as_list(self.options)
@@ -180,6 +190,9 @@ class ScoreConfig(PromptsConfig):
             found.append(f'options={self.options} must be at least two different texts: \'options=[" a", " b"]\'')
         if (self.text, self.options, self.examples).count(None) != 2:
             found.append('mode=score takes one of text=TEXT, options=\'["a", "b"]\' and examples=FILE')
+        prompts = [name for name in ("prompt", "prompt_file", "compare_prompts") if getattr(self, name) is not None]
+        if self.examples is not None and prompts:
+            found.append(f"{prompts[0]}= cannot be used with examples=FILE, which has its own prompts")
         return found
 
 

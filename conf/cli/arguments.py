@@ -18,6 +18,8 @@ from .errors import InputError, as_input_error, one_line
 from .fields import Key, Modes, keys_of, nearest
 from .renamed import REMOVED, current
 
+BRACKETS = re.compile(r"""\[\s*[^"',[\]\s][^"',[\]]*]""")  # [/INST]: the text /INST in a list, or text with brackets
+
 
 def read_arguments(
     schema: type,
@@ -46,8 +48,11 @@ def read_arguments(
                 settings.words.append(text)
             elif key not in keys and key not in options:
                 raise InputError(unknown(key, text, [*keys, *options], mode, modes))
-            elif key in keys and keys[key].kind and not multirun:
-                free[key] = free_value(key, value, keys[key])
+            elif (about := keys.get(key)) and about.kind == "text" and about.is_list and BRACKETS.fullmatch(value):
+                item, whole = (json.dumps(part, ensure_ascii=False) for part in (value[1:-1].strip(), value))
+                raise InputError(f"{key}={value} may be a list or text; write {key}='[{item}]' or {key}='[{whole}]'")
+            elif about and about.kind and not multirun:
+                free[key] = free_value(key, value, about)
             else:
                 settings.add(key, value, text, keys)
         except InputError as error:
@@ -141,9 +146,6 @@ def free_value(key: str, value: str, about: Key) -> Any:
         return None
     expand = os.path.expanduser if about.expands_home else str
     if about.is_list and value.startswith("[") and value.endswith("]"):
-        if about.kind == "text" and value[1:-1].strip() and not re.search("[\"',\\[\\]]", value[1:-1]):
-            item, text = (json.dumps(part, ensure_ascii=False) for part in (value[1:-1].strip(), value))
-            raise InputError(f"{key}={value} may be a list or text; write {key}='[{item}]' or {key}='[{text}]'")
         return [expand(item) for item in list_of_texts(key, value)]
     return expand(value)
 

@@ -61,7 +61,7 @@ class MetricsLog:
             import wandb
 
             id_file = run_dir / WANDB_ID
-            run_id, name = id_file.read_text() if id_file.exists() else None, run_dir.resolve().name
+            run_id, name = (id_file.read_text() if id_file.exists() else "") or None, run_dir.resolve().name
             try:
                 self.wandb = wandb.init(
                     id=run_id, resume="allow", dir=run_dir, name=name, config=settings, **settings["wandb"]

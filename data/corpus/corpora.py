@@ -121,10 +121,11 @@ class Corpus:
         if n_documents:
             return
         if (skipped.n_found and options.include) or options.exclude:
+            names = [name for name in ("include", "exclude") if getattr(options, name)]
+            patterns = ", ".join(f"{name}={getattr(options, name)!r}" for name in names)
             raise InputError(
-                f"corpus={self.given!r}: none of its {skipped.n_found} documents is left after "
-                f"include={options.include!r}, exclude={options.exclude!r} and dropping empty ones; a pattern must "
-                "match the whole name, like 'comedies/*'"
+                f"corpus={self.given!r}: none of its {skipped.n_found} documents is left after {patterns} and dropping "
+                "empty ones; a pattern must match the whole name, like 'comedies/*'"
             )
         reason = str(skipped) or ("its files are empty" if any(self.files()) else "there are no files")
         raise InputError(f"corpus={self.given!r} has no text: {reason}; name text files in UTF-8")

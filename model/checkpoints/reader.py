@@ -110,6 +110,8 @@ def newest(run_dir: Path, *, say: Callable[[str], None] = print) -> Checkpoint |
 
 def find(path: Path) -> Checkpoint:
     """Opens a run directory (its newest intact step), RUN/best, RUN/latest or a step directory."""
+    if str(path).encode(errors="ignore").decode() != str(path):  # safetensors cannot open it
+        raise InputError(f"checkpoint={str(path)!r} is not UTF-8; rename the folder")
     if path.name in ("best", "latest") and path.is_file():
         name = read_pointer(path.parent, path.name)
         if name is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -105,7 +106,8 @@ def restore(
         part.load_state_dict(tensors)
     for name, before in state.resolved.items():
         if before != resolved.get(name):
-            say(f"note: {name} was {before}, is now {resolved.get(name)}; results may differ in the last bits")
+            was, now = json.dumps(before), json.dumps(resolved.get(name))
+            say(f"note: {name} was {was}, is now {now}; results may differ in the last bits")
     if world.is_main and checkpoint.manifest.get("val_loss", math.nan) == state.best_val_loss:
         # A kill may have prevented this.
         writer.write_pointer(checkpoint.directory.parent, "best", checkpoint.directory.name)

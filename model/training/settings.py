@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from .microbatch import best_micro_batch_size
 
 LONG_SECONDS = 600  # from this time budget on, compiling pays on a CPU
 LONG_FLOPS = 1e14  # the same per thread: about that long with bfloat16 instructions, longer without
+LARGEST_BATCH = 10**6  # sequences per update; more would exhaust memory before the first one
 
 TEXT = {"kind": "text"}
 DISTRIBUTED = {"group": "distributed"}
@@ -31,7 +33,8 @@ ADVANCED = {"group": "advanced"}
 @dataclass
 class WandbConfig:
     mode: str = "disabled"  # disabled | offline | online
-    project: str = field(default="nextword", metadata=TEXT)  # Weights & Biases project
+    # Weights & Biases project
+    project: str = field(default="nextword", metadata=TEXT | {"needs": ("mode=offline|online",)})
 
 
 @dataclass
@@ -40,7 +43,7 @@ class LoopConfig:
 
     # directory of the run: checkpoints, metrics, config
     run_dir: str | None = field(default=None, metadata={"kind": "path"})
-    steps: int = 1000  # optimizer updates
+    steps: int = field(default=1000, metadata={"needs": ("time_budget=null",)})  # optimizer updates
     time_budget: str | None = None  # 90s, 10m, 1h30m: as many steps as fit, including the decay; replaces steps
     dry_run: bool = False  # measure a few steps, print an estimate of the whole run, and stop
     batch_size: int = 16  # sequences per update, over all ranks
@@ -54,8 +57,9 @@ class LoopConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     # evaluate and save averaged weights: none | ema | tail (mean of the last steps)
     weight_average: str = field(default="none", metadata=SAVING)
-    ema_decay: float = field(default=0.99, metadata=SAVING)  # ema: decay per step
-    tail_fraction: float = field(default=0.1, metadata=SAVING)  # tail: fraction of the steps to average
+    ema_decay: float = field(default=0.99, metadata=SAVING | {"needs": ("weight_average=ema",)})  # ema: decay per step
+    # tail: fraction of the steps to average
+    tail_fraction: float = field(default=0.1, metadata=SAVING | {"needs": ("weight_average=tail",)})
     log_every: int = field(default=10, metadata=SAVING)  # steps between log lines
     # steps between evaluations; null: ten per run, at least 25 steps apart
     eval_every: int | None = field(default=None, metadata=SAVING)
@@ -63,7 +67,7 @@ class LoopConfig:
     save_every: int | None = field(default=None, metadata=SAVING)
     sample_every: int | None = field(default=None, metadata=SAVING)  # steps between sampled texts; null: none
     # prompt of the sampled texts; empty: the start of a document
-    sample_prompt: str = field(default="", metadata=TEXT | SAVING)
+    sample_prompt: str = field(default="", metadata=TEXT | SAVING | {"needs": ("sample_every",)})
     keep_last: int = field(default=2, metadata=SAVING)  # newest checkpoints to keep, besides the best one
     # write checkpoints from a copy while training continues
     save_in_background: bool = field(default=True, metadata=ADVANCED)
@@ -81,21 +85,25 @@ class LoopConfig:
         """Returns all errors that the types alone do not catch."""
         world = parallel.World.from_environment()
         found = [] if self.run_dir else ["run_dir is required: the directory of the run, such as run_dir=out/first"]
+        if self.run_dir and self.run_dir.encode(errors="ignore").decode() != self.run_dir:
+            found.append(f"run_dir={self.run_dir!r} is not UTF-8; choose another name")
         if self.dry_run and not self.resume:
             found = []
         elif self.dry_run:
             found.append("dry_run=true is for a new run; leave out resume=")
-        if self.micro_batch is not None and self.micro_batch != "auto" and not isinstance(self.micro_batch, int):
-            found.append(f"micro_batch={self.micro_batch!r} is not a number, null or auto")
+        if self.micro_batch not in (None, "auto") and type(self.micro_batch) is not int:
+            found.append(f"micro_batch={json.dumps(self.micro_batch)} is not a number, null or auto")
         micro_batch = self.micro_batch if isinstance(self.micro_batch, int) else None
         counts = ("steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last")
         for name in (*counts, "nonfinite_limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 found.append(f"{name}={value} must be at least 1")
+        if self.batch_size > LARGEST_BATCH:
+            found.append(f"batch_size={self.batch_size} must be at most {LARGEST_BATCH:,}")
         if micro_batch is not None and micro_batch < 1:
             found.append(f"micro_batch={micro_batch} must be at least 1")
         if self.resume not in (False, True, "auto"):
-            found.append(f"resume={self.resume!r} is not one of false, true, auto")
+            found.append(f"resume={json.dumps(self.resume)} is not one of false, true, auto")
         if self.parallel not in strategies.STRATEGIES:
             found.append(f"parallel={self.parallel!r} is not one of {', '.join(strategies.STRATEGIES)}")
         elif world.size > 1 and self.parallel == "none":
@@ -107,7 +115,7 @@ class LoopConfig:
         if not 0 <= self.spike_deviations < math.inf:
             found.append(f"spike_deviations={self.spike_deviations} must be 0 (off) or above")
         if self.save_sharded not in (False, True, "auto"):
-            found.append(f"save_sharded={self.save_sharded!r} is not one of auto, true, false")
+            found.append(f"save_sharded={json.dumps(self.save_sharded)} is not one of auto, true, false")
         if self.weight_average not in KINDS:
             found.append(f"weight_average={self.weight_average!r} is not one of {', '.join(KINDS)}")
         if not 0 <= self.ema_decay < 1:

@@ -230,4 +230,4 @@ def test_the_same_command_twice_resumes_a_run_started_from_a_checkpoint(base, tm
     assert "is finished" in ok("train", *same)
     assert reader.find(tmp_path / "second").config.dropout == 0.2
     refused = run("train", *same[:-2], f"run_dir={tmp_path / 'third'}", "tokenizer.pattern=gpt4")
-    assert refused.status == 2 and "tokenizer.pattern='gpt4'" in refused.err
+    assert refused.status == 2 and "tokenizer.pattern=gpt4" in refused.err

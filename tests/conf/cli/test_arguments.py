@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conf import cli
+from conf.cli.arguments import read_arguments
 from tests.conf.cli.schema import NASTY, ROOT, Train, compose, mistakes
 
 
@@ -65,6 +66,8 @@ def test_hydras_grammar_reads_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_text_in_brackets_is_a_list_or_text_only_if_that_is_clear(text: str) -> None:
     item, whole = json.dumps(text[1:-1]), json.dumps(text)
     assert mistakes(f"stop={text}") == [f"stop={text} may be a list or text; write stop='[{item}]' or stop='[{whole}]'"]
+    with pytest.raises(cli.InputError, match="may be a list or text"):
+        read_arguments(Train, [f"stop={text}"], options={}, multirun=True)
     clear = {"stop=['/INST']": ["/INST"], 'stop=["[/INST]"]': ["[/INST]"], "stop=[a, b]": ["a", "b"], "stop=[]": []}
     assert all(compose(typed)[0].stop == value for typed, value in clear.items())
     assert compose("corpus=[notes]")[0].corpus == ["notes"] and compose(f"stop={text}.")[0].stop == f"{text}."
