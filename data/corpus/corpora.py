@@ -45,6 +45,7 @@ class Corpus:
         self.given, self.options, self.cache = sources, options, cache
         self.stdin = StdinSpool(cache)
         self.left_out = Skipped()  # what the latest pass over the files left out without opening it
+        self.n_excluded = 0  # files and folders that exclude left out in the latest pass
         self.formats: Counter[str] = Counter()  # files in each format, in the latest pass
         self.format_examples: dict[str, list[str]] = {}
 
@@ -56,13 +57,14 @@ class Corpus:
 
     def files(self) -> Iterator[tuple[int, File]]:
         """Yields (index of the source, file) of the files that include and exclude may keep."""
-        self.left_out = Skipped()
+        self.left_out, self.n_excluded = Skipped(), 0
         for index, source in enumerate(self.sources):
             prefix = f"{name}/" if len(self.sources) > 1 and (name := name_prefix(source)) else ""
             prune = partial(self._is_pruned, prefix)
             for file in files_of(source, self.cache, self.stdin, prune=prune):
                 named = replace(file, name=prefix + file.name) if prefix else file
                 if matches(named.name, self.options.exclude, default=False):
+                    self.n_excluded += 1
                     continue
                 if named.left_out:
                     self.left_out.add(named.name, named.left_out, named.n_bytes)
@@ -72,7 +74,9 @@ class Corpus:
                     self.left_out.n_found += 1
 
     def _is_pruned(self, prefix: str, folder: str) -> bool:
-        return is_excluded_folder(prefix + folder, exclude=self.options.exclude)
+        excluded = is_excluded_folder(prefix + folder, exclude=self.options.exclude)
+        self.n_excluded += excluded
+        return excluded
 
     def n_bytes(self) -> int:
         """Size of all files on the disk."""
@@ -114,6 +118,22 @@ class Corpus:
             some = "" if format == "text" else f" ({', '.join(names)}{', ...' if number > len(names) else ''})"
             parts.append(f"{number:,} as {format}{some}")
         return f"files read: {', '.join(parts) or 'none'}"
+
+    def unused_options(self, skipped: Skipped) -> list[str]:
+        """Returns a message for each option that matched nothing in the latest pass."""
+        options, found = self.options, []
+        if options.separator is not None and not skipped.n_separators:
+            found.append(
+                f"note: document_separator={options.separator!r} equals no line of a text file, so it divides nothing; "
+                "write the whole line (JSON Lines and tables need no separator)"
+            )
+        if options.text_field != "text" and not self.formats.keys() & {"JSON Lines", "a table"}:
+            found.append(
+                f"note: text_field={options.text_field!r} has no effect: there are no JSON Lines and no tables"
+            )
+        if options.exclude and not self.n_excluded and not skipped.n_filtered:
+            found.append(f"note: exclude={options.exclude!r} matches no name; a pattern must match the whole name")
+        return found
 
     def check_not_empty(self, n_documents: int, skipped: Skipped) -> None:
         """Raises InputError with the reason if no document was read."""
@@ -166,3 +186,5 @@ def documents(
         skipped.merge(opened.left_out, max_bad_lines=max_bad_lines)
         say(opened.describe_formats())
         opened.check_not_empty(n_documents, skipped)
+        for line in opened.unused_options(skipped):
+            say(line)

@@ -57,6 +57,8 @@ class Skipped:
     examples: list[str] = field(default_factory=list)  # "name (reason)"
     bad_lines: list[str] = field(default_factory=list)  # an error message for each broken line of JSON
     n_found: int = 0  # documents, before include and exclude
+    n_separators: int = 0  # lines that equal document_separator
+    n_filtered: int = 0  # documents that include and exclude left out
 
     def add(self, name: str, reason: str, n_bytes: int) -> None:
         count = self.counts.setdefault(reason, [0, 0])
@@ -73,6 +75,8 @@ class Skipped:
             count[1] += n_bytes
         self.examples += later.examples[: MAX_EXAMPLES - len(self.examples)]
         self.n_found += later.n_found
+        self.n_separators += later.n_separators
+        self.n_filtered += later.n_filtered
         self.bad_lines += later.bad_lines
         if len(self.bad_lines) > max_bad_lines:
             limit = f" ({max_bad_lines} before it skipped, as max_bad_lines={max_bad_lines} allows)"
@@ -146,6 +150,7 @@ def documents_of(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterat
     for name, text in _texts(chunk, options, skipped):
         skipped.n_found += 1
         if not is_selected(name, chunk.name, options):
+            skipped.n_filtered += 1
             continue
         if text:
             yield Document(name, text)
@@ -171,7 +176,7 @@ def _texts(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[tup
         skipped.add(chunk.name, NOT_TEXT, len(content))
         return
     if chunk.kind == SEPARATED:
-        documents = _split_at_separators(content, chunk, (options.separator or "").encode())
+        documents = _split_at_separators(content, chunk, (options.separator or "").encode(), skipped)
     else:
         documents = _split_text(content, chunk)
     for name, line, document in documents:
@@ -200,9 +205,13 @@ def _split_text(content: bytes, chunk: Chunk) -> Iterator[tuple[str, int, bytes]
         line += document.count(b"\n")
 
 
-def _split_at_separators(content: bytes, chunk: Chunk, separator: bytes) -> Iterator[tuple[str, int, bytes]]:
+def _split_at_separators(
+    content: bytes, chunk: Chunk, separator: bytes, skipped: Skipped
+) -> Iterator[tuple[str, int, bytes]]:
     start, line = 0, chunk.line
-    for stop, next_start in [*separator_spans(content, separator), (len(content), len(content))]:
+    spans = list(separator_spans(content, separator))
+    skipped.n_separators += len(spans)
+    for stop, next_start in [*spans, (len(content), len(content))]:
         if stop > start:
             for document in split_long(content[start:stop]):
                 yield f"{chunk.name}:{line}", line, document

@@ -31,6 +31,11 @@ _ANY = _LATER + _QUOTES
 MOJIBAKE = regex.compile(
     rf"[ÂÃ][{_ANY}]|[ÄÅ][{_LATER}]|(?:[ÐÑ][{_ANY}]){{2,}}|(?:[ÎÏ][{_ANY}]){{2,}}|[âãï][{_ANY}]{{2}}|ð[{_ANY}]{{3}}|\ufffd"
 )
+# The control characters U+0080 to U+009F whose byte is a character in Windows-1252: all but five.
+WINDOWS_1252 = {
+    chr(byte): character for byte in range(0x80, 0xA0) if (character := bytes([byte]).decode("cp1252", "ignore"))
+}
+HIGH_CONTROLS = regex.compile(f"[{''.join(WINDOWS_1252)}]")
 
 
 def code_points(text: str) -> np.ndarray:
@@ -80,7 +85,10 @@ def count_mojibake(text: str) -> int:
 
 
 def repair_mojibake(text: str) -> tuple[str, int]:
-    """Decodes UTF-8 that was read as Windows-1252. Returns (text, number of repairs)."""
+    """Decodes UTF-8 that was read as Windows-1252, and then Windows-1252 that was read as Latin-1.
+
+    Returns (text, number of repairs). The second step turns U+0092, a control character, into ’, as browsers do.
+    """
     count = 0
 
     def repair(match: regex.Match) -> str:
@@ -92,7 +100,10 @@ def repair_mojibake(text: str) -> tuple[str, int]:
         count += 1
         return repaired
 
-    return (text, 0) if text.isascii() else (MOJIBAKE.sub(repair, text), count)
+    if text.isascii():
+        return text, 0
+    text, n_controls = HIGH_CONTROLS.subn(lambda match: WINDOWS_1252[match.group()], MOJIBAKE.sub(repair, text))
+    return text, count + n_controls
 
 
 def _byte(character: str) -> bytes:

@@ -103,6 +103,8 @@ class Pipeline:
         self.corpus.check_not_empty(self.inventory.documents, self.skipped)
         if line := str(self.skipped):
             self.say(line)
+        for line in self.corpus.unused_options(self.skipped):
+            self.say(line)
         if unmatched := self.removals.unmatched_patterns(self.config.curate):
             self.say(unmatched_patterns(unmatched))
         self.inventory.finish()

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..corpus.reading import BAD_LINE, NOT_UTF8, REPLACED
 from .baselines import VERBATIM_BYTES
+from .frequent_lines import MAX_LINE
 
 Summary = dict[str, Any]  # the content of report.json: see report.summarise()
 
@@ -20,14 +21,17 @@ MARKUP = 0.005  # fraction of the documents
 IDENTIFIERS = 0.005  # lines of one shape per document
 VERBATIM = 0.05  # fraction of the validation passages that training text contains too
 STRAY_SCRIPT = 0.2  # a script that fewer documents are mostly in may be there by mistake
+MARKER = re.compile(r"<[|/]?\w+[|/]?>")  # such as <|assistant|>
+END_MARKER = re.compile(r"<[|/]?(?i:end\w*|eo[sdt]|sep\w*|document|doc|s)[|/]?>")
+SEPARATES = "If it separates documents, name it in `document_separator=` instead."
 ICONV = "`iconv -f WINDOWS-1252 -t UTF-8` (or from their real encoding)"
 
 
 def findings(summary: Summary) -> list[str]:
     """Returns one to three sentences of Markdown per finding, the most important kinds first."""
     rules: tuple[Callable[[Summary], Iterator[str]], ...] = (
-        _not_read, _unmatched_patterns, _identifiers, _copies, _leaks, _mojibake, _markup, _lines, _letters, _short,
-        _scripts, _control_characters, _hyphens, _vocabulary,
+        _not_read, _unknown, _special_tokens, _unmatched_patterns, _identifiers, _copies, _leaks, _mojibake, _markup,
+        _lines, _letters, _short, _scripts, _control_characters, _hyphens, _vocabulary,
     )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(summary)]
 
@@ -56,6 +60,8 @@ def code(text: str, *, limit: int = 90) -> str:
 
 def percent(share: float) -> str:
     """Formats a share with two significant digits; a small share never becomes 0 %."""
+    if share < 0:
+        return f"-{percent(-share)}"
     return f"{share:.1%}" if share >= 0.01 or not share else f"{share:.2%}" if share >= 0.0001 else "<0.01%"
 
 
@@ -119,23 +125,34 @@ def _mojibake(summary: Summary) -> Iterator[str]:
 def _lines(summary: Summary) -> Iterator[str]:
     sampled = detailed(summary)
     costly = [row for row in sampled["lines"] if row["bytes"] > COSTLY_LINE * sampled["characters"]]
+    for row in [row for row in costly if MARKER.fullmatch(row["line"])][:1]:
+        costly = [other for other in costly if not MARKER.fullmatch(other["line"])]
+        many = f"**`{row['line']}`** is a line of its own {estimate(summary, row['times'])} times"
+        if END_MARKER.fullmatch(row["line"]):
+            separator = shlex.quote(f"document_separator={row['line']}")
+            yield f"{many}, which looks like the end of a document. In text files, `{separator}` divides there."
+        else:
+            special = shlex.quote(f'tokenizer.special_tokens=["{row["line"]}"]')
+            yield f"{many}. `{special} tokenizer.allow_special=true` makes such a marker one token."
     if costly:
-        patterns = [pattern for row in costly[:3] if (pattern := _pattern(row["line"])).strip("?* ")]
+        patterns = [pattern for row in costly[:3] if (pattern := _pattern(row["line"])).count("?") < len(pattern) / 2]
         setting = shlex.quote("curate.drop_lines=" + json.dumps(patterns, ensure_ascii=False))
         share = sum(row["bytes"] for row in costly) / max(1, sampled["characters"])
         yield (
             f"**{plural(len(costly), 'line')}** repeated many times: {percent(share)} of the text. The largest, "
             f"{code(costly[0]['line'], limit=60)}, occurs {estimate(summary, costly[0]['times'])} times."
-            + (f" To remove them: {code(setting, limit=250)}" if patterns else "")
+            + (f" To remove them: {code(setting, limit=3 * 2 * MAX_LINE)}" if patterns else "")
+            + ("" if any(map(str.isalnum, costly[0]["line"])) else f" {SEPARATES}")
         )
 
 
 def _pattern(line: str) -> str:
-    """Returns a pattern for a line. It has no characters that are special to Hydra, JSON or Markdown."""
-    line = "".join(c if c.isprintable() and c not in "[]'\"\\$|`" else "?" for c in line)
-    if len(line) > 50:
-        line = line[:45].rstrip() + "*"
-    return re.sub(r"\s\s+", "*", line)
+    """Returns a pattern for a line, and for hardly any other. Characters that are special to the command line, JSON or
+    Markdown become ?, which matches one character; so do runs of spaces.
+    """
+    text = "".join(c if c.isprintable() and c not in "*[]'\"\\$|`" else "?" for c in line)
+    text = re.sub(r"\s\s+", lambda run: "?" * len(run.group()), text)
+    return text if len(line) < MAX_LINE else text.rstrip() + "*"  # the rest of a longer line was not recorded
 
 
 def _letters(summary: Summary) -> Iterator[str]:
@@ -175,12 +192,12 @@ def _scripts(summary: Summary) -> Iterator[str]:
 def _control_characters(summary: Summary) -> Iterator[str]:
     sampled = detailed(summary)
     if number := sampled["classes"]["control"]:
-        may_be_halves = sampled["high_controls"] and not summary["settings"].get("repair_mojibake")
+        repairable = sampled["high_controls"] and not summary["settings"].get("repair_mojibake")
         yield f"**{estimate(summary, number, 'control character')}** in the text: " + (
-            f"{estimate(summary, sampled['high_controls'])} of them (U+0080 to U+009F) may be parts of mojibake, which "
-            "cannot be repaired without them. Remove them only together with the repair, which runs first: "
-            "`curate.repair_mojibake=true curate.control_characters=true`."
-            if may_be_halves
+            f"{estimate(summary, sampled['high_controls'])} of them (U+0080 to U+009F) are quotes, dashes or parts of "
+            "letters, decoded with a wrong encoding. Remove control characters only together with the repair, which "
+            "runs first: `curate.repair_mojibake=true curate.control_characters=true`."
+            if repairable
             else "`curate.control_characters=true` removes them."
         )
 
@@ -227,6 +244,26 @@ def _not_read(summary: Summary) -> Iterator[str]:
                 f"**{plural(entry['documents'], 'broken line')}** of JSON {some} skipped, as `max_bad_lines=` allows. "
                 "Fix the file, or the program that wrote it."
             )
+
+
+def _unknown(summary: Summary) -> Iterator[str]:
+    for name, split in summary["splits"].items():
+        if unknown := split["unknown_characters"]:
+            most = ", ".join(f"{code(character)} {count:,} times" for character, count in list(unknown.items())[:3])
+            yield (
+                f"**{plural(sum(unknown.values()), 'character')}** of the {name} split are unknown to the tokenizer "
+                f"({most}): to a model they are all the same, and there are no bits/byte. `tokenizer=bpe` knows all."
+            )
+
+
+def _special_tokens(summary: Summary) -> Iterator[str]:
+    names = summary["splits"]["train"]["special_tokens_as_text"]
+    if names:
+        counts = ", ".join(f"{code(name)} {count:,} times" for name, count in names.items())
+        yield (
+            f"**{plural(sum(names.values()), 'special token')}** in the text ({counts}) are ordinary text: "
+            "`tokenizer.allow_special=true` makes them tokens."
+        )
 
 
 def _unmatched_patterns(summary: Summary) -> Iterator[str]:

@@ -68,7 +68,7 @@ class Statistics:
             self.special.update(tokenizer.special_names(document.text))
 
     def lost(self) -> dict[str, dict[str, int]]:
-        """Returns these counts for index.json, the most frequent first."""
+        """Returns these counts for index.json and report.json, the most frequent first."""
         counts = {"unknown_characters": self.unknown, "special_tokens_as_text": self.special}
         return {name: dict(counter.most_common()) for name, counter in counts.items()}
 
@@ -126,7 +126,7 @@ class Statistics:
             "shortest": [{"name": name, "bytes": -n_bytes} for n_bytes, name in sorted(self.shortest, reverse=True)],
             "vocabulary": self._vocabulary(tokenizer),
             "looked_at": self.text_stats.to_dict(),
-        }
+        } | self.lost()
 
     def _vocabulary(self, tokenizer: Tokenizer) -> dict[str, Any]:
         counts = self.token_counts

@@ -103,3 +103,12 @@ def test_mojibake_is_counted_and_correct_text_is_unchanged():
 def test_classes_and_scripts_of_characters():
     assert [int(classes()[ord(c)]) for c in "a1. \x07\u00ad\n\u0301"] == [1, 2, 3, 0, 4, 5, 0, 1]
     assert [script_of(c) for c in "aяλ患あกã"] == ["Latin", "Cyrillic", "Greek", "Han", "Hiragana", "Thai", "Latin"]
+
+
+def test_control_characters_that_windows_1252_has_are_repaired_to_its_characters():
+    for code in range(0x80, 0xA0):
+        text, removed = clean(f"don{chr(code)}t", CurateConfig(repair_mojibake=True))
+        expected = bytes([code]).decode("cp1252", "ignore")
+        assert text == f"don{expected or chr(code)}t" and bool(removed) == bool(expected)
+    assert clean("Â\x92 â\x80\x99 Ã\x9f \x85", CurateConfig(repair_mojibake=True))[0] == "’ ’ ß …"
+    assert clean("don\x92t", CurateConfig())[0] == "don\x92t"
