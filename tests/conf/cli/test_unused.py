@@ -76,6 +76,12 @@ def test_a_run_that_resumes_with_its_saved_settings_has_no_notes() -> None:
     assert not unused(cli.compose(schema("train"), name="train", arguments=arguments)[0], arguments)
 
 
+@pytest.mark.parametrize("key", ["prompt", "prompt_file", "compare_prompts"])
+def test_prompts_beside_a_file_of_questions_are_refused(key: str) -> None:
+    with pytest.raises(cli.InputError, match=f"{key}= cannot be used with examples=FILE"):
+        cli.compose(schema("sample"), name="sample", arguments=[*SCORE.split(), "examples=x", f"{key}=y"])
+
+
 def test_conditions_name_fields_that_exist() -> None:
     def conditions(node: type, config) -> None:
         for one in dataclasses.fields(node):
