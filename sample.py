@@ -26,6 +26,7 @@ from model import InputError
 from model import sample_settings as settings
 from model.bulk import Request, continue_prompts, request_reader
 from model.checkpoints import reader
+from model.checkpoints.tensors import tensor_files
 from model.device import Compute, keep_freed_memory
 from model.inference.quantize import prepare_for_decoding
 from model.inference.sampling import SamplingConfig
@@ -221,9 +222,10 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         place = f"{cfg.prompts}, first in line {prompts.unknown_line}"
         print(f"note: {unknown_note(prompts.unknown, place)}", file=sys.stderr)
     note_unknown(lm, texts_of_settings(cfg))
-    weights = json.loads((lm.directory / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
+    files = json.loads((lm.directory / "manifest.json").read_text())["files"]
+    weights = " ".join(files[name]["sha256"][:16] for name in tensor_files("model", files))
     about = {
-        **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights[:16]}"},
+        **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights}"},
         **{
             key: value for key, value in asdict(cfg).items() if key not in ("prompts", "checkpoint", "outputs", "debug")
         },

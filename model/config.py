@@ -13,6 +13,9 @@ RENAMED = {
 }
 REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: ignored, it only affected initialisation
 
+# Far above any model in use: larger numbers are typing errors or damage, and would exhaust memory or never end.
+LARGEST = {"n_layer": 10_000, "n_head": 2**20, "d_model": 2**20, "d_ff": 2**24, "context": 2**24}
+
 ADVANCED = {"group": "advanced"}
 
 
@@ -33,7 +36,7 @@ class ModelConfig:
     context: int = 256  # longest sequence, in tokens
     dropout: float = 0.0  # on the embedding and on each sub-layer's output
     position: str = "rotary"  # rotary | learned
-    rotary_base: float = field(default=10_000.0, metadata=ADVANCED)
+    rotary_base: float = field(default=10_000.0, metadata=ADVANCED | {"needs": ("position=rotary",)})
     norm: str = "rms"  # rms | layer
     # learned scale in the norms (and, with bias, a shift in LayerNorm)
     norm_affine: bool = field(default=False, metadata=ADVANCED)
@@ -62,12 +65,36 @@ class ModelConfig:
         """Rows of embedding and head: a multiple of 64, which kernels prefer. Padded ids never leave the model."""
         return (self.vocab_size + 63) // 64 * 64
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each weight of a GPT, by name. Computed without building one, so it takes no memory."""
+        D, width, heads = self.d_model, self.ff_width, self.n_head * self.head_dim
+        linear = {
+            "attention.qkv": (heads + 2 * self.kv_heads * self.head_dim, D),
+            "attention.output": (D, heads),
+            "mlp.up": (width, D),
+            "mlp.down": (D, width),
+        }
+        if self.activation == "swiglu":
+            linear["mlp.gate"] = (width, D)
+        block: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linear.items()}
+        if self.bias:
+            block |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
+        in_norm = (["weight"] + ["bias"] * (self.bias and self.norm == "layer")) if self.norm_affine else []
+        block |= {f"{norm}.{part}": (D,) for norm in ("attention_norm", "mlp_norm") for part in in_norm}
+        shapes = {f"blocks.{layer}.{name}": shape for layer in range(self.n_layer) for name, shape in block.items()}
+        shapes |= {"embed.weight": (self.padded_vocab, D)} | {f"norm.{part}": (D,) for part in in_norm}
+        if self.position == "learned":
+            shapes["position_embed.weight"] = (self.context, D)
+        if not self.tie_embeddings:
+            shapes["lm_head.weight"] = (self.padded_vocab, D)
+        return shapes
+
     def validate(self) -> list[str]:
         """Returns all errors in the shape, one line each; empty if it can be built."""
         errors = []
-        for name in ("n_layer", "n_head", "d_model", "context"):
-            if getattr(self, name) < 1:
-                errors.append(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, largest in LARGEST.items():
+            if (value := getattr(self, name)) is not None and not 1 <= value <= largest:
+                errors.append(f"model.{name}={value} must be between 1 and {largest:,}")
         if not errors:
             if self.d_model % self.n_head:
                 errors.append(f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}")
@@ -75,15 +102,13 @@ class ModelConfig:
                 errors.append(f"rotary positions need an even head dim; model.d_model / model.n_head = {self.head_dim}")
             if self.n_kv_head == 0 or self.kv_heads < 1 or self.n_head % self.kv_heads:
                 errors.append(f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}")
-        if self.d_ff is not None and self.d_ff < 1:
-            errors.append(f"model.d_ff={self.d_ff} must be at least 1")
         if not 0 <= self.dropout < 1:
             errors.append(f"model.dropout={self.dropout} must be in [0, 1)")
-        if not 0 <= self.logit_softcap < float("inf"):
-            errors.append(f"model.logit_softcap={self.logit_softcap} must be 0 (off) or above")
+        if not 0 <= self.logit_softcap < 1e30:  # NaN fails too
+            errors.append(f"model.logit_softcap={self.logit_softcap} must be 0 (off) or above, and below 1e30")
         for name in ("rotary_base", "norm_eps"):
-            if not 0 < getattr(self, name) < float("inf"):
-                errors.append(f"model.{name}={getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < 1e30:
+                errors.append(f"model.{name}={getattr(self, name)} must be above 0 and below 1e30")
         for name, allowed in (
             ("position", ("rotary", "learned")),
             ("norm", ("rms", "layer")),

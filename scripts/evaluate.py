@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,15 @@ from data.preparation.prepare import prepare
 from data.preparation.shards import open_split
 from data.tokenizers.build import TokenizerConfig
 from data.tokenizers.unknown import unknown_in
-from model.inference.sampling import SamplingConfig
+from model import InputError
+from model.inference.sampling import NOT_FINITE, SamplingConfig
 from model.training.evaluate import evaluate
 from sample import LanguageModel, load
 
 PATH = {"kind": "path"}
 PATTERNS = {"kind": "pattern", "list": True}
 TEXT = {"kind": "text"}
+READS = {"needs": ("corpus",)}
 
 
 @dataclass
@@ -37,18 +40,19 @@ class EvaluateConfig:
     versus: str | None = field(default=None, metadata=PATH)  # another checkpoint to compare with
     # a corpus: reports loss and bits/byte
     corpus: Any = field(default=None, metadata={"kind": "path", "list": True})
-    include: Any = field(default=None, metadata=PATTERNS)
-    exclude: Any = field(default=None, metadata=PATTERNS)
-    text_field: str = field(default="text", metadata=TEXT)
-    document_separator: str | None = field(default=None, metadata=TEXT)  # these three: as in scripts.prepare
-    invalid_utf8: str = "auto"
-    max_bad_lines: int = 0
+    include: Any = field(default=None, metadata=PATTERNS | READS)
+    exclude: Any = field(default=None, metadata=PATTERNS | READS)
+    text_field: str = field(default="text", metadata=TEXT | READS)
+    # these three: as in scripts.prepare
+    document_separator: str | None = field(default=None, metadata=TEXT | READS)
+    invalid_utf8: str = field(default="auto", metadata=READS)
+    max_bad_lines: int = field(default=0, metadata=READS)
     examples: str | None = field(default=None, metadata=PATH)  # labelled examples: reports the exact match
-    datasets: str = field(default="datasets", metadata=PATH)
+    datasets: str = field(default="datasets", metadata=PATH | READS)
     batch_size: int = 32
     device: str = "auto"
     dtype: str = "float32"
-    seed: int = 1
+    seed: int = field(default=1, metadata={"needs": ("examples",)})  # of the confidence intervals
     json: str | None = field(default=None, metadata={"kind": "output"})
     debug: bool = False
 
@@ -56,8 +60,8 @@ class EvaluateConfig:
         found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
         if (self.corpus is None) == (self.examples is None):
             found.append("give either corpus= (bits/byte) or examples= (accuracy)")
-        if self.batch_size < 1:
-            found.append(f"batch_size={self.batch_size} must be at least 1")
+        if not 1 <= self.batch_size <= 10**6:
+            found.append(f"batch_size={self.batch_size} must be between 1 and 1,000,000")
         return found
 
 
@@ -81,7 +85,9 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float | No
     )
     split = open_split(prepare(corpus), "train")
     data = WindowEvaluation(split, context=lm.model.config.context)
-    score = evaluate(lm.model, data, compute=lm.compute, batch_size=cfg.batch_size)
+    score = evaluate(lm.model, data, compute=lm.compute, batch_size=min(cfg.batch_size, len(data)))
+    if not math.isfinite(score.loss):
+        raise InputError(NOT_FINITE)
     return {
         "loss": score.loss,
         "bits_per_byte": score.bits_per_byte,

@@ -58,8 +58,10 @@ def message(error: Exception) -> list[str]:
         return [f"{error.filename}: {error.strerror}"]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return [f"{error.strerror}; make room and run it again"]
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):  # both are torch's
-        return [f"out of memory: {str(error).splitlines()[0]} Use a smaller model or batch, or more devices"]
+    torch_failed = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if torch_failed or isinstance(error, MemoryError):  # that of Python (no text) or numpy
+        reason = (str(error).splitlines() or ["nothing more can be allocated."])[0]
+        return [f"out of memory: {reason} Use a smaller model or batch, or more devices"]
     if is_user_mistake(error):
         return [" ".join(str(argument).split("\n")) for argument in error.args]
     return []

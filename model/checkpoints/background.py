@@ -9,6 +9,8 @@ from pathlib import Path
 from .. import InputError
 from .writer import Peers, Snapshot, write
 
+DIVERGED = "start again in a new run_dir with a lower optimizer.learning_rate, or sample from an earlier step"
+
 
 class Saver:
     """Writes snapshots of a run. If a save fails, the run logs a warning and continues; the next save tries again.
@@ -39,8 +41,15 @@ class Saver:
             raise InputError(f"{self.failure()}; make room, then set resume=true")
 
     def save(self, new: Snapshot, *, best: float | None) -> None:
-        """Starts writing a snapshot after the previous one is written. `best`: its loss, if it is the best so far."""
+        """Starts writing a snapshot after the previous one is written. `best`: its loss, if it is the best so far.
+
+        Raises InputError on all ranks, and writes nothing, if weights or optimizer state hold NaN or infinity.
+        """
         self.wait()
+        if not self.peers.all_succeeded(new.is_finite()):
+            raise InputError(
+                f"step {new.step} is not saved: its weights or optimizer state hold NaN or infinity; {DIVERGED}"
+            )
         self.step, self.best, self.error, self.reported = new.step, best, None, False
 
         def work() -> None:

@@ -6,23 +6,24 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from .. import InputError
 from ..config import REMOVED, RENAMED, ModelConfig
 from ..distributed import sharded
 from ..gpt import GPT
+from .tensors import COPY_AGAIN, Shape, TensorFiles, shape_of_state, tensor_files
 
 FORMAT = 1
-RENAMED_TENSOR = ("unembed.weight", "lm_head.weight")  # the name in older checkpoints, and the name now
-COPY_AGAIN = "copy the checkpoint again, or choose another"
+STEP = re.compile(r"step_\d{8,18}", re.ASCII)  # the name of a step directory
+# Of a file in a manifest. So no name leads out of the step directory, or to a hidden file.
+PLAIN_NAME = re.compile(r"(\w[\w.-]{0,99}/)?\w[\w.-]{0,99}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,33 @@ class Checkpoint:
         """The tensors of STEM.safetensors, or of STEM-00001-of-0000N.safetensors if N ranks wrote them."""
         return TensorFiles([self.directory / name for name in tensor_files(stem, self.manifest["files"])])
 
-    def check_weights(self, model: GPT) -> None:
-        """Raises InputError with the first tensor that does not fit the model, which may be on the meta device."""
-        weights, own = self.weights(), model.state_dict()
-        for name in own.keys() | weights.keys():
-            if name not in weights or name not in own or own[name].shape != weights.shape(name):
-                raise InputError(f"{self.directory / 'model.safetensors'}: tensor {name!r} does not fit model.json")
+    def check_weights(self, shapes: Mapping[str, Shape]) -> TensorFiles:
+        """Returns the weights. Raises InputError unless these are their names and shapes. Reads only headers."""
+        weights = self.weights()
+        for name in (*shapes, *weights):
+            if name not in weights:
+                raise InputError(f"{self.directory} does not fit model.json: there is no tensor {name!r}; {COPY_AGAIN}")
+            weights.check(name, shapes.get(name))
+        return weights
+
+    def check_tensors(self, *, values: bool) -> None:
+        """Compares the headers of the tensor files with model.json. With values=True, also refuses NaN and infinity.
+
+        No module is built before this, whose size would be that in model.json.
+        """
+        shapes = self.config.weight_shapes()
+        checked = [self.check_weights(shapes)]
+        if "train_state.json" in self.manifest["files"]:
+            state = self.tensors("train_state")
+            for name in state:
+                state.check(name, shape_of_state(name, shapes))
+            checked.append(state)
+        for tensors in checked if values else ():
+            tensors.check_finite()
 
     def load_into(self, model: GPT) -> None:
         """Copies the weights into a model of the same shape, sharded or not. Raises InputError if they do not fit."""
-        self.check_weights(model)
-        weights = self.weights()
+        weights = self.check_weights({name: tuple(value.shape) for name, value in model.state_dict().items()})
         for name, value in model.state_dict().items():
             sharded.to_local(value).copy_(weights[name][sharded.local_rows(value)])
 
@@ -84,7 +101,7 @@ class Checkpoint:
 
 def steps(run_dir: Path) -> list[Path]:
     """Returns the published step directories, newest first."""
-    return sorted((p for p in run_dir.glob("step_*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+    return sorted((p for p in run_dir.glob("step_*") if STEP.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
 def newest(run_dir: Path, *, say: Callable[[str], None] = print) -> Checkpoint | None:
@@ -136,9 +153,10 @@ def source(run_dir: str | None, start: str | None, *, resume: bool) -> Checkpoin
 
 
 def verify(directory: Path, *, contents: bool = True) -> Checkpoint:
-    """Checks every file's size and sha256 against the manifest. Raises InputError with the file that differs.
+    """Checks every file's size and sha256 against the manifest, and the tensors against model.json.
 
-    With contents=False it checks sizes only, because another process has just verified the contents.
+    Raises InputError with the file that differs, and for weights or optimizer state that hold NaN or infinity. With
+    contents=False it reads sizes and headers only, because another process has just verified the contents.
     """
     manifest = read_json(directory / "manifest.json")
     if manifest.get("format") != FORMAT:
@@ -150,7 +168,13 @@ def verify(directory: Path, *, contents: bool = True) -> Checkpoint:
         isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values()) and isinstance(step, int)
     ):
         raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing or invalid; {COPY_AGAIN}")
-    for name in ("model.json", *tensor_files("model", files), "tokenizer/tokenizer.json"):
+    if STEP.fullmatch(directory.name) and int(directory.name[5:]) != step:
+        raise InputError(f"{directory / 'manifest.json'} says that this is step {step}; {COPY_AGAIN}")
+    for name in files:
+        if not PLAIN_NAME.fullmatch(name):
+            raise InputError(f"{directory / 'manifest.json'} lists {name[:99]!r}: not a plain name; {COPY_AGAIN}")
+    state = ("train_state.json", *tensor_files("train_state", files)) if "train_state.json" in files else ()
+    for name in ("model.json", *tensor_files("model", files), *state, "tokenizer/tokenizer.json"):
         if name not in files:
             raise InputError(f"{directory / 'manifest.json'} does not list {name}; {COPY_AGAIN}")
     for name, entry in files.items():
@@ -161,15 +185,9 @@ def verify(directory: Path, *, contents: bool = True) -> Checkpoint:
             raise InputError(f"{path} is damaged: {size} bytes instead of {entry.get('bytes')}; {COPY_AGAIN}")
         if contents and sha256(path) != entry.get("sha256"):
             raise InputError(f"{path} is damaged: its sha256 is not the manifest's; {COPY_AGAIN}")
-    return Checkpoint(directory, manifest, read_config(directory / "model.json"))
-
-
-def tensor_files(stem: str, listed: Iterable[str]) -> list[str]:
-    """Returns STEM.safetensors, or all N names STEM-00001-of-0000N.safetensors if the first is listed."""
-    for name in listed:
-        if parts := re.fullmatch(stem + r"-00001-of-(\d{5})\.safetensors", name):
-            return [f"{stem}-{number:05d}-of-{parts[1]}.safetensors" for number in range(1, int(parts[1]) + 1)]
-    return [f"{stem}.safetensors"]
+    checkpoint = Checkpoint(directory, manifest, read_config(directory / "model.json"))
+    checkpoint.check_tensors(values=contents)
+    return checkpoint
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -179,56 +197,35 @@ def read_config(path: Path) -> ModelConfig:
         if value != off and off is not None:
             raise InputError(f"{path}: {name}={value!r} is not supported any more; use an older version")
     values = {RENAMED.get(name, name): value for name, value in values.items()}
-    known = {f.name for f in fields(ModelConfig)}
-    if unknown := sorted(values.keys() - known):
-        raise InputError(f"{path}: unknown model setting {unknown[0]!r}")
-    for f in fields(ModelConfig):
-        allowed: Any = int | None if f.default is None else int | float if f.type == "float" else type(f.default)
-        value = values.get(f.name, f.default)
-        if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
-            raise InputError(f"{path}: {f.name} is {value!r}, not {f.type}; {COPY_AGAIN}")
-    config = ModelConfig(**values)
+    config = ModelConfig(**check_types(values, ModelConfig, path))
     if problems := config.validate():
         raise InputError(f"{path}: {problems[0]}")
     return config
 
 
-class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of safetensors files, by name. The files are memory-mapped; a tensor is read when it is accessed."""
+def check_types(values: dict[str, Any], schema: type, path: Path) -> dict[str, Any]:
+    """Returns the values of a JSON file. Raises InputError unless each fits a field of the dataclass `schema`."""
+    hints = get_type_hints(schema)
+    for name, value in values.items():
+        if name not in hints:
+            raise InputError(f"{path}: unknown setting {name!r}; use the version that wrote it")
+        if not has_type(value, hints[name]):
+            expected = getattr(hints[name], "__name__", str(hints[name]).replace("None", "null"))
+            raise InputError(f"{path}: {name} is {json.dumps(value)[:99]}, not {expected}; {COPY_AGAIN}")
+    return values
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.files: dict[str, Any] = {}
-        self.paths: dict[str, Path] = {}
-        self.saved: dict[str, str] = {}  # the name of each tensor in its file
-        for path in paths:
-            with self.readable(path):
-                file = safe_open(path, framework="pt")
-                for saved in file.keys():
-                    name = saved.replace(*RENAMED_TENSOR)
-                    self.files[name], self.paths[name], self.saved[name] = file, path, saved
 
-    def __getitem__(self, name: str) -> Tensor:
-        with self.readable(self.paths[name]):
-            return self.files[name].get_tensor(self.saved[name])
-
-    def shape(self, name: str) -> torch.Size:
-        """Returns the shape of a tensor without reading it."""
-        with self.readable(self.paths[name]):
-            return torch.Size(self.files[name].get_slice(self.saved[name]).get_shape())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @staticmethod
-    @contextlib.contextmanager
-    def readable(path: Path) -> Iterator[None]:
-        try:
-            yield
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path} is not a readable safetensors file: {error}; {COPY_AGAIN}") from None
+def has_type(value: Any, hint: Any) -> bool:
+    """True if a JSON value fits a type hint such as int, float | None or tuple[int, float]."""
+    if isinstance(hint, types.UnionType):
+        return any(has_type(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return (
+            isinstance(value, list) and len(value) == len(get_args(hint)) and all(map(has_type, value, get_args(hint)))
+        )
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # False for NaN
+    return isinstance(value, get_origin(hint) or hint) and isinstance(value, bool) == (hint is bool)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -236,7 +233,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}; {COPY_AGAIN}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object; {COPY_AGAIN}")
@@ -247,7 +244,7 @@ def read_pointer(run_dir: Path, name: str) -> str | None:
     """Returns the step directory that the text file `latest` or `best` names, if it exists."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         target = (run_dir / name).read_text(encoding="utf-8").strip()
-        if target.startswith("step_") and (run_dir / target).is_dir():
+        if STEP.fullmatch(target) and (run_dir / target).is_dir():
             return target
     return None
 

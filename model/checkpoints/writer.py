@@ -22,6 +22,7 @@ from ..distributed import sharded
 from ..distributed.matrix_ownership import OwnedTensor
 from ..gpt import GPT
 from .reader import FORMAT, read_json, read_pointer, sha256, steps
+from .tensors import is_finite
 
 
 class Peers:
@@ -67,6 +68,10 @@ class Snapshot:
     state: dict[str, Any]
     manifest: dict[str, Any]  # further entries of the manifest
     save_tokenizer: Callable[[Path], None]
+
+    def is_finite(self) -> bool:
+        """True if no tensor that this rank writes holds NaN or infinity."""
+        return all(is_finite(tensor) for tensors in self.files.values() for tensor in tensors.values())
 
 
 def snapshot(

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import InputError
 from ..device import Compute
 from ..gpt import GPT
+from .sampling import NOT_FINITE
 from .vocabulary import Tokenizer
 
 METHODS = ("raw", "normalised", "pmi")
@@ -190,6 +191,8 @@ def log_probabilities(
             with compute.autocast():
                 logits = model.head(h[some])  # (n, V)
             for i, figure in zip(some.tolist(), token_figures(logits.float(), tokens[some]), strict=True):
+                if not math.isfinite(figure.log_probability):
+                    raise InputError(NOT_FINITE)
                 target = wanted[i][1]
                 figures[target.text][target.number] = figure
     return figures

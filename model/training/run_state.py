@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .. import InputError
 from ..checkpoints import writer
-from ..checkpoints.background import Saver
-from ..checkpoints.reader import Checkpoint, newest, verify
+from ..checkpoints.background import DIVERGED, Saver
+from ..checkpoints.reader import Checkpoint, check_types, newest, verify
+from ..checkpoints.tensors import COPY_AGAIN
 from ..distributed.matrix_ownership import OwnedTensor
 from ..distributed.parallel import World, exit_after_rank0
 from ..gpt import GPT
@@ -39,14 +40,27 @@ class RunState:
     resolved: dict[str, Any] = field(default_factory=dict)  # runtime_info()
 
     def update_best(self, loss: float, *, best_on_disk: float | None) -> bool:
-        """Sets best_val_loss. Returns True if `loss` beats the best checkpoint on disk (a save may have failed)."""
-        best = loss < (math.inf if best_on_disk is None else best_on_disk)  # False for NaN
+        """Sets best_val_loss. Returns True if `loss` beats the best checkpoint on disk (a save may have failed).
+
+        Raises InputError if `loss` is not a finite number: a run must not end as if it had trained a model.
+        """
+        if not math.isfinite(loss):
+            raise InputError(f"step {self.step} has validation loss {loss}, so it is not saved; {DIVERGED}")
+        best = loss < (math.inf if best_on_disk is None else best_on_disk)
         self.best_val_loss = loss if best else best_on_disk
         return best
 
     @staticmethod
-    def from_json(values: dict[str, Any]) -> RunState:
-        return RunState(**{FORMER_NAMES.get(name, name): value for name, value in values.items()})
+    def of(checkpoint: Checkpoint, values: dict[str, Any]) -> RunState:
+        """Returns the state in a checkpoint's train_state.json. Raises InputError if the values cannot be its own."""
+        path = checkpoint.directory / "train_state.json"
+        values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+        state = RunState(**check_types(values, RunState, path))
+        if state.step != checkpoint.step:
+            raise InputError(
+                f"{path}: step is {state.step}, but the checkpoint is step {checkpoint.step}; {COPY_AGAIN}"
+            )
+        return state
 
 
 class Stateful(Protocol):
@@ -100,7 +114,7 @@ def restore(
                 "use a new run_dir"
             )
     tensors, values = checkpoint.train_state()
-    state = RunState.from_json(values)
+    state = RunState.of(checkpoint, values)
     checkpoint.load_into(model)
     for part in stateful:
         part.load_state_dict(tensors)
@@ -131,7 +145,7 @@ def save(
     `facts` go into the manifest. With `best`, the checkpoint becomes the run's best one.
     """
     measured = {}
-    if result is not None and math.isfinite(result.loss):  # JSON has no NaN
+    if result is not None:
         measured = {"val_loss": result.loss}
         if result.bits_per_byte is not None:
             measured["val_bits_per_byte"] = result.bits_per_byte

@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from data.tokenizers.build import TokenizerConfig, build
 from model.checkpoints import reader, writer
@@ -32,6 +34,12 @@ def cover_up(step: Path) -> None:
 
 def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def rewrite(step: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Changes the weights and makes the manifest agree."""
+    save_file(change(load_file(step / "model.safetensors")), step / "model.safetensors")
+    cover_up(step)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -66,6 +74,25 @@ def of_another_shape(step: Path) -> None:
     cover_up(step)
 
 
+def of_a_thousand_layers(step: Path) -> None:
+    edit(step / "model.json", n_layer=1000)
+    cover_up(step)
+
+
+def of_another_dtype(step: Path) -> None:
+    rewrite(step, lambda weights: {name: value.double() for name, value in weights.items()})
+
+
+def not_finite(step: Path) -> None:
+    rewrite(step, lambda weights: weights | {"lm_head.weight": weights["lm_head.weight"] / 0})
+
+
+def listing_a_file_outside(step: Path) -> None:
+    cover_up(step)
+    files = json.loads((step / "manifest.json").read_text())["files"]
+    edit(step / "manifest.json", files=files | {"../../poem.txt": {"bytes": 1, "sha256": "0"}})
+
+
 def of_wrong_types(step: Path) -> None:
     edit(step / "model.json", context=1.5)
     cover_up(step)
@@ -96,6 +123,10 @@ def odd_manifest(step: Path) -> None:
         (flipped, ("model.safetensors", "sha256", "again")),
         (headless, ("model.safetensors", "not a readable safetensors", "again")),
         (of_another_shape, ("model.safetensors", "does not fit")),
+        (of_a_thousand_layers, ("does not fit model.json", "blocks.1.", "again")),
+        (of_another_dtype, ("model.safetensors", "does not fit", "F64 instead of F32", "again")),
+        (not_finite, ("model.safetensors", "'lm_head.weight'", "NaN or infinity", "earlier checkpoint")),
+        (listing_a_file_outside, ("manifest.json", "'../../poem.txt'", "not a plain name", "again")),
         (of_wrong_types, ("model.json", "context is 1.5", "int", "again")),
         (without_weights, ("model.safetensors", "missing", "again")),
         (without_manifest, ("manifest.json", "cannot be read")),
@@ -184,6 +215,16 @@ def test_a_run_that_cannot_save_its_last_step_reports_it_and_can_resume(base, tm
     assert reader.find(tmp_path / "run").step == 1
     assert "at step 1" in ok("train", "run_dir=run", "resume=true")
     assert reader.find(tmp_path / "run").step == 2
+
+
+@pytest.mark.parametrize("more", [["eval_every=1"], ["eval_every=1", "save_in_background=false"], ["val_fraction=0"]])
+def test_a_run_that_diverges_publishes_nothing_and_is_never_finished(base, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    ended = run("train", *base, "steps=3", "optimizer.adamw_learning_rate=1e38", *more)
+    line = one_line(ended)
+    assert "is not saved" in line and "optimizer.learning_rate" in line
+    assert "finished" not in ended.out and "best so far" not in ended.out
+    assert not reader.steps(tmp_path / "run") and not (tmp_path / "run" / "latest").exists()
 
 
 def test_a_temporarily_full_disk_costs_only_the_steps_not_saved(base, tmp_path, monkeypatch):

@@ -41,6 +41,9 @@ from tests.programs import NANO, finish, ok, one_line, run, snapshot, start
         (["steps=-1"], ("steps=-1", "at least 1")),
         (["steps=1e3"], ("steps=1e3", "an integer")),
         (["batch_size=0"], ("batch_size=0", "at least 1")),
+        (["batch_size=100000000000000000000"], ("batch_size=100000000000000000000", "at most 1,000,000")),
+        (["depth=100000000000000000000"], ("depth=100000000000000000000", "between 1 and 1,000")),
+        (["model.n_layer=1000000000"], ("model.n_layer=1000000000", "between 1 and 10,000")),
         (["micro_batch=3"], ("micro_batch=3", "4 sequences")),
         (["nonfinite_limit=0"], ("nonfinite_limit=0", "at least 1")),
         (["seed=99999999999999999999"], ("seed=99999999999999999999", "64 bits")),
@@ -73,6 +76,8 @@ def test_a_bad_setting_is_refused_before_anything_is_made(refused, base, argumen
         (["top_k=0"], ("top_k=0", "at least 1")),
         (["top_p=2"], ("top_p=2", "between 0 and 1")),
         (["num_samples=0"], ("num_samples=0", "at least 1")),
+        (["num_samples=1000000000"], ("num_samples=1000000000", "at most 1,000,000")),
+        (["mode=continue", "depth=1000000"], ("depth=1000000", "at most 100")),
         (["max_new_tokens=0"], ("max_new_tokens=0", "at least 1")),
         (["mode=next_token", "top=0"], ("top=0", "at least 1")),
         (["mode=words"], ("mode='words'", "next_token")),
@@ -257,7 +262,13 @@ def test_a_full_disk_while_the_result_is_written(refused, copy, starts, monkeypa
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), RuntimeError("x: can't allocate memory: no")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
+        RuntimeError("x: can't allocate memory: no"),
+        MemoryError("Unable to allocate 7 GiB for an array"),  # numpy's
+        MemoryError(),
+    ],
 )
 def test_memory_that_runs_out_outside_of_a_step_is_one_line(base, tmp_path, monkeypatch, error):
     monkeypatch.chdir(tmp_path)
@@ -267,7 +278,7 @@ def test_memory_that_runs_out_outside_of_a_step_is_one_line(base, tmp_path, monk
 
     monkeypatch.setattr(Optimizer, "step", full)
     line = one_line(run("train", *base))
-    assert line.startswith(f"error: out of memory: {str(error).splitlines()[0]}") and "smaller model" in line
+    assert line.startswith(f"error: out of memory: {str(error).partition(chr(10))[0]}") and "smaller model" in line
 
 
 def test_wandbs_complaint_is_one_line_and_the_run_can_start_afterwards(base, tmp_path, monkeypatch):

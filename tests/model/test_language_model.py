@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from data.tokenizers.build import TokenizerConfig, build
+from model import InputError
 from model.device import Compute
+from model.gpt import GPT
 from model.inference.quantize import prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 from model.language_model import LanguageModel
@@ -69,3 +71,24 @@ def test_repr_counts_each_parameter_once_however_weights_are_stored(family):
         lm = LanguageModel(prepare_for_decoding(model, compute), tokenizer, compute, directory=Path("out/x"))
         assert repr(lm) == f"<LanguageModel out/x: {count:,} parameters, 257 tokens>"
         assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_give_an_error_and_no_answer(monkeypatch, value, temperature):
+    lm, head = byte_model(), GPT.head
+    place = torch.arange(lm.tokenizer.vocab_size) == 5
+    monkeypatch.setattr(GPT, "head", lambda self, h: head(self, h).masked_fill(place, value))  # as when it overflows
+    sampling = SamplingConfig(temperature=temperature)
+    for answer in (
+        lambda: lm.next_tokens("ab", sampling=sampling),
+        lambda: lm.next_words("ab", sampling=sampling),
+        lambda: lm.continuations("ab"),
+        lambda: lm.generate("ab", max_new_tokens=2, sampling=sampling),
+        lambda: lm.generate(["ab", "abc"], max_new_tokens=2, sampling=sampling),
+        lambda: list(lm.stream("ab", max_new_tokens=2, sampling=sampling)),
+        lambda: lm.score("c", prompt="ab"),
+        lambda: lm.choose("ab", ["c", "d"]),
+    ):
+        with pytest.raises(InputError, match="logits are not finite"):
+            answer()

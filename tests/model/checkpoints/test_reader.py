@@ -29,7 +29,7 @@ def snapshot_of(step: int, seed: int = 0) -> writer.Snapshot:
         step,
         model=make("modern", seed=seed, n_layer=1),
         save_tokenizer=save_tokenizer,
-        tensors={"adamw.exp_avg.embed.weight": torch.ones(3)},
+        tensors={"adamw.exp_avg.embed.weight": torch.ones(128, 64)},
         state={"step": step},
         manifest={"tokens": step * 10},
         peers=writer.Peers(),
@@ -50,7 +50,7 @@ def test_a_saved_step_loads_unchanged(tmp_path):
     ids = torch.arange(20)[None]
     assert torch.equal(model(ids), saved(ids))
     tensors, state = found.train_state()
-    assert state == {"step": 5} and torch.equal(tensors["adamw.exp_avg.embed.weight"], torch.ones(3))
+    assert state == {"step": 5} and torch.equal(tensors["adamw.exp_avg.embed.weight"], torch.ones(128, 64))
 
 
 def test_equal_models_give_equal_files(tmp_path):
@@ -142,6 +142,104 @@ def test_weights_of_another_shape_are_refused(tmp_path):
         reader.find(directory).load_into(make("modern", n_layer=1, d_model=32))
 
 
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"n_layer": 2}, "there is no tensor 'blocks.1."),
+        ({"n_layer": 10_000}, "there is no tensor 'blocks.1."),
+        ({"n_layer": 100_000}, "n_layer=100000 must be between"),
+        ({"n_layer": 10**9}, "n_layer=1000000000 must be between"),
+        ({"d_model": 2**20}, r"instead of \(3145728, 1048576\)"),
+        ({"d_model": 2**30}, "d_model=1073741824 must be between"),
+        ({"d_ff": 2**24}, r"instead of \(16777216, 64\)"),
+        ({"vocab_size": 10**12}, r"instead of \(1000000000000, 64\)"),
+        ({"vocab_size": -1}, r"instead of \(0, 64\)"),
+        ({"context": 10**9}, "context=1000000000 must be between"),
+        ({"context": 2**24, "position": "learned"}, "there is no tensor 'position_embed.weight'"),
+        ({"tie_embeddings": True}, "there is no tensor 'lm_head.weight' in such a model"),
+        ({"norm_eps": 10**400}, "norm_eps is 1000"),
+    ],
+)
+def test_a_model_json_that_does_not_fit_the_weights_is_refused_before_a_module_is_built(
+    tmp_path, monkeypatch, values, message
+):
+    step = save_step(tmp_path, 1)
+    replace_file(step, "model.json", lambda path: edit_json(path, **values))
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)
+    with pytest.raises(InputError, match=message):
+        reader.find(step)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "train_state.safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_with_nan_or_infinity_is_refused_and_the_older_one_is_used(tmp_path, file, value):
+    save_step(tmp_path, 1)
+    step = save_step(tmp_path, 2)
+    tensors = load_file(step / file)
+    next(iter(tensors.values())).view(-1)[-1] = value
+    replace_file(step, file, lambda path: save_file(tensors, path))
+    with pytest.raises(InputError, match=rf"{file}: tensor '.*' holds NaN or infinity"):
+        reader.find(step)
+    said = []
+    found = reader.newest(tmp_path, say=said.append)
+    assert found is not None and found.step == 1 and "holds NaN or infinity; " in said[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.bfloat16])
+@pytest.mark.parametrize("file", ["model.safetensors", "train_state.safetensors"])
+def test_tensors_of_another_dtype_are_refused(tmp_path, file, dtype):
+    step = save_step(tmp_path, 1)
+    tensors = {name: value.to(dtype) for name, value in load_file(step / file).items()}
+    replace_file(step, file, lambda path: save_file(tensors, path))
+    with pytest.raises(InputError, match=f"{file} does not fit model.json: dtype of tensor .* instead of F32"):
+        reader.find(step)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "/etc/hostname", "../secret", "tokenizer/../../secret", "a\\b", "C:\\x", "a//b", "a/b/c",
+             ".hidden", "a\0b", "\ud800", "é", "x" * 5000, "a\n", "tokenizer/"],
+)  # fmt: skip
+def test_a_name_that_is_not_plain_is_refused_before_it_is_looked_up(tmp_path, name):
+    (tmp_path / "secret").write_text("x")
+    step = save_step(tmp_path / "run", 1)
+    files = json.loads((step / "manifest.json").read_text())["files"]
+    edit_json(step / "manifest.json", files={name: {"bytes": 1, "sha256": "0"}} | files)
+    with pytest.raises(InputError, match=r"manifest\.json lists '.*': not a plain name") as error:
+        reader.find(step)
+    assert len(str(error.value)) < 500
+
+
+def test_a_step_number_that_is_not_the_directory_s_is_refused(tmp_path):
+    step = save_step(tmp_path, 1)
+    edit_json(step / "manifest.json", step=10**9)
+    with pytest.raises(InputError, match=r"manifest\.json says that this is step 1000000000"):
+        reader.find(step)
+
+
+def test_training_state_that_the_manifest_does_not_cover_is_refused(tmp_path):
+    step = save_step(tmp_path, 1)
+    files = json.loads((step / "manifest.json").read_text())["files"]
+    del files["train_state.safetensors"]
+    edit_json(step / "manifest.json", files=files)
+    with pytest.raises(InputError, match=r"manifest\.json does not list train_state\.safetensors"):
+        reader.find(step)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.json"])
+def test_json_nested_too_deeply_is_refused(tmp_path, file):
+    step = save_step(tmp_path, 1)
+    if file == "manifest.json":
+        (step / file).write_text('{"a":' * 100_000)
+    else:
+        replace_file(step, file, lambda path: path.write_text("[" * 100_000))
+    with pytest.raises(InputError, match=f"{file} is not JSON"):
+        reader.find(step)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [("nowhere", "no such directory"), ("empty", "no saved step"), ("run/best", "does not name a step")],
@@ -149,9 +247,10 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 def test_a_path_without_a_checkpoint_is_a_clear_error(tmp_path, target, message):
     (tmp_path / "empty").mkdir()
     save_step(tmp_path / "run", 1)
-    (tmp_path / "run" / "best").write_text("step_99999999\n")
-    with pytest.raises(InputError, match=message):
-        reader.find(tmp_path / target)
+    for pointer in ("step_99999999\n", "step_/../../run/step_00000001", "x" * 5000, "step_\0"):
+        (tmp_path / "run" / "best").write_text(pointer)
+        with pytest.raises(InputError, match=message):
+            reader.find(tmp_path / target)
 
 
 def test_one_process_at_a_time_locks_a_run(tmp_path):
@@ -184,7 +283,8 @@ def test_a_checkpoint_with_the_former_name_of_the_head_opens(tmp_path):
     weights = load_file(step / "model.safetensors")
     weights["unembed.weight"] = weights.pop("lm_head.weight")
     replace_file(step, "model.safetensors", lambda path: save_file(weights, path))
-    state = {"adamw.exp_avg.unembed.weight": torch.ones(2), "adamw.exp_avg.embed.weight": torch.zeros(2)}
+    ones, zeros = torch.ones(128, 64), torch.zeros(128, 64)
+    state = {"adamw.exp_avg.unembed.weight": ones, "adamw.exp_avg.embed.weight": zeros}
     replace_file(step, "train_state.safetensors", lambda path: save_file(state, path))
     found = reader.find(tmp_path)
     assert set(found.weights()) == set(model.state_dict())
@@ -192,7 +292,7 @@ def test_a_checkpoint_with_the_former_name_of_the_head_opens(tmp_path):
     assert torch.equal(found.model(torch.device("cpu")).lm_head.weight, model.lm_head.weight)
     tensors, _ = found.train_state()
     assert set(tensors) == {"adamw.exp_avg.lm_head.weight", "adamw.exp_avg.embed.weight"}
-    assert torch.equal(tensors["adamw.exp_avg.lm_head.weight"], torch.ones(2))
+    assert torch.equal(tensors["adamw.exp_avg.lm_head.weight"], ones)
 
 
 def test_former_model_settings_open_and_a_removed_one_that_was_on_is_refused(tmp_path):
@@ -213,5 +313,5 @@ def test_former_model_settings_open_and_a_removed_one_that_was_on_is_refused(tmp
     assert asdict(open_with(zero_init=True, ngram=0, ngram_contexts=0)) == config
     with pytest.raises(InputError, match=r"model\.json: ngram=3 is not supported any more; use an older version"):
         open_with(ngram=3)
-    with pytest.raises(InputError, match="unknown model setting 'depth'"):
+    with pytest.raises(InputError, match="unknown setting 'depth'"):
         open_with(depth=3)

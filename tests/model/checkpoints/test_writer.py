@@ -47,7 +47,7 @@ def save(run_dir: Path, step: int, *, writers: int = 1, best: bool = False) -> l
 
     def work(one: writer.Peers) -> None:
         new = writer.snapshot(
-            step, model=model, save_tokenizer=save_tokenizer, tensors={"adamw.step.x": torch.ones(3)},
+            step, model=model, save_tokenizer=save_tokenizer, tensors={"adamw.step.embed.weight": torch.tensor(1.0)},
             state={"step": step}, manifest={}, peers=one,
         )  # fmt: skip
         try:
@@ -162,10 +162,11 @@ def slow_write(patch: pytest.MonkeyPatch) -> threading.Event:
     return released
 
 
-def snapshot(model, step: int) -> writer.Snapshot:
+def snapshot(model, step: int, tensors: dict[str, torch.Tensor] | None = None) -> writer.Snapshot:
     return writer.snapshot(
-        step, model=model, save_tokenizer=save_tokenizer, tensors={}, state={}, manifest={}, peers=writer.Peers()
-    )
+        step, model=model, save_tokenizer=save_tokenizer, tensors=tensors or {}, state={}, manifest={},
+        peers=writer.Peers(),
+    )  # fmt: skip
 
 
 def test_training_continues_while_a_snapshot_is_written(tmp_path, monkeypatch):
@@ -183,6 +184,29 @@ def test_training_continues_while_a_snapshot_is_written(tmp_path, monkeypatch):
     assert [path.name for path in reader.steps(tmp_path)] == ["step_00000002", "step_00000001"]
     saved = reader.find(tmp_path / "best").weights()
     assert all(torch.equal(saved[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_step_with_nan_or_infinity_is_never_published(tmp_path, background):
+    model, moment = make("modern", n_layer=1), torch.ones(128, 64)
+    model.embed.weight.requires_grad_(False)
+
+    def save(step: int) -> None:
+        with Saver(tmp_path, keep_last=9, background=background, peers=writer.Peers()) as saver:
+            saver.save(snapshot(model, step, {"adamw.exp_avg.embed.weight": moment}), best=1 / step)
+
+    save(1)
+    moment[5, 7] = float("inf")
+    with pytest.raises(InputError, match=r"step 2 is not saved: .*NaN or infinity; .*learning_rate"):
+        save(2)
+    moment[5, 7] = 0
+    save(3)
+    model.embed.weight[100] = float("nan")  # of a padded id
+    with pytest.raises(InputError, match="step 4 is not saved"):
+        save(4)
+    assert [path.name for path in reader.steps(tmp_path)] == ["step_00000003", "step_00000001"]
+    assert reader.find(tmp_path / "best").step == reader.find(tmp_path).step == 3
+    assert not list(tmp_path.glob(".tmp-step*"))
 
 
 def test_a_bug_in_the_background_thread_is_raised(tmp_path):

@@ -1,0 +1,54 @@
+"""The state of a run: which step is the best, and what of train_state.json is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from model import InputError
+from model.checkpoints.reader import Checkpoint
+from model.config import ModelConfig
+from model.training.run_state import RunState
+
+CHECKPOINT = Checkpoint(Path("run/step_00000007"), {"step": 7}, ModelConfig())
+STATE = RunState(step=7, tokens=70, elapsed_seconds=1.5, best_val_loss=2.0, steps=9, decay_restart=(5, 0.5))
+
+
+def test_the_best_step_is_the_one_with_the_lowest_loss_on_disk():
+    state = RunState(step=1)
+    assert state.update_best(2.0, best_on_disk=None) and state.best_val_loss == 2.0
+    assert not state.update_best(2.0, best_on_disk=2.0) and not state.update_best(3.0, best_on_disk=2.0)
+    assert state.update_best(2.5, best_on_disk=3.0) and state.best_val_loss == 2.5  # saving 2.0 had failed
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_ends_the_run(loss):
+    state = RunState(step=7, best_val_loss=2.0)
+    with pytest.raises(InputError, match=f"step 7 has validation loss {loss}, so it is not saved.*learning_rate"):
+        state.update_best(loss, best_on_disk=2.0)
+    assert state.best_val_loss == 2.0
+
+
+def as_json(**changes: object) -> dict[str, object]:
+    return asdict(STATE) | {"decay_restart": [5, 0.5]} | changes
+
+
+def test_the_state_of_a_checkpoint_is_read_unchanged():
+    assert asdict(RunState.of(CHECKPOINT, as_json())) == as_json()
+    assert RunState.of(CHECKPOINT, as_json(best_val_loss=None, decay_restart=None)).best_val_loss is None
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("step", 8), ("step", -7), ("step", "7"), ("step", 7.0), ("tokens", True), ("steps", None), ("other", 1)),
+        *(("elapsed_seconds", math.nan), ("elapsed_seconds", 10**400), ("best_val_loss", "low"), ("resolved", [])),
+        *(("decay_restart", [5]), ("decay_restart", [5, "x"]), ("time_budget", 3)),
+    ],
+)
+def test_a_value_that_a_run_cannot_have_is_refused_with_its_name(name, value):
+    with pytest.raises(InputError, match=rf"step_00000007/train_state\.json: .*{name}"):
+        RunState.of(CHECKPOINT, as_json(**{name: value}))
