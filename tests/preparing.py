@@ -1,4 +1,4 @@
-"""What the tests of preparation share: a config, the corpus that comes of it, its documents read back."""
+"""Helpers for tests of preparation: a config, a preparation, and the documents read back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def published(tmp_path) -> list[str]:
 
 
 def read(directory, split) -> dict[str, list[str]]:
-    """The text of each document in a split, by name, cut out of the tokens by the stored offsets."""
+    """Returns the texts of a split by document name, decoded from the tokens at the stored offsets."""
     tokens = build.load(directory / "tokenizer")
     opened = open_split(directory, split)
     ids = opened.tokens[:]

@@ -139,7 +139,8 @@ def test_a_batch_is_described_by_file_and_line(tokenizer):
 def test_reading(tmp_path):
     path = tmp_path / "e.jsonl"
     path.write_text(
-        '{"prompt": "", "completion": " ö", "group": null}\n\n{"completion": "b", "prompt": "a", "group": "g", "extra": 1}\n'
+        '{"prompt": "", "completion": " ö", "group": null}\n\n'
+        '{"completion": "b", "prompt": "a", "group": "g", "extra": 1}\n'
     )
     assert read_examples(path) == [Example("", " ö", None, f"{path}:1"), Example("a", "b", "g", f"{path}:3")]
 
