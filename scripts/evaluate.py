@@ -84,7 +84,8 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float | No
         curate=CurateConfig(exact_duplicates=False, overlap=False),  # score every document
     )
     split = open_split(prepare(corpus), "train")
-    data = WindowEvaluation(split, context=lm.model.config.context)
+    # No window is wider than the text: with rotary positions, no tensor bounds the context in model.json.
+    data = WindowEvaluation(split, context=min(lm.model.config.context, max(1, split.n_tokens - 1)))
     score = evaluate(lm.model, data, compute=lm.compute, batch_size=min(cfg.batch_size, len(data)))
     if not math.isfinite(score.loss):
         raise InputError(NOT_FINITE)

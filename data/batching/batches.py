@@ -147,8 +147,7 @@ class WindowEvaluation:
     def __init__(self, split: Split, *, context: int) -> None:
         if split.n_tokens < 2:
             raise InputError(f"{split.directory}: the {split.name} split is empty; add text")
-        # No wider than the split: the context of a model with rotary positions may be any number.
-        self.split, self.context = split, min(context, split.n_tokens - 1)
+        self.split, self.context = split, context
         # Of the targets' text; an end token has none. None if the tokenizer cannot give the text back.
         self.n_bytes = None if split.unknown else split.n_bytes
         self.n_targets = split.n_tokens - 1
