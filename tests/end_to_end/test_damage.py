@@ -48,6 +48,28 @@ def test_the_undamaged_checkpoint_works(program, copy, starts, tmp_path, monkeyp
     ok(program, *starts[program])
 
 
+def test_a_context_far_longer_than_the_text_costs_no_memory(copy, starts, poem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    edit(copy / "model.json", context=2**24)  # with rotary positions no tensor has this size
+    cover_up(copy)
+    ok("sample", *starts["sample"])
+    ok("finetune", *starts["finetune"])
+    assert "bits/byte" in ok("evaluate", "checkpoint=source", f"corpus={poem}", "datasets=datasets", "device=cpu")
+
+
+def test_a_checkpoint_whose_weights_are_in_several_files_answers_a_prompt_file(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    for number in (1, 2):
+        part = {name: weights[name] for name in sorted(weights)[number - 1 :: 2]}
+        save_file(part, copy / f"model-0000{number}-of-00002.safetensors")
+    cover_up(copy)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Listen"}\n')
+    ok("sample", "checkpoint=source", "prompts=prompts.jsonl", "outputs=out.jsonl", "max_new_tokens=3", "device=cpu")
+    assert "text" in json.loads((tmp_path / "out.jsonl").read_text())
+
+
 def missing(step: Path) -> None:
     shutil.rmtree(step.parent)
 

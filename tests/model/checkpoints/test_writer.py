@@ -162,10 +162,12 @@ def slow_write(patch: pytest.MonkeyPatch) -> threading.Event:
     return released
 
 
-def snapshot(model, step: int, tensors: dict[str, torch.Tensor] | None = None) -> writer.Snapshot:
+def snapshot(
+    model, step: int, tensors: dict[str, torch.Tensor] | None = None, peers: writer.Peers | None = None
+) -> writer.Snapshot:
     return writer.snapshot(
         step, model=model, save_tokenizer=save_tokenizer, tensors=tensors or {}, state={}, manifest={},
-        peers=writer.Peers(),
+        peers=peers or writer.Peers(),
     )  # fmt: skip
 
 
@@ -207,6 +209,28 @@ def test_a_step_with_nan_or_infinity_is_never_published(tmp_path, background):
     assert [path.name for path in reader.steps(tmp_path)] == ["step_00000003", "step_00000001"]
     assert reader.find(tmp_path / "best").step == reader.find(tmp_path).step == 3
     assert not list(tmp_path.glob(".tmp-step*"))
+
+
+def test_nan_in_the_part_of_one_rank_stops_all_ranks(tmp_path):
+    model = make("modern", n_layer=1)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    errors: list[str] = []
+
+    def work(one: writer.Peers) -> None:
+        try:
+            with Saver(tmp_path, keep_last=1, background=True, peers=one) as saver:
+                saver.save(snapshot(model, 1, peers=one), best=None)
+        except InputError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in peers(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 2 and all("step 1 is not saved" in error for error in errors)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bug_in_the_background_thread_is_raised(tmp_path):
