@@ -225,6 +225,6 @@ def test_a_run_with_document_packing_reports_its_windows_and_resumes_bit_for_bit
     ok("train", *options, "run_dir=open")
     assert digest(tmp_path / "open") != digest(tmp_path / "whole")
     refused = run("train", "run_dir=parts", "resume=true", "packing=stream")
-    assert refused.status == 2 and "packing='stream', but the run in parts has 'documents'" in refused.err
+    assert refused.status == 2 and "packing=stream, but the run in parts has documents" in refused.err
     refused = run("train", *options, "run_dir=x", "packing=paragraphs")
     assert refused.status == 2 and "packing='paragraphs' is not one of stream, documents" in refused.err

@@ -32,4 +32,4 @@ def test_a_run_saves_the_resolved_micro_batch(base, tmp_path, monkeypatch):
     saved = (tmp_path / "run" / "config.yaml").read_text()
     assert any(f"micro_batch: {rows}\n" in saved for rows in (1, 2, 4))
     refused = run("train", *base[:-1], "run_dir=other", "micro_batch=some")
-    assert refused.status == 2 and "micro_batch='some' is not a number, null or auto" in refused.err
+    assert refused.status == 2 and 'micro_batch="some" is not a number, null or auto' in refused.err
