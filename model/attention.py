@@ -75,11 +75,11 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention for T = 1, as sums of products in float32; mask (B, 1, 1, S). Returns v's dtype."""
+    """Attention for T = 1, as sums of products in float32; mask (B, 1, 1, S). Returns float32, which fuses best."""
     B, H, _, E = q.shape
     K = k.shape[1]
     scores = (q.reshape(B, K, H // K, 1, E).float() * k.unsqueeze(2).float()).sum(-1) * E**-0.5  # (B, K, H // K, S)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, :, 0, None], float("-inf"))
     y = (torch.softmax(scores, dim=-1).unsqueeze(-1) * v.unsqueeze(2)).sum(-2)  # (B, K, H // K, E)
-    return y.reshape(B, H, 1, E).to(v.dtype)
+    return y.reshape(B, H, 1, E)

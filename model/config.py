@@ -14,7 +14,7 @@ RENAMED = {
 REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: ignored, it only affected initialisation
 
 # Far above any model in use: larger numbers are typing errors or damage, and would exhaust memory or never end.
-LARGEST = {"n_layer": 10_000, "n_head": 2**20, "d_model": 2**20, "d_ff": 2**24, "context": 2**24}
+LARGEST = {"n_layer": 10_000, "n_head": 2**20, "d_model": 2**20, "d_ff": 2**24, "context": 2**20}
 
 ADVANCED = {"group": "advanced"}
 

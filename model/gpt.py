@@ -105,6 +105,9 @@ class GPT(nn.Module):
         self.lm_head: nn.Module | None = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.padded_vocab, bias=False)
+        self.register_buffer("cos", None, persistent=False)  # not saved, but moved to the device with the model
+        self.register_buffer("sin", None, persistent=False)
+        self.build_rotary()
         for name, weight in self.named_parameters():
             self.init_weight(name, weight)
 
@@ -143,7 +146,7 @@ class GPT(nn.Module):
         if self.config.embedding_norm:
             x = F.rms_norm(x, (self.config.d_model,), eps=self.config.norm_eps)
         x = self.dropout(x)
-        rotary = rotary_at(positions, self.config) if self.config.position == "rotary" else None
+        rotary = self.rotary_at(positions) if self.config.position == "rotary" else None
         for block in self.blocks:
             x = block(x, rotary, mask, cache)
         if cache is not None:
@@ -163,6 +166,21 @@ class GPT(nn.Module):
         if cap := self.config.logit_softcap:
             logits = cap * torch.tanh(logits.float() / cap)
         return logits
+
+    def build_rotary(self) -> None:
+        """Fills the tables of cosines and signed sines, (context, E); to be called again after to_empty()."""
+        E, device = self.config.head_dim, self.embed.weight.device
+        # (E/2,), radians per position: from 1 for the first pair down to almost 1 / rotary_base for the last.
+        frequencies = self.config.rotary_base ** -(torch.arange(0, E, 2, device=device).float() / E)
+        angles = torch.outer(torch.arange(self.config.context, device=device).float(), frequencies)
+        self.cos, self.sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=-1)
+
+    def rotary_at(self, positions: Tensor) -> Rotary:
+        """Returns the factors for positions (T,) or (B, T), shaped to broadcast over (B, heads, T, E)."""
+        device = positions.device.type  # in the autocast dtype: float32 factors would promote queries and keys
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.cos.dtype
+        cos, sin = self.cos[positions].to(dtype), self.sin[positions].to(dtype)
+        return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
 
     @torch.no_grad()
     def init_weight(self, name: str, weight: Tensor) -> None:
@@ -190,20 +208,6 @@ def make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(config.d_model, config.norm_eps, elementwise_affine=config.norm_affine, bias=config.bias)
     return nn.RMSNorm(config.d_model, config.norm_eps, elementwise_affine=config.norm_affine)
-
-
-def rotary_at(positions: Tensor, config: ModelConfig) -> Rotary:
-    """Returns the cosines and signed sines of the rotation angles at positions (T,) or (B, T)."""
-    E, device = config.head_dim, positions.device
-    # (E/2,), radians per position: from 1 for the first pair down to almost 1 / rotary_base for the last.
-    frequencies = config.rotary_base ** -(torch.arange(0, E, 2, device=device).float() / E)
-    angles = positions[..., None] * frequencies  # (T, E/2) or (B, T, E/2)
-    if positions.dim() == 2:
-        angles = angles[:, None]  # (B, 1, T, E/2), to broadcast over the heads
-    cos, sin = angles.cos(), angles.sin()
-    # Cast to the autocast dtype; float32 factors would promote queries and keys.
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else cos.dtype
-    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:

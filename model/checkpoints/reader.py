@@ -80,6 +80,7 @@ class Checkpoint:
         with torch.device("meta"):  # names and shapes, no storage
             model = GPT(self.config)
         model.to_empty(device=device)
+        model.build_rotary()
         self.load_into(model)
         return model.eval()
 

@@ -69,6 +69,7 @@ def allocate(model: GPT, device: torch.device, *, random_init: bool) -> None:
     Each rank draws every matrix whole and keeps its rows, so the weights are the same for any number of ranks.
     """
     model.to_empty(device=device)
+    model.build_rotary()
     for name, p in model.named_parameters() if random_init else ():
         weight = torch.empty(p.shape)
         model.init_weight(name, weight)

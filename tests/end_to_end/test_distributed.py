@@ -232,6 +232,7 @@ def test_a_time_budget_works_on_two_ranks(runs, strategy):
     assert trained == set(found.weights()), "some weights were not trained"
 
 
+@pytest.mark.slow
 def test_sigterm_stops_all_ranks_after_the_same_step(options, tmp_path):
     run_dir = tmp_path / "run"
     many = [option for option in options if not option.startswith(("steps", "eval_every"))]

@@ -346,6 +346,7 @@ def test_a_real_process_ends_with_the_line_and_status_2(tmp_path):
     assert '"It\'s/no where=1e3"' in one_line(ended) and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_paths_and_prompts_survive_the_command_line_byte_for_byte(tmp_path, poem):
     home = tmp_path / "home"
     (home / "It's my notes (2024), a=b").mkdir(parents=True)

@@ -72,6 +72,7 @@ def uninterrupted_and_stopped(trained, folder, *, count, stops, **more):
     return (folder / "whole.jsonl").read_bytes(), (folder / "stopped.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_writes_the_same_bytes(trained, tmp_path):
     stops = [(0.2, signal.SIGTERM), (0.4, signal.SIGKILL), (0.6, signal.SIGINT)]
     whole, stopped = uninterrupted_and_stopped(trained, tmp_path, count=200, stops=stops)

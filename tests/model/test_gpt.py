@@ -10,7 +10,7 @@ import torch
 
 from model.cache import KVCache
 from model.config import ModelConfig
-from model.gpt import GPT, apply_rotary, rotary_at
+from model.gpt import GPT, apply_rotary
 from model.optimization.optimizer import Optimizer
 from model.optimization.schedule import OptimizerConfig
 from tests.families import FAMILIES, SHAPE, make, reference
@@ -103,7 +103,7 @@ def test_rotary_depends_on_distances_only():
     q, k = (torch.randn(1, 2, 1, 16, generator=generator) for _ in range(2))
 
     def score(i: int, j: int) -> torch.Tensor:
-        angles = [rotary_at(torch.tensor([position]), model.config) for position in (i, j)]
+        angles = [model.rotary_at(torch.tensor([position])) for position in (i, j)]
         return (apply_rotary(q, angles[0]) * apply_rotary(k, angles[1])).sum(-1)
 
     torch.testing.assert_close(score(9, 4), score(30, 25), atol=1e-5, rtol=0)

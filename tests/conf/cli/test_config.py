@@ -25,6 +25,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         assert config.model.validate() == [] and isinstance(config.model, ModelConfig)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, schema, name",
     [

@@ -63,6 +63,7 @@ def test_a_corpus_that_moved_is_known_by_its_content(base, tmp_path, monkeypatch
     assert (tmp_path / "run" / "config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_examples_and_a_tokenizer_that_moved_are_known_by_their_content(copy, starts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ok("finetune", *starts["finetune"])

@@ -79,6 +79,7 @@ def test_a_saved_average_without_live_weights_is_refused():
         WeightAverage(model, "ema").load_state_dict({"average.count": torch.tensor(3)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ema", "tail"])
 def test_averaging_changes_no_update_and_resumes_bit_for_bit(base, monkeypatch, tmp_path, kind):
     monkeypatch.chdir(tmp_path)

@@ -48,6 +48,7 @@ def test_a_dry_run_prints_every_estimate_and_leaves_nothing(base, tmp_path, monk
     assert refused.status == 2 and "leave out resume" in refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_measuring_first_changes_no_weight(base, tmp_path, monkeypatch, optimizer):
     """A run with a time budget measures first; then it does exactly what a run with as many steps does."""
