@@ -20,6 +20,7 @@ from data.labelled.examples import (
     ExampleBatches,
     ExampleEvaluation,
     fingerprint,
+    note_overlap,
     note_unknown,
     read_examples,
     split_examples,
@@ -96,6 +97,8 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             print(train_data.preview(cfg.preview))
             for line in note_unknown(train_examples + val_examples, tokenizer, "the examples"):
                 print(f"note: {line}")
+            for line in note_overlap(train_examples, val_examples):
+                print(line)
             print(
                 f"{len(train_data)} training examples, {len(val_data)} held out; {len(train_data.truncated)} prompts "
                 f"truncated to the context, {len(train_data.dropped)} examples dropped"

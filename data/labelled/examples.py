@@ -65,24 +65,40 @@ def fingerprint(examples: Sequence[Example]) -> str:
 def split_examples(examples: Sequence[Example], *, val_fraction: float) -> tuple[list[Example], list[Example]]:
     """Returns (training, validation). Holds out whole groups; without one, examples with the same prompt are a group.
 
-    Groups are chosen by a hash, so the order of the file does not matter. Raises InputError for fewer than two groups.
+    Examples without a prompt are grouped by their completion. Groups are chosen by a hash, so the order of the file
+    does not matter. Raises InputError for fewer than two groups.
     """
 
     def group(example: Example) -> bytes:
-        key = ("prompt", example.prompt) if example.group is None else ("group", example.group)
+        text = ("prompt", example.prompt) if example.prompt else ("completion", example.completion)
+        key = text if example.group is None else ("group", example.group)
         return hashlib.sha256(repr(key).encode()).digest()
 
     groups = sorted({group(example) for example in examples})
     if not 0 < val_fraction < 1 or len(groups) < 2:
         raise InputError(
             f"cannot hold out val_fraction={val_fraction} of {len(groups)} groups of examples; "
-            "at least 2 groups and a fraction between 0 and 1 are needed"
+            "at least 2 groups (different prompts or group fields) and a fraction between 0 and 1 are needed; "
+            "or name held-out examples with val_examples="
         )
     held_out = set(groups[: min(len(groups) - 1, max(1, round(val_fraction * len(groups))))])
     return (
         [example for example in examples if group(example) not in held_out],
         [example for example in examples if group(example) in held_out],
     )
+
+
+def note_overlap(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
+    """Returns a message if held-out examples are also training examples, or share their prompts."""
+    both, prompts = {(e.prompt, e.completion) for e in train}, {e.prompt for e in train if e.prompt}
+    same = sum((e.prompt, e.completion) in both for e in val)
+    shared = sum(e.prompt in prompts for e in val)
+    if not same and not shared:
+        return []
+    return [
+        f"warning: {same:,} of {len(val):,} held-out examples are training examples too, {shared:,} have a prompt that "
+        "training has; the validation loss is too low for new prompts"
+    ]
 
 
 def note_unknown(examples: Sequence[Example], tokenizer: CharacterSet, place: str) -> list[str]:

@@ -10,7 +10,14 @@ import pytest
 
 from data import InputError
 from data.batching.batches import IGNORE
-from data.labelled.examples import Example, ExampleBatches, ExampleEvaluation, read_examples, split_examples
+from data.labelled.examples import (
+    Example,
+    ExampleBatches,
+    ExampleEvaluation,
+    note_overlap,
+    read_examples,
+    split_examples,
+)
 from data.tokenizers.build import TokenizerConfig, build
 
 
@@ -182,3 +189,17 @@ def test_groups_and_equal_prompts_stay_in_one_split():
         assert not {key(e) for e in train if key(e)} & {key(e) for e in val if key(e)}
     with pytest.raises(InputError, match="1 groups"):
         split_examples([Example("same", "a"), Example("same", "b")], val_fraction=0.5)
+
+
+def test_examples_without_a_prompt_are_split_by_their_completion():
+    train, val = split_examples([Example("", text) for text in "abcdefghij"], val_fraction=0.2)
+    assert len(train) == 8 and len(val) == 2
+    with pytest.raises(InputError, match="val_examples="):
+        split_examples([Example("", "a"), Example("", "a")], val_fraction=0.5)
+
+
+def test_overlap_of_training_and_held_out_examples_is_said():
+    train = [Example("a", "1"), Example("b", "2"), Example("", "x")]
+    assert note_overlap(train, [Example("c", "1"), Example("", "y")]) == []
+    [message] = note_overlap(train, [Example("a", "1"), Example("b", "3"), Example("", "x")])
+    assert "2 of 3 held-out examples" in message and "2 have a prompt" in message
