@@ -17,15 +17,14 @@ from conf import cli
 from conf.run.resume import resume_config
 from data.labelled.examples import (
     Example,
-    ExampleBatches,
-    ExampleEvaluation,
     fingerprint,
     note_overlap,
     note_unknown,
-    read_examples,
     split_examples,
     write_examples,
 )
+from data.labelled.formats import read_examples
+from data.labelled.rows import ExampleBatches, ExampleEvaluation, Rows
 from data.tokenizers.build import load as load_tokenizer
 from model.checkpoints import reader
 from model.checkpoints.lock import lock_run
@@ -85,23 +84,23 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     train_examples, val_examples = read_splits(cfg)
     model_config = replace(start.config, dropout=cfg.dropout)
     context, one_width = model_config.context, compute.compile
-    train_data = ExampleBatches(
-        train_examples, tokenizer, context=context, batch_size=cfg.batch_size, seed=cfg.seed, one_width=one_width
-    )
-    val_data = ExampleEvaluation(val_examples, tokenizer, context=context, one_width=one_width)
+    rows = Rows(train_examples, tokenizer, context=context)
+    train_data = ExampleBatches(rows, batch_size=cfg.batch_size, seed=cfg.seed, one_width=one_width)
+    val_data = ExampleEvaluation(Rows(val_examples, tokenizer, context=context), one_width=one_width)
     with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
             stack.enter_context(lock_run(Path(cfg.run_dir or "")))
         stack.enter_context(parallel.process_group(world, compute.device, lambda: ""))
         if world.is_main:
-            print(train_data.preview(cfg.preview))
+            for index, example in enumerate(rows.examples[: cfg.preview]):
+                print(f"{example.place}: " + "|".join(f"[{text}]" if learned else text for text, learned in rows.tokens(index)))
             for line in note_unknown(train_examples + val_examples, tokenizer, "the examples"):
                 print(f"note: {line}")
             for line in note_overlap(train_examples, val_examples):
                 print(line)
             print(
-                f"{len(train_data)} training examples, {len(val_data)} held out; {len(train_data.truncated)} prompts "
-                f"truncated to the context, {len(train_data.dropped)} examples dropped"
+                f"{len(train_data)} training examples, {len(val_data)} held out; {len(rows.truncated)} prompts "
+                f"truncated to the context, {len(rows.dropped)} examples dropped"
             )
         torch.manual_seed(cfg.seed)
         model = strategies.build(model_config, cfg.parallel)

@@ -15,7 +15,8 @@ from conf import cli
 from data.batching.batches import WindowEvaluation
 from data.curation.curate import CurateConfig
 from data.labelled.accuracy import group_interval, wilson_interval
-from data.labelled.examples import Example, note_unknown, read_examples
+from data.labelled.examples import Example, note_unknown
+from data.labelled.formats import read_examples
 from data.preparation.config import PrepareConfig
 from data.preparation.prepare import prepare
 from data.preparation.shards import open_split
@@ -107,7 +108,7 @@ def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Exampl
     for start in range(0, len(order), cfg.batch_size):
         rows = order[start : start + cfg.batch_size]
         prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # leaves room for the longest completion
-        answers = lm.complete(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
+        answers = lm.generate(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
         for i, answer in zip(rows, answers, strict=True):
             ended[i] = answer.ended == "end"
             correct[i] = ended[i] and answer.text == examples[i].completion

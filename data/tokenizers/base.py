@@ -164,6 +164,10 @@ class Tokenizer:
             encoded.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
         return encoded
 
+    def encode_ordinary(self, texts: list[str]) -> list[np.ndarray]:
+        """Returns the ids of each text as uint32. Special tokens in it are ordinary text, allowed or not."""
+        return self._encode([replace_surrogates(text) for text in texts])
+
     def _split(self, text: str) -> list[str]:
         """Returns ordinary text at even positions, and special tokens, if they are allowed, at odd ones."""
         text = replace_surrogates(text)

@@ -10,14 +10,9 @@ import pytest
 
 from data import InputError
 from data.batching.batches import IGNORE
-from data.labelled.examples import (
-    Example,
-    ExampleBatches,
-    ExampleEvaluation,
-    note_overlap,
-    read_examples,
-    split_examples,
-)
+from data.labelled.examples import Example, note_overlap, split_examples
+from data.labelled.formats import read_examples
+from data.labelled.rows import ExampleBatches, ExampleEvaluation, Rows
 from data.tokenizers.build import TokenizerConfig, build
 
 
@@ -27,7 +22,7 @@ def tokenizer():
 
 
 def batches(examples, tokenizer, *, context=64, batch_size=4, seed=0):
-    return ExampleBatches(examples, tokenizer, context=context, batch_size=batch_size, seed=seed)
+    return ExampleBatches(Rows(examples, tokenizer, context=context), batch_size=batch_size, seed=seed)
 
 
 def with_loss(batch, tokenizer) -> list[str]:
@@ -95,13 +90,13 @@ def test_a_long_prompt_is_truncated_on_the_left_and_counted(tokenizer):
     data = batches(examples, tokenizer, context=8, batch_size=2)
     batch = data.batch(0)
     assert sorted(read(batch, tokenizer)) == ["01234", "56789"] and with_loss(batch, tokenizer) == ["abc", "abc"]
-    assert batch.inputs.shape == (2, 8) and data.truncated == ["f:1"] and data.dropped == []
+    assert batch.inputs.shape == (2, 8) and data.rows.truncated == ["f:1"] and data.rows.dropped == []
 
 
 def test_a_completion_that_does_not_fit_is_dropped_and_named(tokenizer):
     fits, exceeds = Example("p", "a" * 7, place="f:1"), Example("p", "a" * 8, place="f:2")
     data = batches([fits, exceeds], tokenizer, context=8)
-    assert data.dropped == ["f:2"] and len(data) == 1 and with_loss(data.batch(0), tokenizer) == ["a" * 7] * 4
+    assert data.rows.dropped == ["f:2"] and len(data) == 1 and with_loss(data.batch(0), tokenizer) == ["a" * 7] * 4
     with pytest.raises(InputError, match=r"none of the 1 examples.*context=8.*f:2"):
         batches([exceeds], tokenizer, context=8)
 
@@ -118,7 +113,7 @@ def test_every_row_has_a_target(tokenizer):
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_evaluation_covers_each_example_once(tokenizer, rows):
-    evaluation = ExampleEvaluation(EXAMPLES, tokenizer, context=64)
+    evaluation = ExampleEvaluation(Rows(EXAMPLES, tokenizer, context=64))
     found: Counter[str] = Counter()
     targets = 0
     for start in range(0, len(evaluation) + rows, rows):
@@ -129,12 +124,6 @@ def test_evaluation_covers_each_example_once(tokenizer, rows):
     assert found == Counter(example.completion for example in EXAMPLES)
     assert targets == evaluation.n_targets
     assert evaluation.n_bytes == sum(len(example.completion.encode()) for example in EXAMPLES)
-
-
-def test_the_preview_shows_which_tokens_have_loss(tokenizer):
-    shown = batches([Example("é?", "a\n", place="f:1"), Example("q", "r", place="f:2")], tokenizer).preview(1)
-    assert "f:1: 6 tokens, 3 of them with loss" in shown and "f:2" not in shown
-    assert shown.splitlines()[2].split() == ["with", "loss:", "a|\\n|<|endoftext|>"]
 
 
 def test_a_batch_is_described_by_file_and_line(tokenizer):
@@ -157,9 +146,9 @@ def test_reading(tmp_path):
     [
         ("{not json", "not JSON"),
         ("[1]", "a JSON list"),
-        (json.dumps({"prompt": "a", "completoin": "b"}), "no field 'completion'.*completoin"),
-        (json.dumps({"completion": "b"}), "no field 'prompt'"),
-        (json.dumps({"prompt": "a", "completion": ""}), "completion is empty"),
+        (json.dumps({"prompt": "a", "completoin": "b"}), "fields 'prompt', 'completoin'; an example is"),
+        (json.dumps({"completion": "b"}), "fields 'completion'; an example is"),
+        (json.dumps({"prompt": "a", "completion": ""}), "'completion' is empty"),
         (json.dumps({"prompt": 1, "completion": "b"}), "'prompt' is 1"),
         (json.dumps({"prompt": "a", "completion": None}), "'completion' is null"),
         (json.dumps({"prompt": "a", "completion": "b", "group": 7}), "'group' is 7"),

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.batching.batches import WindowEvaluation
-from data.labelled.examples import Example, ExampleBatches, ExampleEvaluation, note_unknown
+from data.labelled.examples import Example, note_unknown
+from data.labelled.rows import ExampleEvaluation, Rows
 from data.preparation.config import PrepareConfig
 from data.preparation.prepare import prepare
 from data.preparation.shards import open_split
+from data.tokenizers.base import END
 from data.tokenizers.build import TokenizerConfig, build
 from data.tokenizers.unknown import unknown_in, unknown_note
 
@@ -100,14 +102,12 @@ def test_examples_are_counted_and_their_bits_per_byte_left_out() -> None:
     (note,) = note_unknown(examples, LETTERS, "e.jsonl")
     assert "2 characters in e.jsonl ('é' 2 times)" in note and "1 of them are in completions" in note
     assert not note_unknown(examples, BYTES, "e.jsonl")
-    assert ExampleEvaluation(examples, LETTERS, context=32).n_bytes is None
-    assert ExampleEvaluation(examples[1:], LETTERS, context=32).n_bytes == 3
-    assert ExampleEvaluation(examples, BYTES, context=32).n_bytes == 8
+    assert ExampleEvaluation(Rows(examples, LETTERS, context=32)).n_bytes is None
+    assert ExampleEvaluation(Rows(examples[1:], LETTERS, context=32)).n_bytes == 3
+    assert ExampleEvaluation(Rows(examples, BYTES, context=32)).n_bytes == 8
 
 
 @pytest.mark.parametrize("text", ["日本", "कि", "é", "😀"])
 def test_the_preview_shows_whole_characters_of_tokens_that_are_single_bytes(text: str) -> None:
-    batches = ExampleBatches([Example(f"a{text}", f"{text}b")], BYTES, context=64, batch_size=1, seed=1)
-    shown = batches.preview(1)
-    assert "�" not in shown
-    assert f"prompt:    a|{'|'.join(text)}\n" in shown and f"with loss: {'|'.join(text)}|b|<|endoftext|>" in shown
+    shown = Rows([Example(f"a{text}", f"{text}b")], BYTES, context=64).tokens(0)
+    assert shown == [("a", False), *((c, False) for c in text), *((c, True) for c in text), ("b", True), (END, True)]
