@@ -21,10 +21,12 @@ MOST_FILES = 12  # in a folder
 # A folder, or a file at the top of a package, imports only what is listed below it.
 ORDER = {
     "model": [
-        "training", "bulk sample_settings", "language_model", "next_word", "checkpoints", "inference", "distributed",
-        "planning", "optimization", "gpt", "attention cache loss", "config device memory seeds",
+        "training", "bulk sample_settings", "language_model", "next_word", "checkpoints", "inference", "planning",
+        "optimization", "distributed", "gpt", "attention cache loss", "config device memory seeds",
     ],
-    "data": ["labelled", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus", "pool files"],
+    "data": [
+        "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus", "downloads", "pool files",
+    ],
     "conf": ["run", "display", "cli"],
 }  # fmt: skip
 

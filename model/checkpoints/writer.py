@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..distributed import sharded
-from ..distributed.matrix_ownership import OwnedTensor
 from ..gpt import GPT
 from .reader import FORMAT, read_json, read_pointer, sha256, steps
 from .tensors import is_finite
@@ -78,7 +77,7 @@ def snapshot(
     step: int,
     *,
     model: GPT,
-    tensors: Mapping[str, Tensor | OwnedTensor],
+    tensors: Mapping[str, Tensor],
     state: dict[str, Any],
     manifest: dict[str, Any],
     save_tokenizer: Callable[[Path], None],
@@ -94,7 +93,7 @@ def snapshot(
 
 
 def copy_part(
-    tensors: Mapping[str, Tensor | OwnedTensor], stem: str, rank: int, writers: int
+    tensors: Mapping[str, Tensor], stem: str, rank: int, writers: int
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     """Returns copies of the tensors that this rank writes, by file name, and the file name of every tensor.
 
@@ -107,15 +106,11 @@ def copy_part(
     mine: dict[str, Tensor] = {}
     index: dict[str, str] = {}
     for name in sorted(tensors):
-        value, writer = tensors[name], sizes.index(min(sizes))
-        sizes[writer] += value.shape.numel() * 4
+        writer = sizes.index(min(sizes))
+        sizes[writer] += tensors[name].numel() * 4
         index[name] = names[writer]
-        if isinstance(value, OwnedTensor):
-            value = value.broadcast()
-        elif rank == writer or sharded.is_sharded(value):
-            value = sharded.full_tensor(value)
+        value = sharded.full_tensor(tensors[name])
         if rank == writer:
-            assert isinstance(value, Tensor)
             mine[name] = value.to("cpu", copy=True).contiguous()
     return ({names[rank]: mine} if rank < writers else {}), (index if writers > 1 else {})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import InputError
+from ..distributed import parallel, sharded
 from ..gpt import Attention
 from .muon import Muon
 from .schedule import OptimizerConfig
 
-ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")  # torch's names of the update count and the two moments
+# Older checkpoints hold the momenta of queries, keys and values apart: the end of a name, such as .0-128.
+ROWS = re.compile(r"\.(\d+)-\d+$")
 FUSED_ON = ("cpu", "cuda")  # elsewhere (MPS) torch's fused AdamW ignores grad_scale and found_inf
 
 
@@ -28,51 +32,40 @@ class Optimizer:
     """Muon for hidden matrices and AdamW for everything else; with name=adamw, AdamW for everything.
 
     Not a torch.optim.Optimizer, because it never waits for the device (the flag to skip an update stays a tensor), and
-    its state is saved by parameter name.
+    its state is saved by parameter name. Under FSDP each rank updates its rows and holds their state.
     """
 
     def __init__(
         self, model: nn.Module, config: OptimizerConfig, *, newton_schulz_dtype: torch.dtype = torch.float32
     ) -> None:
-        self.config = config
         matrices, others = split_parameters(model)
         if config.name == "adamw":
             others, matrices = others | matrices, {}
         self.parameters = others | matrices
+        self.sharded = any(map(sharded.is_sharded, self.parameters.values()))
         # The rows of queries, keys and values in each qkv matrix.
         attentions = ((path, m) for path, m in model.named_modules() if isinstance(m, Attention))
-        self.row_counts = {f"{path}.qkv.weight": m.qkv_widths for path, m in attentions}
-        # What AdamW and Muon update: the model's own parameters, or this rank's part of them (ShardedOptimizer).
-        self.adamw_parameters, self.muon_parameters = self.local_parameters(others, matrices)
+        row_counts = {f"{path}.qkv.weight": m.qkv_widths for path, m in attentions}
+        self.muon = Muon(matrices, config, row_counts=row_counts, dtype=newton_schulz_dtype)
+        # This rank's rows, or without FSDP all of them; they share the memory of the model's parameters.
+        self.adamw_parameters = {name: nn.Parameter(sharded.to_local(p)) for name, p in others.items()}
         self.adamw_lr = config.learning_rate if config.name == "adamw" else config.adamw_learning_rate
         decayed = [p for p in self.adamw_parameters.values() if p.dim() >= 2]
         not_decayed = [p for p in self.adamw_parameters.values() if p.dim() < 2]
-        device = next(iter(self.parameters.values())).device
+        fused = next(iter(self.parameters.values())).device.type in FUSED_ON
         self.adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": not_decayed, "weight_decay": 0.0},
-            ],
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=device.type in FUSED_ON,
-        )
-        self.muon = None
-        if matrices:
-            self.muon = Muon(self.muon_parameters, config, row_counts=self.row_counts, dtype=newton_schulz_dtype)
-
-    def local_parameters(
-        self, others: dict[str, nn.Parameter], matrices: dict[str, nn.Parameter]
-    ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """The parameters that AdamW and Muon update on this rank."""
-        return others, matrices
-
-    def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}],
+            betas=(config.beta1, config.beta2), eps=config.eps, fused=fused,
+        )  # fmt: skip
+        for p in self.adamw_parameters.values():  # as torch does at the first update
+            step = torch.zeros((), device=p.device if fused else "cpu")
+            self.adamw.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
     def gradient_norm(self) -> Tensor:
         """The global gradient norm, a tensor ()."""
-        return torch.nn.utils.get_total_norm(self.gradients())
+        gradients = [sharded.to_local(p.grad) for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return parallel.all_reduce_sum(norm.square()).sqrt() if self.sharded else norm
 
     @torch.no_grad()
     def step(self, multiplier: float, *, divisor: Tensor, skip: Tensor) -> None:
@@ -81,6 +74,9 @@ class Optimizer:
         divisor and skip are tensors (). torch's fused AdamW divides by `grad_scale` and skips if `found_inf` is 1, the
         hooks of torch.amp.GradScaler.
         """
+        for name, p in self.adamw_parameters.items():
+            gradient = self.parameters[name].grad
+            p.grad = None if gradient is None else sharded.to_local(gradient)
         adamw: Any = self.adamw
         if adamw.defaults["fused"]:
             adamw.grad_scale, adamw.found_inf = divisor, skip.float()
@@ -93,55 +89,39 @@ class Optimizer:
         for group in adamw.param_groups:
             group["lr"] = multiplier * self.adamw_lr
         adamw.step()
-        if self.muon is not None:
-            self.muon.step(multiplier, divisor=divisor, skip=skip)
+        self.muon.step(multiplier, divisor=divisor, skip=skip)
 
     def zero_grad(self) -> None:
-        # Under FSDP, adamw_parameters and muon_parameters are this rank's parts, with gradients of their own.
-        for p in (*self.parameters.values(), *self.adamw_parameters.values(), *self.muon_parameters.values()):
+        for p in (*self.parameters.values(), *self.adamw_parameters.values()):
             p.grad = None
 
-    def momenta(self) -> Mapping[str, Any]:
-        """Muon's momentum of each matrix, by name."""
-        return dict(self.muon.momenta()) if self.muon is not None else {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next update depends on, by parameter name."""
-        adamw = {
-            f"adamw.{key}.{name}": self.to_global(name, value)
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the next update depends on, by parameter name; sharded as the parameters are."""
+        state = {
+            f"adamw.{key}.{name}": sharded.from_local(self.parameters[name], value) if value.dim() else value
             for name, p in self.adamw_parameters.items()
-            for key, value in (self.adamw.state[p] or self.initial_state(p)).items()
+            for key, value in self.adamw.state[p].items()
         }
-        return adamw | {f"muon.momentum.{name}": momentum for name, momentum in self.momenta().items()}
+        for name, momentum in self.muon.momenta.items():
+            state[f"muon.momentum.{name}"] = sharded.from_local(self.parameters[name], momentum)
+        return state
 
-    def initial_state(self, p: Tensor) -> dict[str, Tensor]:
-        """AdamW's state of a parameter before its first update, for which torch keeps none."""
-        return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what state_dict() returned, from full tensors. Raises InputError if they do not fit the model."""
-        names = {f"adamw.{key}.{name}" for key in ADAMW_STATE for name in self.adamw_parameters}
-        names |= {f"muon.momentum.{name}" for name in self.momenta()}
-        if different := names ^ {name for name in state if name.startswith(("adamw.", "muon."))}:
+        saved: defaultdict[str, list[str]] = defaultdict(list)  # the names of the parts of each tensor, usually one
+        for name in state:
+            if name.startswith(("adamw.", "muon.")):
+                saved[ROWS.sub("", name)].append(name)
+        mine = self.state_dict()
+        if different := mine.keys() ^ saved.keys():
             raise InputError(
                 f"the saved state is another optimizer's or model's ({min(different)!r} is in only one of the two); "
                 "resume with the run's own settings"
             )
-        for name, p in self.adamw_parameters.items():
-            for key in ADAMW_STATE:
-                value = state[f"adamw.{key}.{name}"]
-                if value.dim() and value.shape != self.parameters[name].shape:
-                    raise InputError(f"the saved optimizer state of {name!r} does not fit this model")
-                # An unfused AdamW keeps its step counter on the CPU.
-                device = p.device if self.adamw.defaults["fused"] or value.dim() else "cpu"
-                self.adamw.state[p][key] = self.to_local(name, value).to(device, copy=True)
-        for name, momentum in self.muon.momenta() if self.muon is not None else ():
-            momentum.copy_(state[f"muon.momentum.{name}"])
-
-    def to_global(self, name: str, value: Tensor) -> Any:
-        """Returns a tensor of AdamW's state as it is saved."""
-        return value
-
-    def to_local(self, name: str, value: Tensor) -> Tensor:
-        """Returns this rank's part of a saved tensor."""
-        return value
+        for name, target in mine.items():
+            parts = sorted(saved[name], key=lambda part: [int(row) for row in ROWS.findall(part)])
+            value = torch.cat([state[part] for part in parts]) if len(parts) > 1 else state[parts[0]]
+            if value.shape != target.shape:
+                raise InputError(f"the saved optimizer state {name!r} does not fit this model")
+            sharded.to_local(target).copy_(value[sharded.local_rows(target)] if value.dim() else value)

@@ -18,7 +18,6 @@ from ..checkpoints import writer
 from ..checkpoints.background import DIVERGED, Saver
 from ..checkpoints.reader import Checkpoint, check_types, newest, verify
 from ..checkpoints.tensors import COPY_AGAIN
-from ..distributed.matrix_ownership import OwnedTensor
 from ..distributed.parallel import World, exit_after_rank0
 from ..gpt import GPT
 from .evaluate import EvalResult
@@ -66,7 +65,7 @@ class RunState:
 class Stateful(Protocol):
     """A part of a run that changes with training besides the weights: optimizer, loss scale, running statistics."""
 
-    def state_dict(self) -> Mapping[str, Tensor | OwnedTensor]: ...
+    def state_dict(self) -> Mapping[str, Tensor]: ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
@@ -149,7 +148,7 @@ def save(
         measured = {"val_loss": result.loss}
         if result.bits_per_byte is not None:
             measured["val_bits_per_byte"] = result.bits_per_byte
-    tensors: dict[str, Tensor | OwnedTensor] = {}
+    tensors: dict[str, Tensor] = {}
     for part in stateful:
         tensors |= part.state_dict()
     snapshot = writer.snapshot(

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ..device import DTYPES, Compute
-from ..distributed import parallel, sharded
-from ..distributed.sharded_optimizer import ShardedOptimizer
+from ..distributed import parallel
 from ..gpt import GPT
 from ..optimization.optimizer import Optimizer
 from ..seeds import hash_seed
@@ -25,9 +24,8 @@ class TrainStep:
         self, cfg: LoopConfig, model: GPT, micro_batches: MicroBatches, *, world: parallel.World, compute: Compute
     ) -> None:
         self.cfg, self.micro_batches, self.world = cfg, micro_batches, world
-        optimizer_class = ShardedOptimizer if any(map(sharded.is_sharded, model.parameters())) else Optimizer
         newton_schulz_dtype = DTYPES[cfg.optimizer.newton_schulz_dtype]
-        self.optimizer = optimizer_class(model, cfg.optimizer, newton_schulz_dtype=newton_schulz_dtype)
+        self.optimizer = Optimizer(model, cfg.optimizer, newton_schulz_dtype=newton_schulz_dtype)
         self.loss_scale = LossScale(compute.dtype, compute.device)
         self.guard = UpdateGuard(compute.device, spike_deviations=cfg.spike_deviations)
 

@@ -107,6 +107,20 @@ def test_a_restored_optimizer_makes_the_same_update(kind, family):
         assert torch.equal(value, other.state_dict()[name]), name
 
 
+def test_momenta_of_older_checkpoints_with_queries_keys_and_values_apart_can_be_restored():
+    model = with_gradients(family="modern_grouped")
+    optimizer, resumed = (Optimizer(model, OptimizerConfig()) for _ in range(2))
+    optimizer.step(1.0, divisor=ONE, skip=NO)
+    state, name = optimizer.state_dict(), "muon.momentum.blocks.1.attention.qkv.weight"
+    whole = state.pop(name)
+    apart = {f"{name}.{start}-{stop}": whole[start:stop] for start, stop in ((96, 128), (0, 64), (64, 96))}
+    resumed.load_state_dict(state | apart)
+    assert torch.equal(resumed.state_dict()[name], whole)
+    del apart[f"{name}.64-96"]
+    with pytest.raises(InputError, match="does not fit this model"):
+        resumed.load_state_dict(state | apart)
+
+
 def test_the_state_before_the_first_update_can_be_restored():
     model, other = with_gradients(), with_gradients()
     optimizer, resumed = (Optimizer(m, OptimizerConfig()) for m in (model, other))
