@@ -55,18 +55,10 @@ class NextWords:
 
 
 def next_word_distribution(
-    model: GPT,
-    tables: Tables,
-    prompt: str,
-    *,
-    encode: Callable[[str], list[int]],
-    top: int = 20,
-    tolerance: float = 0.001,
-    max_expansions: int = 1024,
-    ignore_trailing_spaces: bool = True,
-    sampling: SamplingConfig | None = None,
-    compute: Compute | None = None,
-) -> NextWords:
+    model: GPT, tables: Tables, prompt: str, *, encode: Callable[[str], list[int]], top: int = 20,
+    tolerance: float = 0.001, max_expansions: int = 1024, ignore_trailing_spaces: bool = True,
+    sampling: SamplingConfig | None = None, compute: Compute | None = None,
+) -> NextWords:  # fmt: skip
     """Returns the `top` most probable outcomes after a prompt, with bounds.
 
     The search stops when the order is proven (probabilities within 1e-9 count as equal), when the unexplored mass is at
@@ -75,23 +67,17 @@ def next_word_distribution(
     (temperature, top_k, top_p...) to every token after the prompt. A prompt that leaves no room in the model's context
     is truncated on the left. Raises InputError for invalid settings.
     """
-    problems = [
-        f"{name}={value} must be at least 1"
-        for name, value in (("top", top), ("max_expansions", max_expansions))
-        if value < 1
-    ]
-    problems += [] if 0 <= tolerance < 1 else [f"tolerance={tolerance} must be at least 0 and below 1"]
+    limits = {"top": top, "max_expansions": max_expansions}
+    problems = [f"{name}={value} must be at least 1" for name, value in limits.items() if value < 1]
+    if not 0 <= tolerance < 1:
+        problems.append(f"tolerance={tolerance} must be at least 0 and below 1")
     if problems:
         raise InputError(*problems)
-    search = start_search(
-        model,
-        tables,
-        prompt,
-        encode=encode,
-        ignore_trailing_spaces=ignore_trailing_spaces,
-        sampling=sampling,
-        compute=compute,
-    )
+    compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
+    ids, healed, start = split_prompt(prompt, tables, encode=encode, ignore_trailing_spaces=ignore_trailing_spaces)
+    room = min(32, model.config.context // 2)  # for a word
+    predictor = TreePredictor(model, ids[room - model.config.context :], compute=compute)
+    search = Search(predictor, tables, start=start, healed=healed, sampling=checked(sampling))
     batch = 32 if top <= 32 else 128  # small batches choose better, large ones cost less per token
     stopped, evaluated = expand_until_certain(
         search, top=top, tolerance=tolerance, max_expansions=max_expansions, batch=batch
@@ -106,24 +92,6 @@ def next_word_distribution(
         stopped=stopped,
         evaluated=evaluated,
     )
-
-
-def start_search(
-    model: GPT,
-    tables: Tables,
-    prompt: str,
-    *,
-    encode: Callable[[str], list[int]],
-    ignore_trailing_spaces: bool = True,
-    sampling: SamplingConfig | None = None,
-    compute: Compute | None = None,
-) -> Search:
-    """Reads the prompt and returns the search before its first expansion. Leaves room in the context for a word."""
-    compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
-    ids, healed, start = split_prompt(prompt, tables, encode=encode, ignore_trailing_spaces=ignore_trailing_spaces)
-    room = min(32, model.config.context // 2)
-    predictor = TreePredictor(model, ids[room - model.config.context :], compute=compute)
-    return Search(predictor, tables, start=start, healed=healed, sampling=checked(sampling))
 
 
 def split_prompt(

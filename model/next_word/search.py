@@ -30,7 +30,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from torch import Tensor
 from .. import InputError
 from ..inference.sampling import SamplingConfig, probabilities
 from .tree import Predictor
-from .word_table import Table, Tables, prefix_parents
+from .word_table import Table, Tables
 from .words import State
 
 OutcomeId = tuple[str, bytes | str]  # the kind, and the bytes or a special token's name
@@ -56,7 +56,6 @@ class Group:
         self.base = text if table.state.phase == "inside" else b""  # the texts of the table follow these bytes
         self.nodes: list[int] = []
         self.prefix_mass = torch.zeros(len(table.texts), dtype=torch.float64)
-        self._numbers = self.prefix_mass.numpy()  # the same memory; reading one number is faster
         self._largest: float | None = None  # the maximum of prefix_mass, while it is known
 
     def add(self, node: int, prefix_mass: Tensor) -> None:
@@ -66,14 +65,14 @@ class Group:
 
     def subtract(self, position: int, mass: float) -> None:
         """Removes the mass of one child, which is being expanded."""
-        low, high = self.table.subtrees[self.table.text_of[position]]
+        low, high = self.table.ranges[position]
         self.prefix_mass[low:high] -= mass
         self._largest = None
 
     def open_mass(self, text: bytes) -> float:
         """Returns the open mass on a text and its prefixes."""
         index = self.table.longest_prefix(text[len(self.base) :])
-        return max(0.0, self._numbers.item(index)) if index >= 0 else 0.0
+        return max(0.0, self.prefix_mass[index].item()) if index >= 0 else 0.0
 
     def largest(self) -> float:
         """Returns the largest open mass on any text and its prefixes."""
@@ -88,14 +87,17 @@ class Group:
         return max(self.open_mass(text), extensions)
 
 
+@dataclass
 class Node:
     """A token path that the model has read, and the masses of its open children."""
 
-    def __init__(self, group: Group, mass: float, depth: int, spaced: bool) -> None:
-        self.group, self.mass, self.depth, self.spaced = group, mass, depth, spaced
-        self.masses: Tensor  # (open tokens of the table,)
-        self.expanded: set[int] = set()  # positions of the children that are nodes themselves
-        self.ranked: list[tuple[float, int]] = []  # (mass, position) of the most probable children, best first
+    group: Group
+    mass: float
+    depth: int
+    spaced: bool
+    masses: Tensor = field(init=False)  # (open tokens of the table,)
+    ranked: list[tuple[float, int]] = field(init=False)  # (mass, position) of the most probable children, best first
+    expanded: set[int] = field(default_factory=set)  # positions of the children that are nodes themselves
 
     def rank_all(self) -> None:
         """Extends `ranked` to all children."""
@@ -122,14 +124,9 @@ class Search:
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        tables: Tables,
-        *,
-        start: State,
-        healed: bytes = b"",
+        self, predictor: Predictor, tables: Tables, *, start: State, healed: bytes = b"",
         sampling: SamplingConfig | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`healed` are the prompt bytes that tokens must reproduce first; `start` is the state after them."""
         self.predictor, self.tables, self.start, self.sampling = predictor, tables, start, sampling
         self.nodes: list[Node] = []
@@ -188,12 +185,9 @@ class Search:
 
         The bound is a maximum over chains of nested texts, built from the longest texts to the shortest.
         """
-        texts = sorted(self.groups)
         extensions: defaultdict[bytes, list[bytes]] = defaultdict(list)  # the children of a text in the prefix tree
-        for text, parent in zip(texts[1:], prefix_parents(texts)[1:], strict=True):  # the first text is b""
-            extensions[texts[parent]].append(text)
         best: dict[bytes, tuple[float, bytes]] = {}  # over the chains that begin with a text
-        for text in reversed(texts):
+        for text in sorted(self.groups, key=len, reverse=True):
             groups = self.groups[text].values()
             own = sum(group.largest() for group in groups)
             best[text] = own, text
@@ -201,6 +195,10 @@ class Search:
                 mass, last = best[longer]
                 if mass + own > best[text][0]:  # the exact sum may be smaller, so it is computed only here
                     best[text] = max(best[text], (mass + sum(group.largest_through(longer) for group in groups), last))
+            prefixes = (text[:length] for length in reversed(range(len(text))))  # b"" has none; it is in all chains
+            parent = next((prefix for prefix in prefixes if prefix in self.groups), None)
+            if parent is not None:
+                extensions[parent].append(text)
         return best[b""]
 
     def expand(self, children: Sequence[Child]) -> None:
@@ -238,31 +236,30 @@ class Search:
             raise InputError("the model's logits are not finite: its weights are damaged, use another checkpoint")
         first = len(self.nodes)
         self.nodes += new
-        rows_by_table: defaultdict[int, list[int]] = defaultdict(list)
+        rows_by_table: defaultdict[Table, list[int]] = defaultdict(list)
         for row, node in enumerate(new):
-            rows_by_table[id(node.group.table)].append(row)
-        for rows in rows_by_table.values():
+            rows_by_table[node.group.table].append(row)
+        for table, rows in rows_by_table.items():
             nodes = [new[row] for row in rows]
-            table = nodes[0].group.table
             children = self._child_masses(logits[rows], nodes)  # (rows, V)
             masses = children[:, table.open_tokens]  # (rows, open tokens)
             closed = children.new_zeros(len(rows), len(table.closings))
             closed.index_add_(1, table.closing_index, children[:, table.closing_tokens])
             prefix_sums = table.prefix_sums(masses)
             open_sums = masses.sum(dim=1).tolist()
+            ambiguous_sums = masses[:, table.ambiguous].sum(dim=1).tolist()
             closed_masses = closed.tolist()
             best = masses.topk(min(32, masses.shape[1]), dim=1)
-            ranked = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            for row, (node, pairs) in enumerate(zip(nodes, ranked, strict=True)):
+            for row, node in enumerate(nodes):
                 node.masses = masses[row]
-                node.ranked = list(zip(*pairs, strict=True))
+                node.ranked = list(zip(best.values[row].tolist(), best.indices[row].tolist(), strict=True))
                 node.group.add(first + rows[row], prefix_sums[row])
                 if node.ranked and node.ranked[0][0] > 0 and node.depth < self.predictor.depth:
                     heapq.heappush(self.frontier, (-node.ranked[0][0], first + rows[row], 0))
                 self._close(node, closed_masses[row])
                 self.open_mass += open_sums[row]
+                self.ambiguous_mass += ambiguous_sums[row]
                 self.excluded_mass += node.mass - open_sums[row] - sum(closed_masses[row])
-                self.ambiguous_mass += masses[row][table.ambiguous].sum().item() if table.any_ambiguous else 0.0
 
     def _child_masses(self, logits: Tensor, nodes: list[Node]) -> Tensor:
         """Logits (n, V) after nodes of one state -> the mass of each child, (n, V) in float64."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from ..inference.vocabulary import Vocabulary
-from .words import State, Step, WordRule, checked
+from .words import State, Step, WordRule
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,24 @@ class Table:
         self.next_states = [step.state or state for _, step in open_steps]
         self.spaced = [step.spaced for _, step in open_steps]
         ambiguous = [next_.phase == "prompt" and next_.pending != b"" for next_ in self.next_states]
-        self.ambiguous, self.any_ambiguous = torch.tensor(ambiguous, dtype=torch.bool), any(ambiguous)  # (n,)
+        self.ambiguous = torch.tensor(ambiguous, dtype=torch.bool)  # (n,)
 
         self.texts = sorted({step.certain for _, step in open_steps})
         self._index = {text: index for index, text in enumerate(self.texts)}
         self.text_of = [self._index[step.certain] for _, step in open_steps]
-        self._text_index = torch.tensor(self.text_of, dtype=torch.int64)  # (n,)
         self._positions: list[list[int]] = [[] for _ in self.texts]  # the open tokens of each text
         for position, index in enumerate(self.text_of):
             self._positions[index].append(position)
-        self.subtrees = [self.extensions(text) for text in self.texts]
-        self._levels = self._parents_by_depth()
+        # For each open token the range of `texts` that extend its own.
+        extensions = [self.extensions(text) for text in self.texts]
+        self.ranges = [extensions[index] for index in self.text_of]
+        self._first, self._end = torch.tensor(self.ranges, dtype=torch.int64).reshape(-1, 2).unbind(1)  # each (n,)
 
-        self.closings = list(dict.fromkeys(closing for _, closing in closed))
-        numbers = {closing: number for number, closing in enumerate(self.closings)}
+        numbers: dict[Closing, int] = {}
+        indices = [numbers.setdefault(closing, len(numbers)) for _, closing in closed]
+        self.closing_index = torch.tensor(indices, dtype=torch.int64)  # (m,)
         self.closing_tokens = torch.tensor([token for token, _ in closed], dtype=torch.int64)  # (m,)
-        self.closing_index = torch.tensor([numbers[closing] for _, closing in closed], dtype=torch.int64)  # (m,)
+        self.closings = list(numbers)
 
     def extensions(self, text: bytes) -> tuple[int, int]:
         """Returns the range of `texts` that begin with these bytes."""
@@ -78,44 +80,19 @@ class Table:
 
     def longest_prefix(self, text: bytes) -> int:
         """Returns the index of the longest of `texts` that these bytes begin with; -1 if there is none."""
-        for length in range(len(text), -1, -1):
-            index = self._index.get(text[:length])
-            if index is not None:
-                return index
-        return -1
+        prefixes = (text[:length] for length in range(len(text), -1, -1))
+        return next((self._index[prefix] for prefix in prefixes if prefix in self._index), -1)
 
     def prefix_sums(self, masses: Tensor) -> Tensor:
-        """Masses (rows, n) of open tokens -> for each text the sum over it and all its prefixes: (rows, texts)."""
+        """Masses (rows, n) of open tokens -> for each text the sum over it and all its prefixes: (rows, texts).
+
+        A token's mass counts in the whole range of texts that extend its own, so it is added where the range begins,
+        subtracted where it ends, and summed up.
+        """
         columns = masses.T.contiguous()  # whole rows are added faster than columns
-        sums = columns.new_zeros(len(self.texts), columns.shape[1]).index_add_(0, self._text_index, columns)
-        for texts, parents in self._levels:
-            sums.index_add_(0, texts, sums.index_select(0, parents))
-        return sums.T.contiguous()
-
-    def _parents_by_depth(self) -> list[tuple[Tensor, Tensor]]:
-        """Returns for each depth of the prefix tree from 1 on: the texts there and their parents."""
-        levels: list[tuple[list[int], list[int]]] = []
-        depths: list[int] = []
-        for index, parent in enumerate(prefix_parents(self.texts)):
-            depths.append(depths[parent] + 1 if parent >= 0 else 0)
-            if depths[index] > len(levels):
-                levels.append(([], []))
-            if parent >= 0:
-                levels[depths[index] - 1][0].append(index)
-                levels[depths[index] - 1][1].append(parent)
-        return [(torch.tensor(texts), torch.tensor(parents)) for texts, parents in levels]
-
-
-def prefix_parents(texts: Sequence[bytes]) -> list[int]:
-    """Returns for each of the sorted, distinct texts the index of its longest proper prefix among them, or -1."""
-    parents: list[int] = []
-    ancestors: list[int] = []  # the prefixes of the last text, and the text itself
-    for index, text in enumerate(texts):
-        while ancestors and not text.startswith(texts[ancestors[-1]]):
-            ancestors.pop()
-        parents.append(ancestors[-1] if ancestors else -1)
-        ancestors.append(index)
-    return parents
+        changes = columns.new_zeros(len(self.texts) + 1, columns.shape[1])
+        changes.index_add_(0, self._first, columns).index_add_(0, self._end, columns, alpha=-1)
+        return changes.cumsum(0)[:-1].T.contiguous()
 
 
 def _steps(state: State, vocabulary: Vocabulary, rule: WordRule, start: State) -> list[tuple[int, Step]]:
@@ -141,14 +118,9 @@ class Tables:
     """The tables of a vocabulary under a word rule, built on demand and shared by all prompts."""
 
     def __init__(self, vocabulary: Vocabulary, rule: WordRule | None = None) -> None:
-        self.vocabulary, self.rule = vocabulary, checked(rule)
-        self._tables: dict[tuple[State, State | None], Table] = {}
+        self.vocabulary, self.rule = vocabulary, rule or WordRule()
+        self._table = lru_cache(maxsize=256)(partial(Table, vocabulary=self.vocabulary, rule=self.rule))
 
     def table(self, state: State, start: State) -> Table:
         """Returns the table of a state. `start` is the state in which the outcome begins, after token healing."""
-        key = state, start if state.phase == "healing" else None
-        if key not in self._tables:
-            if len(self._tables) >= 256:  # keep those that most prompts need
-                self._tables = {k: table for k, table in self._tables.items() if k[1] is None and not k[0].pending}
-            self._tables[key] = Table(state, self.vocabulary, self.rule, start)
-        return self._tables[key]
+        return self._table(state, start=start if state.phase == "healing" else state)

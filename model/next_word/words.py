@@ -106,8 +106,9 @@ class WordRule:
     kind: str = "unicode"
     mid_any: str = MID_ANY  # unicode: part of a word between two letters or digits
 
-    def validate(self) -> list[str]:
-        return [] if self.kind in RULES else [f"word_rule={self.kind!r} is not one of {', '.join(RULES)}"]
+    def __post_init__(self) -> None:
+        if self.kind not in RULES:
+            raise InputError(f"word_rule={self.kind!r} is not one of {', '.join(RULES)}")
 
     def start(self, prompt: str, *, spaced: bool) -> State:
         """Returns the state after a prompt. With `spaced`, its trailing space counts as the skipped one."""
@@ -194,11 +195,3 @@ def _character(data: bytes, position: int) -> tuple[str, int]:
     except UnicodeDecodeError as error:
         unfinished = error.start == 0 and error.reason == "unexpected end of data"
         return "", 0 if unfinished else 1
-
-
-def checked(rule: WordRule | None) -> WordRule:
-    """Returns the rule, or the default one. Raises InputError if it is invalid."""
-    rule = rule or WordRule()
-    if problems := rule.validate():
-        raise InputError(*problems)
-    return rule

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import InputError
-from model.next_word.words import State, WordRule, checked
+from model.next_word.words import State, WordRule
 from tests.model.next_word.oracle import decided_outcome
 
 RULE = WordRule()
@@ -234,7 +234,7 @@ def test_apostrophes_and_hyphens_can_be_chosen():
 
 def test_an_unknown_rule_is_refused():
     with pytest.raises(InputError, match="word_rule='words' is not one of unicode, space, character"):
-        checked(WordRule(kind="words"))
+        WordRule(kind="words")
 
 
 @settings(max_examples=500, deadline=None)
