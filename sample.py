@@ -30,7 +30,6 @@ from model.checkpoints.tensors import tensor_files
 from model.device import Compute, keep_freed_memory
 from model.inference.quantize import prepare_for_decoding
 from model.inference.sampling import SamplingConfig
-from model.inference.score import score_options
 from model.language_model import LanguageModel
 from model.next_word.words import WordRule
 
@@ -77,8 +76,8 @@ def show_text(cfg: settings.TextConfig, lm: LanguageModel, prompts: list[str]) -
             print(f"--- sample {number} of {cfg.num_samples}: {len(sample.tokens)} tokens, {bits:.2f} bits each")
         print(prompt + sample.text)
         if cfg.explain:
-            tables.explain_table(lm.explained(sample))
-        results.append({key: v for key, v in asdict(sample).items() if key not in ("explanation", "drafted")})
+            tables.explain_table(sample.explanation)
+        results.append({"prompt": prompt} | {key: v for key, v in asdict(sample).items() if key != "explanation"})
     write_result(cfg.json, results)
 
 
@@ -161,7 +160,7 @@ def show_accuracy(cfg: settings.ScoreConfig, lm: LanguageModel) -> dict[str, Any
     """How often the model chooses the right option of a multiple-choice question, by each method."""
     choices = read_choices(cfg.examples or "")
     note_unknown(lm, {str(cfg.examples): [text for choice in choices for text in (choice.prompt, *choice.options)]})
-    scored = score_options(lm, [(c.prompt, c.options) for c in choices], method=cfg.method, neutral=cfg.neutral)
+    scored = lm.choose_each([(c.prompt, c.options) for c in choices], method=cfg.method, neutral=cfg.neutral)
     columns = {"raw": "log_probability", "normalised": "per_byte", "pmi": "pmi"}
     measures = {name: [[getattr(o, column) for o in row] for row in scored] for name, column in columns.items()}
     measures["without the prompt"] = [[o.log_probability - o.pmi for o in row] for row in scored]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from . import InputError
 from .inference.constraints import Constraints
 from .inference.sampling import SamplingConfig
-from .language_model import Completion, LanguageModel
+from .language_model import LanguageModel
 
 MAX_INTEGER = 2**63 - 1  # the largest that fits into a tensor
 MAX_SAMPLES = 10**6
@@ -62,37 +62,34 @@ class Request:
 
         Raises InputError with all errors: values of a wrong type or range, and other spellings of a setting.
         """
-        own, errors = {}, []
-        for field_name, value in fields.items():
-            name = RENAMED.get(field_name, field_name)
+        own: dict[str, Any] = {}
+        errors = []
+        for name, value in fields.items():
             if name in SETTINGS and value is not None:
                 try:
                     own[name] = convert(value, SETTINGS[name])
                 except TypeError as error:
-                    errors.append(f"{field_name}={json.dumps(value)} does not fit: it takes {error}")
+                    errors.append(f"{name}={json.dumps(value)} does not fit: it takes {error}")
             elif name not in SETTINGS and (meant := SPELLINGS.get(letters_of(name))):
                 errors.append(f"unknown field {name!r}; did you mean {meant!r}?")
         if not own and not errors:
             return self
-        request_fields = {name: value for name, value in own.items() if name in REQUEST_SETTINGS}
-        sampling_fields = {name: value for name, value in own.items() if name not in REQUEST_SETTINGS}
-        sampling = dataclasses.replace(self.sampling, **sampling_fields)
-        request = dataclasses.replace(self, sampling=sampling, **request_fields)
+        of_request = {name: own.pop(name) for name in REQUEST_SETTINGS if name in own}
+        request = dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **own), **of_request)
         if errors := errors + request.validate():
             raise InputError(*errors)
         return request
-
-
-REQUEST_SETTINGS = {name: hint for name, hint in typing.get_type_hints(Request).items() if name != "sampling"}
-SETTINGS = REQUEST_SETTINGS | typing.get_type_hints(SamplingConfig)  # every setting that a prompt may have of its own
-RENAMED = {"banned": "bad_words", "forced": "force_words"}  # older names, read for one more version
 
 
 def letters_of(name: str) -> str:
     return re.sub("[^a-z]", "", name.lower())
 
 
-SPELLINGS = {letters_of(name): name for name in SETTINGS} | {"maxtokens": "max_new_tokens"}  # topK, max-new-tokens...
+REQUEST_SETTINGS = {name: hint for name, hint in typing.get_type_hints(Request).items() if name != "sampling"}
+SETTINGS = REQUEST_SETTINGS | typing.get_type_hints(SamplingConfig)  # every setting that a prompt may have of its own
+# What other names mean (topK, max-new-tokens), by their letters.
+SPELLINGS = {letters_of(name): name for name in SETTINGS}
+SPELLINGS |= {"maxtokens": "max_new_tokens", "banned": "bad_words", "forced": "force_words"}
 
 
 def request_reader(
@@ -101,7 +98,7 @@ def request_reader(
     """Returns a function from a prompt's fields to its Request.
 
     The function raises InputError for wrong settings, including constraints that the vocabulary cannot meet. It calls
-    `note` once for each field whose name is an older one, or close to that of a setting.
+    `note` once for each field whose name is close to that of a setting.
     """
     noted: set[str] = set()
 
@@ -114,9 +111,7 @@ def request_reader(
         request = default.changed(fields)
         for name in [name for name in fields if name not in SETTINGS and name not in noted]:
             noted.add(name)
-            if name in RENAMED:
-                note(f"field {name!r} is now called {RENAMED[name]!r}")
-            elif (near := nearest_setting(name)) is not None:
+            for near in difflib.get_close_matches(name.lower(), SETTINGS, n=1, cutoff=0.8):
                 note(f"field {name!r} is not a setting and only copied to the results; did you mean {near!r}?")
         check_constraints(request.sampling, request.max_new_tokens)
         return request
@@ -125,11 +120,6 @@ def request_reader(
         raise InputError(*errors)
     read({})
     return read
-
-
-def nearest_setting(name: str) -> str | None:
-    """The setting that a field's name may misspell, if one is very close."""
-    return next(iter(difflib.get_close_matches(name.lower(), SETTINGS, n=1, cutoff=0.8)), None)
 
 
 def convert(value: Any, hint: Any) -> Any:
@@ -148,42 +138,25 @@ def convert(value: Any, hint: Any) -> Any:
     raise TypeError(" or ".join(names[kind] for kind in kinds))
 
 
-def continue_batch(
-    lm: LanguageModel,
-    prompts: Sequence[list[int]],
-    requests: Sequence[Request],
-    *,
-    indices: Sequence[int],
-    rows: int,
-    on_overflow: str = "slide",
-) -> list[Completion]:
-    """Continues prompts (token ids) that have the same sampling settings.
-
-    A prompt's noise depends on its seed and its entry in indices. The batch is padded to `rows` rows, so the results
-    are bit for bit those of any other batch of this shape with the same prompts. on_overflow: see generate().
-    """
-    last = len(prompts) - 1
-    padded = [min(row, last) for row in range(rows)]  # copies of the last prompt, which take no longer than it does
-    completions = lm.complete(
-        [prompts[row] for row in padded],
-        max_new_tokens=[requests[row].max_new_tokens for row in padded],
-        sampling=requests[0].sampling,
-        seed=[requests[row].seed for row in padded],
-        indices=[indices[row] for row in padded],
-        on_overflow=on_overflow,
-    )
-    return completions[: len(prompts)]
-
-
 def continue_prompts(
     lm: LanguageModel, batch: Sequence[Prompt], requests: Sequence[Request], *, rows: int, on_overflow: str = "slide"
 ) -> list[dict[str, Any]]:
-    """The results of a batch, padded to `rows`, as fields of the output file."""
-    indices = [prompt.index + (prompt.sample << 32) for prompt in batch]
-    ids = [lm.encode(prompt.text) for prompt in batch]
-    completions = continue_batch(lm, ids, requests, indices=indices, rows=rows, on_overflow=on_overflow)
+    """Continues prompts that have the same sampling settings; returns the fields of the output file.
+
+    A prompt's noise depends on its seed, index and sample. The batch is padded to `rows` rows, so the results are bit
+    for bit those of any other batch of this shape with the same prompts. on_overflow: see generate().
+    """
+    padded = [min(row, len(batch) - 1) for row in range(rows)]  # copies of the last prompt, which end when it ends
+    completions = lm.generate(
+        [batch[row].text for row in padded],
+        max_new_tokens=[requests[row].max_new_tokens for row in padded],
+        sampling=requests[0].sampling,
+        seed=[requests[row].seed for row in padded],
+        indices=[batch[row].index + (batch[row].sample << 32) for row in padded],
+        on_overflow=on_overflow,
+    )
     results = []
-    for prompt, request, made in zip(batch, requests, completions, strict=True):
+    for prompt, request, made in zip(batch, requests, completions[: len(batch)], strict=True):
         log_probs = [round(value, 6) + 0.0 for value in made.log_probabilities]  # float32 has no more; -0.0 becomes 0.0
         result = {"text": made.text, "tokens": made.tokens, "log_probabilities": log_probs, "ended": made.ended}
         results.append({"sample": prompt.sample, **result} if request.num_samples > 1 else result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,9 @@ from . import InputError
 from .device import Compute
 from .gpt import GPT
 from .inference.generate import NewToken, generate, overflow, per_row
-from .inference.inspect import Inspector
-from .inference.quantize import QualityLoss, quality_loss
+from .inference.quantize import QualityLoss, compare_logits
 from .inference.sampling import NOT_FINITE, SamplingConfig, checked, probabilities
-from .inference.score import OptionScore, TextScore, score_options, score_texts
+from .inference.score import OptionScore, TextScore, score_options, score_text
 from .inference.vocabulary import Tokenizer, Vocabulary
 from .next_word.distribution import NextWords, next_word_distribution
 from .next_word.word_table import Tables
@@ -34,7 +33,7 @@ class TokenProbability:
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation of token ids. The lists have one entry per token; log-probabilities are in nats."""
+    """One continuation. The lists have one entry per token; log-probabilities are in nats."""
 
     text: str  # without the stop string and what follows it, or half a character at the end
     tokens: list[int]  # without the end token; the token that completed a stop string is the last
@@ -42,16 +41,8 @@ class Completion:
     model_log_probabilities: list[float]  # in the model's own, before constraints, penalties and filters
     ended: str  # end (the end token) | stop (a stop string) | length (max_new_tokens)
     alternatives: list[list[TokenProbability]]  # with top_logprobs: the model's most probable tokens
-    explanation: list[NewToken]  # with explain: tokens with their details
+    explanation: list[dict[str, Any]]  # with explain: how each token was chosen, as rows of a table
     forgotten: int  # the number of oldest tokens that were outside the context at the end
-    drafted: int  # the number of tokens that needed no forward of their own (speculative decoding)
-
-
-@dataclass(frozen=True)
-class Generation(Completion):
-    """One continuation of a text."""
-
-    prompt: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,9 @@ class LanguageModel:
             raise InputError(NOT_FINITE)
         probs = probabilities(logits, checked(sampling))[0]
         best = probs.topk(min(top, len(probs)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return self._token_probabilities(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+    def _token_probabilities(self, pairs: Iterable[tuple[int, float]]) -> list[TokenProbability]:
         return [TokenProbability(token, self.token_text(token), p) for token, p in pairs]
 
     def token_text(self, token: int) -> str:
@@ -173,41 +166,7 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int | Sequence[int] = 200,
-        sampling: SamplingConfig | None = None,
-        seed: int | Sequence[int] = 1,
-        on_overflow: str = "slide",
-        top_logprobs: int = 0,
-        explain: bool = False,
-        speculative: bool = False,
-    ) -> list[Generation]:
-        """Continues each prompt until the end token, a stop string or max_new_tokens; see inference/generate.py.
-
-        Row i depends only on its prompt, limit and seed, and on i. on_overflow: at the end of the context, "slide"
-        drops the older half, "error" raises InputError if that could happen. top_logprobs: the number of alternatives
-        to report for each token. explain: report each token's rank and the effect of every filter. speculative:
-        continues one prompt after the other, each faster where its text repeats itself, with the same result.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        if not prompts:
-            return []
-        completions = self.complete(
-            [self.encode(prompt) for prompt in prompts],
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            on_overflow=on_overflow,
-            top_logprobs=top_logprobs,
-            explain=explain,
-            speculative=speculative,
-        )
-        return [Generation(**vars(row), prompt=prompt) for prompt, row in zip(prompts, completions, strict=True)]
-
-    def complete(
-        self,
-        prompts: Sequence[Sequence[int]],
+        prompts: str | Sequence[str | Sequence[int]],
         *,
         max_new_tokens: int | Sequence[int] = 200,
         sampling: SamplingConfig | None = None,
@@ -218,16 +177,22 @@ class LanguageModel:
         explain: bool = False,
         speculative: bool = False,
     ) -> list[Completion]:
-        """generate() on token ids. A row's noise is a function of its seed and index; row i has index i by default."""
-        n_rows = len(prompts)
-        limits, seeds = per_row("max_new_tokens", max_new_tokens, n_rows), per_row("seed", seed, n_rows)
-        indices = range(n_rows) if indices is None else indices
-        inspector = Inspector(top_logprobs=top_logprobs, explain=explain) if top_logprobs or explain else None
-        rows: list[list[NewToken]] = [[] for _ in prompts]
-        for batch in [[i] for i in range(n_rows)] if speculative else [range(n_rows)]:
+        """Continues texts or token ids until the end token, a stop string or max_new_tokens.
+
+        A row depends only on its prompt, limit, seed and index; row i has index i by default. on_overflow: at the end
+        of the context, "slide" drops the older half, "error" raises InputError if that could happen. top_logprobs: the
+        number of alternatives to report for each token. explain: report each token's rank and the effect of every
+        filter. speculative: one prompt after the other, each faster where its text repeats itself, with equal results.
+        """
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        ids = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in texts]
+        limits, seeds = per_row("max_new_tokens", max_new_tokens, len(ids)), per_row("seed", seed, len(ids))
+        indices = range(len(ids)) if indices is None else indices
+        rows: list[list[NewToken]] = [[] for _ in ids]
+        for batch in [[i] for i in range(len(ids))] if speculative else [range(len(ids))]:
             for step in generate(
                 self.model,
-                [prompts[i] for i in batch],
+                [ids[i] for i in batch],
                 max_new_tokens=[limits[i] for i in batch],
                 sampling=sampling,
                 seed=[seeds[i] for i in batch],
@@ -235,7 +200,8 @@ class LanguageModel:
                 vocabulary=self.vocabulary,
                 compute=self.compute,
                 on_overflow=on_overflow,
-                inspector=inspector,
+                top_logprobs=top_logprobs,
+                explain=explain,
                 speculative=speculative,
             ):
                 for i, new in zip(batch, step, strict=True):
@@ -246,21 +212,26 @@ class LanguageModel:
     def _completion(self, row: Sequence[NewToken]) -> Completion:
         """Joins the new tokens of a row."""
         written = [new for new in row if new.ended != "end"]
-        details = [new.details for new in written if new.details]
+        alternatives = [self._token_probabilities(new.alternatives) for new in written if new.alternatives]
         return Completion(
             text="".join(new.text for new in row),
             tokens=[new.id for new in written],
             log_probabilities=[new.log_probability for new in written],
             model_log_probabilities=[new.model_log_probability for new in written],
             ended=row[-1].ended or "length",
-            alternatives=[
-                [TokenProbability(token, self.token_text(token), p) for token, p in one.alternatives]
-                for one in details
-                if one.alternatives
+            alternatives=alternatives,
+            explanation=[
+                {
+                    "text": self.token_text(new.id),
+                    "probability": math.exp(new.model_log_probability),
+                    "rank": new.rank,
+                    "filters": [asdict(effect) for effect in new.filters],
+                    "alternatives": [asdict(other) for other in self._token_probabilities(new.alternatives)],
+                }
+                for new in written
+                if new.filters
             ],
-            explanation=[new for new in written if new.details and new.details.filters],
             forgotten=row[-1].forgotten,
-            drafted=sum(new.drafted for new in row),
         )
 
     def stream(
@@ -295,7 +266,7 @@ class LanguageModel:
 
         So score(a + b) is not score(a) + score(b, prompt=a). Spaces at the end of the prompt move to the text.
         """
-        return score_texts(self, [(prompt, text)])[0]
+        return score_text(self.model, self.tokenizer, prompt, text, compute=self.compute)
 
     def choose(
         self, prompt: str, options: Sequence[str], *, method: str = "raw", neutral: str = ""
@@ -303,28 +274,26 @@ class LanguageModel:
         """Zero-shot classification: scores each option after the prompt. The choice has the highest `probability`.
 
         method: the measure that `probability` is a softmax of: raw log-probability, normalised (per byte), or pmi (the
-        gain over the log-probability after `neutral`). Options usually begin with a space. For many questions at once,
-        see inference/score.py.
+        gain over the log-probability after `neutral`). Options usually begin with a space.
         """
         if isinstance(options, str) or len(set(options)) < len(options):
             raise InputError(f"options={options!r} must be a list of different texts")
-        return score_options(self, [(prompt, options)], method=method, neutral=neutral)[0]
+        return self.choose_each([(prompt, options)], method=method, neutral=neutral)[0]
 
-    def explained(self, sample: Completion) -> list[dict[str, Any]]:
-        """How each token of a completion made with explain=True was chosen, as a row of a table."""
-        rows = []
-        for new in sample.explanation:
-            details: dict[str, Any] = asdict(new)["details"]
-            others = [{"text": self.token_text(token), "probability": p} for token, p in details["alternatives"]]
-            probability = math.exp(new.model_log_probability)
-            rows.append(
-                {"text": self.token_text(new.id), "probability": probability, **details, "alternatives": others}
-            )
-        return rows
+    def choose_each(
+        self, questions: Sequence[tuple[str, Sequence[str]]], *, method: str = "raw", neutral: str = ""
+    ) -> list[list[OptionScore]]:
+        """choose() for many (prompt, options) in few forwards."""
+        return score_options(
+            self.model, self.tokenizer, questions, method=method, neutral=neutral, compute=self.compute
+        )
 
+    @torch.no_grad()
     def quality_loss(self, exact: LanguageModel, prompt: str) -> QualityLoss:
         """Compares this model's predictions with exact ones, on the prompt followed by 64 greedy tokens."""
-        ids = self.encode(prompt)
-        [greedy] = self.complete([ids], max_new_tokens=64, sampling=SamplingConfig(temperature=0))
-        text = torch.tensor([[*ids, *greedy.tokens][-self.model.config.context :]], device=self.compute.device)
-        return quality_loss(exact.model, self.model, text, compute=self.compute)
+        [greedy] = self.generate(prompt, max_new_tokens=64, sampling=SamplingConfig(temperature=0))
+        text = [*self.encode(prompt), *greedy.tokens][-self.model.config.context :]
+        ids = torch.tensor([text], device=self.compute.device)
+        with self.compute.autocast():
+            logits = self.model(ids)
+        return compare_logits(exact.model(ids), logits)

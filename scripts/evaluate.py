@@ -14,7 +14,7 @@ import numpy as np
 from conf import cli
 from data.batching.batches import WindowEvaluation
 from data.curation.curate import CurateConfig
-from data.labelled.accuracy import group_interval, wilson_interval
+from data.evaluation.accuracy import group_interval, wilson_interval
 from data.labelled.examples import Example, note_unknown
 from data.labelled.formats import read_examples
 from data.preparation.config import PrepareConfig

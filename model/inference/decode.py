@@ -16,11 +16,9 @@ class Decoder:
     """Feeds tokens to a model, and returns the logits of the next token in float32.
 
     The cache is allocated once: a row holds at most `capacity` tokens, and never more than the model's context.
-    `length` (B,) counts each row's tokens; lowering it drops the newest ones. With compute.compile, the first decoder
-    of each shape compiles a step.
+    Lowering cache.length (B,) drops the newest ones. With compute.compile, the first decoder of each shape compiles a
+    step.
     """
-
-    drafted = False  # True if the last logits came with an earlier step's; only speculative decoding does that
 
     def __init__(self, model: GPT, *, rows: int, capacity: int, compute: Compute) -> None:
         self.model, self.compute = model, compute
@@ -31,10 +29,6 @@ class Decoder:
         slots = max(2 * WINDOW_STEP, 1 << (self.capacity - 1).bit_length()) if self.compiled else self.capacity
         self.cache = make_cache(model, rows, slots, compute)
         self._step = compiled_step(model, rows, slots, compute) if self.compiled else decode_step
-
-    @property
-    def length(self) -> Tensor:
-        return self.cache.length
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -63,17 +57,12 @@ class Decoder:
     @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
         """Appends one token per row: ids (B,) -> logits (B, V). In a full row it replaces the newest token."""
+        self.cache.length.clamp_(max=self.capacity - 1)
         on_cpu = self.compute.device.type == "cpu"
-        if not (self.compiled and on_cpu):
-            self.length.clamp_(max=self.capacity - 1)
-        if not self.compiled:
-            return decode_step(self.model, self.cache, ids[:, None], self.compute)[:, 0]
-        if on_cpu:  # a single row
-            if (length := int(self.length)) >= self.capacity:
-                self.length.fill_(length := self.capacity - 1)
-            self.cache.set_window((length // WINDOW_STEP + 1) * WINDOW_STEP)
+        if self.compiled and on_cpu:  # a single row
+            self.cache.set_window((int(self.cache.length) // WINDOW_STEP + 1) * WINDOW_STEP)
         logits = self._step(self.model, self.cache, ids[:, None].contiguous(), self.compute)[:, 0]
-        return logits if on_cpu else logits.clone()  # a CUDA graph writes its next logits over these
+        return logits if on_cpu or not self.compiled else logits.clone()  # a CUDA graph reuses this memory
 
     @torch.no_grad()
     def extend(self, ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..gpt import GPT
 from ..seeds import hash_seed
 from .constraints import STOP, Constraints, StringMatcher, TextStream
 from .decode import Decoder
-from .inspect import Inspector, TokenDetails
+from .inspect import FilterStep, explain, most_probable
 from .sampling import NOT_FINITE, SamplingConfig, checked, draw, penalize, probabilities
 from .speculate import SpeculativeDecoder
 from .vocabulary import Vocabulary
@@ -31,8 +31,9 @@ class NewToken:
     text: str  # the text that became certain with this token: whole characters that no stop string can cut off
     ended: str | None  # None: the row continues; end (this is the end token) | stop (a stop string) | length
     forgotten: int  # how many of the row's oldest tokens were outside the context
-    drafted: bool  # True if its logits came with an earlier token's (speculative decoding)
-    details: TokenDetails | None  # on request
+    alternatives: list[tuple[int, float]]  # with top_logprobs: the model's most probable ids, best first
+    rank: int | None  # with explain: by the model's own probability; 1: the most probable
+    filters: list[FilterStep]  # with explain: in the order in which they apply
 
 
 @dataclass
@@ -83,7 +84,8 @@ def generate(
     vocabulary: Vocabulary | None = None,
     compute: Compute | None = None,
     on_overflow: str = "slide",
-    inspector: Inspector | None = None,
+    top_logprobs: int = 0,
+    explain: bool = False,
     speculative: bool = False,
 ) -> Iterator[list[NewToken | None]]:
     """Continues each prompt. Yields one list per step: each row's new token, or None for a row that has ended.
@@ -95,7 +97,7 @@ def generate(
     vocabulary: None means no end token and no text. compute: device and dtype of model and cache; None means float32.
     on_overflow: when a row has filled the model's context, "slide" drops its older half and prefills again, and prompts
     longer than the context are truncated on the left; "error" raises InputError where that could happen.
-    inspector: fills in NewToken.details. speculative: for a single prompt: faster on repetitive text, with identical
+    top_logprobs, explain: see NewToken. speculative: for a single prompt: faster on repetitive text, with identical
     output. Raises InputError, before the first step, if the arguments do not fit together.
     """
     sampling = checked(sampling)
@@ -105,54 +107,44 @@ def generate(
     check(prompts, limits, sampling, context=context, on_overflow=on_overflow, speculative=speculative)
     if vocabulary is None:
         vocabulary = Vocabulary((b"",) * model.config.vocab_size, {}, end_id=-1)
-    sampler = Sampler(
-        prompts, sampling, vocabulary, limit=min(limits), vocab_size=model.config.vocab_size, device=compute.device
-    )
+    sampler = Sampler(prompts, sampling, vocabulary, limit=min(limits), device=compute.device)
     stops = StringMatcher([(text, STOP) for text in sampling.stop])
     noise_keys = zip(seeds, range(n_rows) if indices is None else indices, strict=True)
     rows = [
-        Row(
-            number=number,
-            window=list(prompt[-context:]),
-            forgotten=max(0, len(prompt) - context),
-            noise_key=key,
-            max_new_tokens=limit,
-            text=TextStream(stops),
-        )
-        for number, prompt, key, limit in zip(range(n_rows), prompts, noise_keys, limits, strict=True)
+        Row(number, list(prompt[-context:]), max(0, len(prompt) - context), key, limit, TextStream(stops))
+        for number, (prompt, key, limit) in enumerate(zip(prompts, noise_keys, limits, strict=True))
     ]
     plain = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
     return generate_steps(
-        plain, sampler, rows, vocabulary, context=context, inspector=inspector, speculative=speculative
+        plain, sampler, rows, vocabulary, top_logprobs=top_logprobs, explained=explain, speculative=speculative
     )
 
 
 @torch.no_grad()
 def generate_steps(
     plain: Decoder, sampler: Sampler, rows: list[Row], vocabulary: Vocabulary, *,
-    context: int, inspector: Inspector | None, speculative: bool,
+    top_logprobs: int, explained: bool, speculative: bool,
 ) -> Iterator[list[NewToken | None]]:  # fmt: skip
     """The loop of generate(), a function of its own so that generate() checks its arguments when it is called."""
-    n_rows, sampling = len(rows), sampler.sampling
+    n_rows, sampling, context = len(rows), sampler.sampling, plain.model.config.context
     decoder = SpeculativeDecoder(plain) if speculative else plain
     logits = decoder.prefill([row.window for row in rows])
     while True:
-        choice = sampler.sample(logits, rows)
-        details = inspector(choice.logits, choice.ids, sampling) if inspector else [None] * len(rows)
+        ids, log_probs, stages = sampler.sample(logits, rows)
+        alternatives = most_probable(stages["model"], top_logprobs) if top_logprobs else [[]] * len(rows)
+        ranks, filters = explain(stages, ids, sampling) if explained else ([None] * len(rows), [[]] * len(rows))
+        drawn = zip(rows, ids.tolist(), *log_probs.tolist(), alternatives, ranks, filters, strict=True)
         step: list[NewToken | None] = [None] * n_rows
-        for row, token, log_p, model_log_p, detail in zip(rows, *choice.tolists(), details, strict=True):
+        for row, token, log_p, model_log_p, *details in drawn:
             if row.ended is None:
                 if not math.isfinite(model_log_p):
                     raise InputError(NOT_FINITE)
                 text = row.append(token, vocabulary, min_new_tokens=sampling.min_new_tokens)
-                step[row.number] = NewToken(
-                    token, log_p, model_log_p, text, row.ended, row.forgotten, decoder.drafted, detail
-                )
+                step[row.number] = NewToken(token, log_p, model_log_p, text, row.ended, row.forgotten, *details)
         yield step
         unfinished = [place for place, row in enumerate(rows) if row.ended is None]
         if not unfinished:
             return
-        ids = choice.ids
         if len(unfinished) <= len(rows) // 2 and not plain.compiled:  # a smaller batch is faster
             rows, ids = [rows[place] for place in unfinished], ids[unfinished]
             plain.select_rows(unfinished)
@@ -165,22 +157,6 @@ def generate_steps(
             logits = decoder.step(ids)
 
 
-@dataclass
-class Choice:
-    """The tokens drawn in one step."""
-
-    ids: Tensor  # (B,)
-    log_probs: Tensor  # (B,), in the distribution that was sampled
-    logits: dict[str, Tensor]  # (B, V) by stage: "model", and "constraints" and "penalties" if there are any
-
-    def tolists(self) -> tuple[list[int], list[float], list[float]]:
-        """Per row: the id, its log-probability in the sampled distribution and in the model's own."""
-        logits = self.logits["model"]
-        model_log_probs = logits.gather(-1, self.ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        both = torch.stack((self.log_probs, model_log_probs))  # so that one copy leaves the device
-        return self.ids.tolist(), *both.tolist()
-
-
 class Sampler:
     """Draws each row's next token from its logits; tracks the text for constraints and penalties."""
 
@@ -191,7 +167,6 @@ class Sampler:
         vocabulary: Vocabulary,
         *,
         limit: int,
-        vocab_size: int,
         device: torch.device,
     ) -> None:
         """limit: the smallest max_new_tokens of all rows. device: of the logits."""
@@ -201,13 +176,18 @@ class Sampler:
             self.constraints = Constraints(vocabulary, sampling, max_new_tokens=limit)
             self.states = [self.constraints.start] * len(prompts)
         if sampling.has_penalties:
-            self.counts = torch.zeros(len(prompts), vocab_size, device=device)  # of each token in the new text
-            self.seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)  # in prompt or new text
+            shape = len(prompts), len(vocabulary.tokens)
+            self.counts = torch.zeros(shape, device=device)  # of each token in the new text
+            self.seen = torch.zeros(shape, dtype=torch.bool, device=device)  # in prompt or new text
             for seen, prompt in zip(self.seen, prompts, strict=True):
                 seen[torch.tensor(prompt, device=device)] = True
 
-    def sample(self, logits: Tensor, rows: Sequence[Row]) -> Choice:
-        """Draws one token per row from logits (B, V); for a row that has ended it is meaningless."""
+    def sample(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Draws one token per row from logits (B, V); for a row that has ended it is meaningless.
+
+        Returns the ids (B,), their log-probabilities (2, B) in the sampled distribution and in the model's own, and
+        the logits (B, V) by stage: "model", and "constraints" and "penalties" if there are any.
+        """
         logits = logits.float()
         stages = {"model": logits}
         if self.constraints is not None:
@@ -216,15 +196,15 @@ class Sampler:
         if self.sampling.has_penalties:
             stages["penalties"] = logits = penalize(logits, self.sampling, seen=self.seen, counts=self.counts)
         if self.sampling.temperature == 0:
-            ids = logits.argmax(dim=-1)
-            log_probs = torch.zeros(len(rows), device=logits.device)
+            ids, log_probs = logits.argmax(dim=-1), torch.zeros(len(rows), device=logits.device)
         else:
             probs = probabilities(logits, self.sampling)
             keys = [hash_seed(*row.noise_key, row.n_generated) for row in rows]
             ids = draw(probs, keys, max_nonzero=self.sampling.top_k)
             log_probs = probs.gather(-1, ids[:, None])[:, 0].log()
-        self.update(ids)
-        return Choice(ids, log_probs, stages)
+        self.update(ids[:, None])
+        model_log_probs = stages["model"].gather(-1, ids[:, None])[:, 0] - stages["model"].logsumexp(dim=-1)
+        return ids, torch.stack((log_probs, model_log_probs)), stages
 
     def allowed(self, rows: Sequence[Row], constraints: Constraints) -> Tensor:
         """The mask (B, V), bool, of the tokens that the constraints allow."""
@@ -236,13 +216,13 @@ class Sampler:
         return torch.stack(masks)
 
     def update(self, ids: Tensor) -> None:
-        """Adds the new tokens (B,) to what is known of the text."""
+        """Adds the new tokens (B, 1) to what is known of the text."""
         if self.constraints is not None:
-            pairs = zip(self.states, ids.tolist(), strict=True)
+            pairs = zip(self.states, ids[:, 0].tolist(), strict=True)
             self.states = [self.constraints.advance(state, token) for state, token in pairs]
         if self.sampling.has_penalties:
-            self.counts.scatter_add_(-1, ids[:, None], torch.ones_like(self.counts[:, :1]))
-            self.seen.scatter_(-1, ids[:, None], True)
+            self.counts.scatter_add_(-1, ids, torch.ones_like(self.counts[:, :1]))
+            self.seen.scatter_(-1, ids, True)
 
     def select_rows(self, places: Sequence[int]) -> None:
         """Keeps only these rows, renumbered in this order."""
@@ -277,9 +257,7 @@ def check(
     if limit < sampling.min_new_tokens:
         raise InputError(f"min_new_tokens={sampling.min_new_tokens} is more than max_new_tokens={limit}; change one")
     if speculative and len(prompts) > 1:
-        raise InputError(
-            f"speculative=true continues one prompt at a time, not {len(prompts)}; give one, or leave it out"
-        )
+        raise InputError(f"speculative=true continues one prompt at a time, not {len(prompts)}; give one")
     if on_overflow not in ("slide", "error"):
         raise InputError(f"on_overflow={on_overflow!r} is not one of slide, error")
     for prompt, limit in zip(prompts, limits, strict=True):

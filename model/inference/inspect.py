@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .sampling import SamplingConfig, filtered
@@ -21,43 +20,28 @@ class FilterStep:
     removed: float  # total probability of the tokens that the filter excluded
 
 
-@dataclass
-class TokenDetails:
-    """How one token was chosen."""
-
-    alternatives: list[tuple[int, float]] = field(default_factory=list)  # the model's most probable ids, best first
-    rank: int | None = None  # among all tokens by the model's own probability; 1: the most probable
-    filters: list[FilterStep] = field(default_factory=list)  # in the order in which they apply
+def most_probable(logits: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """logits (B, V) -> for each row, the `count` most probable ids and their probabilities, best first."""
+    best = logits.softmax(dim=-1).topk(min(count, logits.shape[-1]))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [list(zip(ids, probs, strict=True)) for ids, probs in pairs]
 
 
-@dataclass(frozen=True)
-class Inspector:
-    """What to report about each new token: the top_logprobs most probable tokens; with explain, rank and filters."""
+def explain(
+    logits: Mapping[str, Tensor], ids: Tensor, sampling: SamplingConfig
+) -> tuple[list[int], list[list[FilterStep]]]:
+    """For each row, the drawn token's rank by the model's own probability (1: the most probable), and every filter.
 
-    top_logprobs: int = 0
-    explain: bool = False
-
-    def __call__(self, logits: Mapping[str, Tensor], ids: Tensor, sampling: SamplingConfig) -> list[TokenDetails]:
-        """logits: (B, V) by stage, from "model" to the last before the temperature; ids: the drawn tokens (B,)."""
-        details = [TokenDetails() for _ in ids]
-        if self.top_logprobs:
-            best = logits["model"].softmax(dim=-1).topk(min(self.top_logprobs, logits["model"].shape[-1]))
-            for row, *pairs in zip(details, best.indices.tolist(), best.values.tolist(), strict=True):
-                row.alternatives = list(zip(*pairs, strict=True))
-        if self.explain:
-            explain(details, logits, ids[:, None], sampling)
-        return details
-
-
-def explain(details: list[TokenDetails], logits: Mapping[str, Tensor], ids: Tensor, sampling: SamplingConfig) -> None:
-    """Fills in rank and filters for the drawn ids (B, 1)."""
+    logits: (B, V) by stage, from "model" to the last before the temperature. ids: the drawn tokens (B,).
+    """
+    ids = ids[:, None]
     (_, before), *stages = [(name, stage.softmax(dim=-1)) for name, stage in logits.items()]
     ranks = (before > before.gather(-1, ids)).sum(dim=-1) + 1
-    for row, rank in zip(details, ranks.tolist(), strict=True):
-        row.rank = rank
+    filters: list[list[FilterStep]] = [[] for _ in ids]
     for name, after in [*stages, *filtered([*logits.values()][-1], sampling)]:
-        removed = before.masked_fill(after > 0, 0).sum(dim=-1, keepdim=True)
-        table = torch.cat((before.gather(-1, ids), after.gather(-1, ids), removed), dim=-1)  # (B, 3)
-        for row, figures in zip(details, table.tolist(), strict=True):
-            row.filters.append(FilterStep(name, *figures))
+        removed = before.masked_fill(after > 0, 0).sum(dim=-1)
+        columns = (before.gather(-1, ids)[:, 0], after.gather(-1, ids)[:, 0], removed)
+        for row, *figures in zip(filters, *(column.tolist() for column in columns), strict=True):
+            row.append(FilterStep(name, *figures))
         before = after
+    return ranks.tolist(), filters

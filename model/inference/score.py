@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,18 +22,6 @@ TOKENS_PER_FORWARD = 8192  # including padding
 LOGITS_AT_ONCE = 2**24  # elements: 64 MiB in float32
 
 Ids = tuple[int, ...]
-
-
-class TextModel(Protocol):
-    """A model with its tokenizer, such as language_model.LanguageModel."""
-
-    @property
-    def model(self) -> GPT: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def compute(self) -> Compute: ...
-    def encode(self, prompt: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -80,41 +67,38 @@ def move_trailing_spaces(prompt: str, text: str) -> tuple[str, str]:
     return stripped, prompt[len(stripped) :] + text
 
 
-def score_texts(lm: TextModel, pairs: Sequence[tuple[str, str]]) -> list[TextScore]:
-    """Scores each (prompt, text), trailing spaces moved; an empty prompt is the start of a document.
+def encode_pair(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[list[int], list[int]]:
+    """An empty prompt is the start of a document."""
+    return tokenizer.encode(prompt) or [tokenizer.end_id], tokenizer.encode(text)
 
-    Texts longer than the model's context are read in overlapping windows, see `log_probabilities`.
-    Raises InputError for an empty text.
-    """
-    if empty := [prompt for prompt, text in pairs if not text]:
-        raise InputError(f"there is no text to score after the prompt {empty[0]!r}; give at least one character")
-    pairs = [move_trailing_spaces(prompt, text) for prompt, text in pairs]
-    ids = [(lm.encode(prompt), lm.tokenizer.encode(text)) for prompt, text in pairs]
-    scores = []
-    for (prompt, text), (_, tokens), figures in zip(
-        pairs, ids, log_probabilities(lm.model, ids, compute=lm.compute), strict=True
-    ):
-        total = math.fsum(figure.log_probability for figure in figures)
-        texts = token_texts(lm.tokenizer, tokens)
-        rows = [TokenScore(token, part, *figure) for token, part, figure in zip(tokens, texts, figures, strict=True)]
-        bits_per_byte = None if lm.tokenizer.unknown(text) else -total / math.log(2) / count_bytes(text)
-        scores.append(TextScore(prompt, text, rows, total, bits_per_byte))
-    return scores
+
+def score_text(model: GPT, tokenizer: Tokenizer, prompt: str, text: str, *, compute: Compute) -> TextScore:
+    """Scores a text after a prompt, trailing spaces moved. Raises InputError for an empty text."""
+    if not text:
+        raise InputError(f"there is no text to score after the prompt {prompt!r}; give at least one character")
+    prompt, text = move_trailing_spaces(prompt, text)
+    prefix, tokens = encode_pair(tokenizer, prompt, text)
+    [figures] = log_probabilities(model, [(prefix, tokens)], compute=compute)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    parts = [decoder.decode(tokenizer.token_bytes(token)) for token in tokens]
+    rows = [TokenScore(token, part, *figure) for token, part, figure in zip(tokens, parts, figures, strict=True)]
+    total = math.fsum(figure.log_probability for figure in figures)
+    bits_per_byte = None if tokenizer.unknown(text) else -total / math.log(2) / count_bytes(text)
+    return TextScore(prompt, text, rows, total, bits_per_byte)
 
 
 def count_bytes(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def token_texts(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Yields the whole characters that each token completes; invalid UTF-8 becomes U+FFFD."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in tokens:
-        yield decoder.decode(tokenizer.token_bytes(token))
-
-
 def score_options(
-    lm: TextModel, questions: Sequence[tuple[str, Sequence[str]]], *, method: str = "raw", neutral: str = ""
+    model: GPT,
+    tokenizer: Tokenizer,
+    questions: Sequence[tuple[str, Sequence[str]]],
+    *,
+    method: str = "raw",
+    neutral: str = "",
+    compute: Compute,
 ) -> list[list[OptionScore]]:
     """Scores the options of each (prompt, options), in their order. The model's choice has the highest probability.
 
@@ -124,25 +108,21 @@ def score_options(
     """
     if method not in METHODS:
         raise InputError(f"method={method!r} is not one of {', '.join(METHODS)}")
-    pairs: list[tuple[str, str]] = []
+    moved: dict[tuple[str, str], tuple[str, str]] = {}  # (prompt, option) with the spaces where they belong
     for prompt, options in questions:
         if not options or not all(options):
             raise InputError(f"options={list(options)} after {prompt!r}: give at least one, none of them empty")
-        pairs += [move_trailing_spaces(prompt, option) for option in options]
+        moved |= {(prompt, option): move_trailing_spaces(prompt, option) for option in options}
     neutral = neutral.rstrip(" ")
-    unconditional = dict.fromkeys((neutral, text) for _, text in pairs)  # once for options that questions share
-    ids = [(lm.encode(prompt), lm.tokenizer.encode(text)) for prompt, text in [*pairs, *unconditional]]
-    totals = [
-        math.fsum(figure.log_probability for figure in figures)
-        for figures in log_probabilities(lm.model, ids, compute=lm.compute)
-    ]
-    base = dict(zip(unconditional, totals[len(pairs) :], strict=True))
-    scored = iter(zip(pairs, totals[: len(pairs)], strict=True))
+    pairs = list(dict.fromkeys([*moved.values(), *((neutral, text) for _, text in moved.values())]))
+    found = log_probabilities(model, [encode_pair(tokenizer, *pair) for pair in pairs], compute=compute)
+    totals = dict(zip(pairs, (math.fsum(figure.log_probability for figure in row) for row in found), strict=True))
     results = []
-    for _, options in questions:
+    for prompt, options in questions:
         rows = []
-        for option, ((_, text), raw) in zip(options, itertools.islice(scored, len(options)), strict=True):
-            rows.append((option, raw, raw / count_bytes(text), raw - base[neutral, text]))
+        for option in options:
+            raw, text = totals[moved[prompt, option]], moved[prompt, option][1]
+            rows.append((option, raw, raw / count_bytes(text), raw - totals[neutral, text]))
         column = 1 + METHODS.index(method)
         softmax = torch.tensor([row[column] for row in rows], dtype=torch.float64).softmax(0).tolist()
         results.append([OptionScore(*row, probability) for row, probability in zip(rows, softmax, strict=True)])

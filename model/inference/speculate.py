@@ -2,9 +2,8 @@
 
 Prompt-lookup decoding (Saxena 2023) is speculative decoding (Leviathan et al. 2023) without a draft model: if the last
 few tokens occurred earlier in the text, whatever followed them then is the draft. One forward over the draft gives the
-logits after each of its tokens; those after a wrong token are discarded. The logits returned are those of the actual
-text, and a token's noise depends only on its position, so the text is the same as without speculation, greedy or
-sampled.
+logits after each of its tokens; those after a wrong token are discarded. A token's noise depends only on its position,
+so the text is the same as without speculation, greedy or sampled.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ class SpeculativeDecoder:
     def __init__(self, decoder: Decoder, *, max_draft: int = 8, ngram_sizes: Sequence[int] = (4, 3, 2)) -> None:
         """max_draft: the most tokens to guess. ngram_sizes: how many of the last tokens to look up, tried in order."""
         self.decoder, self.max_draft, self.ngram_sizes = decoder, max_draft, ngram_sizes
-        self.drafted = False  # True if the last logits came with an earlier step's
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Decoder.prefill for one prompt; returns the logits (1, V)."""
@@ -33,18 +31,16 @@ class SpeculativeDecoder:
         self.draft_logits = torch.empty(0)  # after each of them
         for token in prompts[0]:
             self.append(token)
-        self.drafted = False
         return self.decoder.prefill(prompts)
 
     def step(self, ids: Tensor) -> Tensor:
         """Decoder.step for one row: ids (1,) -> logits (1, V)."""
         token = int(ids)
         self.append(token)
-        self.drafted = self.draft[:1] == [token]
-        if self.drafted:
+        if self.draft[:1] == [token]:
             logits, self.draft_logits, self.draft = self.draft_logits[:1], self.draft_logits[1:], self.draft[1:]
             return logits
-        self.decoder.length.sub_(len(self.draft))  # drops the rest of a wrong draft from the cache
+        self.decoder.cache.length.sub_(len(self.draft))  # drops the rest of a wrong draft from the cache
         self.draft = self.predict()
         if not self.draft:
             return self.decoder.step(ids)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from conf import cli
-from model.bulk import Request, continue_batch
 from model.config import ModelConfig
 from model.device import DTYPES, Compute, keep_freed_memory
 from model.gpt import GPT
@@ -79,15 +78,17 @@ def random_model(dtype: str) -> LanguageModel:
     return LanguageModel(model, NumberTokenizer(128), Compute.resolve("cpu", dtype=dtype), Path())
 
 
-def contender(lm: LanguageModel, prompts: list[list[int]], request: Request, rows: int) -> Callable[[], int]:
+def contender(lm: LanguageModel, prompts: list[list[int]], cfg: Config, rows: int) -> Callable[[], int]:
     """Returns a function that continues all prompts in batches of `rows`, and returns the number of new tokens."""
+
+    sampling = SamplingConfig(temperature=cfg.temperature, top_p=cfg.top_p)
 
     def run() -> int:
         new_tokens = 0
         for start in range(0, len(prompts), rows):
             batch = prompts[start : start + rows]
             indices = range(start, start + len(batch))
-            results = continue_batch(lm, batch, [request] * len(batch), indices=indices, rows=rows)
+            results = lm.generate(batch, max_new_tokens=cfg.max_new_tokens, sampling=sampling, indices=indices)
             new_tokens += sum(len(result.tokens) for result in results)
         return new_tokens
 
@@ -98,12 +99,11 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     keep_freed_memory()
     torch.set_num_threads(cfg.threads or os.cpu_count() or 1)
     lm = random_model(cfg.dtype) if cfg.checkpoint is None else load(cfg.checkpoint, device="cpu", dtype=cfg.dtype)
-    request = Request(SamplingConfig(temperature=cfg.temperature, top_p=cfg.top_p), cfg.max_new_tokens)
     generator = torch.Generator().manual_seed(1)
     shape = (max(*cfg.batch_sizes, cfg.singles), cfg.prompt_tokens)
     prompts = torch.randint(1, lm.model.config.vocab_size, shape, generator=generator).tolist()
-    contenders = {SINGLE: contender(lm, prompts[: cfg.singles], request, 1)}
-    contenders |= {f"batch of {size}": contender(lm, prompts[:size], request, size) for size in cfg.batch_sizes}
+    contenders = {SINGLE: contender(lm, prompts[: cfg.singles], cfg, 1)}
+    contenders |= {f"batch of {size}": contender(lm, prompts[:size], cfg, size) for size in cfg.batch_sizes}
     tokens = {name: run() for name, run in contenders.items()}  # also warms up; all repeats make the same tokens
     times = take_turns(contenders, repeats=cfg.repeats)
     rows: dict[str, Any] = {name: times[name].rates(tokens[name]) for name in contenders}

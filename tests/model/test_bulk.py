@@ -9,10 +9,12 @@ import time
 
 import pytest
 
+from data.labelled.prompts import Prompt
 from model import InputError
-from model.bulk import RENAMED, SETTINGS, Request, continue_batch, request_reader
+from model.bulk import SETTINGS, Request, continue_prompts, request_reader
 from model.inference.sampling import SamplingConfig
 from sample import load
+from tests.model.inference.helpers import byte_model
 from tests.programs import ok, one_line, run, start
 
 UNKNOWN = "<|unknown|>"
@@ -115,13 +117,13 @@ def test_a_result_has_the_fields_of_its_prompt_and_the_completion(trained, tmp_p
 
 def test_neighbours_and_padding_do_not_change_a_row(trained):
     lm = load(trained, device="cpu")
-    prompts = [lm.encode("Listen to your "[:length]) for length in (3, 9, 12, 14, 14)]
+    prompts = [Prompt(i, 0, "Listen to your "[:length], {}) for i, length in enumerate((3, 9, 12, 14, 14))]
     requests = [Request(max_new_tokens=length, seed=length) for length in (5, 9, 7, 20, 3)]
-    together = continue_batch(lm, prompts, requests, indices=range(5), rows=5)
-    alone = continue_batch(lm, prompts[2:4], requests[2:4], indices=[2, 3], rows=8)
+    together = continue_prompts(lm, prompts, requests, rows=5)
+    alone = continue_prompts(lm, prompts[2:4], requests[2:4], rows=8)
     for one, other in zip(alone, together[2:4], strict=True):
-        assert (one.tokens, one.text, one.ended) == (other.tokens, other.text, other.ended)
-        assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-5)
+        assert all(one[name] == other[name] for name in ("tokens", "text", "ended"))
+        assert one["log_probabilities"] == pytest.approx(other["log_probabilities"], abs=1e-5)
 
 
 def test_wrong_lines_are_reported_before_anything_runs(trained, tmp_path, monkeypatch):
@@ -165,7 +167,7 @@ def test_resuming_with_other_settings_or_prompts_is_refused(trained, tmp_path):
         ({"max_new_tokens": 0, "top_p": 2}, ["max_new_tokens=0", "top_p=2"]),
         ({"Temperature": 1}, ["did you mean 'temperature'?"]),
         ({"top-k": 1, "maxNewTokens": 3}, ["did you mean 'top_k'?", "did you mean 'max_new_tokens'?"]),
-        ({"banned": 3}, ["banned=3 does not fit: it takes a list of strings"]),
+        ({"banned": "x", "stop": 3}, ["did you mean 'bad_words'?", "stop=3 does not fit: it takes a list of strings"]),
     ],
 )
 def test_wrong_fields_are_named(fields, parts):
@@ -182,21 +184,15 @@ def test_fields_replace_the_defaults_and_unknown_ones_are_ignored():
     assert isinstance(default.changed(fields).sampling.temperature, float)
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *RENAMED, "id", "speed"])
+@pytest.mark.parametrize("name", [*SETTINGS, "id", "speed"])
 def test_null_means_that_a_field_is_absent(name):
     default = Request(SamplingConfig(temperature=0.5, top_k=9), max_new_tokens=7, seed=3)
     assert default.changed({name: None}) is default
 
 
-def test_old_names_work_and_fields_that_look_like_a_setting_are_noted_once(trained):
+def test_fields_that_look_like_a_setting_are_noted_once():
     notes = []
-    read = request_reader(load(trained, device="cpu"), Request(), note=notes.append)
-    request = read({"banned": ["x"], "forced": "e", "speed": 3, "stops": 1, "id": 2})
-    assert (
-        request == Request(SamplingConfig(bad_words=("x",), force_words=("e",))) == read({"banned": "x", "forced": "e"})
-    )
+    read = request_reader(byte_model(), Request(), note=notes.append)
+    assert read({"speed": 3, "stops": 1, "id": 2}) == read({"speed": 4}) == Request()
     copied = "is not a setting and only copied to the results; did you mean"
-    assert notes == [
-        *("field 'banned' is now called 'bad_words'", "field 'forced' is now called 'force_words'"),
-        *(f"field 'speed' {copied} 'seed'?", f"field 'stops' {copied} 'stop'?"),
-    ]
+    assert notes == [f"field 'speed' {copied} 'seed'?", f"field 'stops' {copied} 'stop'?"]

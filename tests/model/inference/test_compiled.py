@@ -30,11 +30,11 @@ def assert_compiled_equals_eager(model, compute, atol):
     for position, token in enumerate(text[10:]):  # past two steps of the window
         a, b = compiled.step(token[None]), eager.step(token[None])
         assert (a - b).abs().max() < atol, position
-    compiled.length.fill_(30)
-    eager.length.fill_(30)
+    compiled.cache.length.fill_(30)
+    eager.cache.length.fill_(30)
     torch.testing.assert_close(compiled.extend(text[None, :5]), eager.extend(text[None, :5]), atol=atol, rtol=0)
     torch.testing.assert_close(compiled.step(text[:1]), eager.step(text[:1]), atol=atol, rtol=0)
-    assert compiled.length.tolist() == eager.length.tolist() == [36]
+    assert compiled.cache.length.tolist() == eager.cache.length.tolist() == [36]
 
 
 @pytest.mark.slow

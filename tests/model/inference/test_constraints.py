@@ -109,13 +109,13 @@ def test_characters_come_whole_and_only_invalid_bytes_are_replaced():
 class Script:
     """Replaces Decoder: makes every row write these tokens."""
 
-    compiled = drafted = False
+    compiled = False
 
     def __init__(self, ids, size):
         self.ids, self.size, self.made = ids, size, 0
 
     def __call__(self, model, *, rows, capacity, compute):
-        self.rows = rows
+        self.model, self.rows = model, rows
         return self
 
     def prefill(self, prompts):

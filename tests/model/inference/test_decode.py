@@ -31,7 +31,7 @@ def test_steps_equal_one_full_forward(family):
     decoder = Decoder(model, rows=1, capacity=48, compute=EXACT)
     logits = [decoder.prefill([IDS[0, :9].tolist()]), *(decoder.step(IDS[0, t : t + 1]) for t in range(9, 40))]
     torch.testing.assert_close(torch.cat(logits), model(IDS[:1])[0, 8:], atol=2e-5, rtol=0)
-    assert decoder.length.tolist() == [40]
+    assert decoder.cache.length.tolist() == [40]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,7 +48,7 @@ def test_prompts_are_read_as_if_each_were_alone(family, texts):
             ids = torch.tensor([following, following + 1, following + 2, following + 3]) % 96
             texts = [[*text, token] for text, token in zip(texts, ids.tolist(), strict=True)]
             logits = decoder.step(ids)
-        assert decoder.length.tolist() == [len(text) for text in texts]
+        assert decoder.cache.length.tolist() == [len(text) for text in texts]
         wanted = torch.stack([last_logits(model, text) for text in texts])
         torch.testing.assert_close(logits, wanted, atol=2e-5, rtol=0)
 
@@ -70,7 +70,7 @@ def test_extend_equals_steps_and_length_may_be_lowered():
     decoder = Decoder(model, rows=2, capacity=30, compute=EXACT)
     decoder.prefill([[1, 2, 3], [4, 5]])
     together = decoder.extend(IDS[:2, :6])
-    decoder.length.sub_(6)
+    decoder.cache.length.sub_(6)
     alone = torch.stack([decoder.step(IDS[:2, t]) for t in range(6)], dim=1)
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
 
@@ -80,7 +80,7 @@ def test_a_full_row_replaces_its_newest_token():
     decoder = Decoder(model, rows=1, capacity=4, compute=EXACT)
     decoder.prefill([[1, 2, 3, 4]])
     torch.testing.assert_close(decoder.step(torch.tensor([7]))[0], last_logits(model, [1, 2, 3, 7]))
-    assert decoder.length.tolist() == [4]
+    assert decoder.cache.length.tolist() == [4]
 
 
 def test_prefill_and_steps_agree_in_low_precision():

@@ -41,8 +41,8 @@ def count_near_ties(model, prompts, rows, sampling, *, seed):
 
 
 def compare_modes(n_rows, length, **shape):
-    """Returns the tokens generated, the tokens drafted, and by mode the tokens that differ from full forwards."""
-    generated, drafted, found = 0, 0, defaultdict(int)
+    """Returns the number of tokens generated, and by mode the number that differ from full forwards."""
+    generated, found = 0, defaultdict(int)
     settings = [SamplingConfig(), SamplingConfig(temperature=0.6, top_k=20, top_p=0.95), GREEDY]
     for number, family in enumerate(FAMILIES):
         sampling = settings[number % len(settings)]
@@ -51,9 +51,9 @@ def compare_modes(n_rows, length, **shape):
         prompts = [lm.encode(text) for text in texts]
         options = {"max_new_tokens": length, "sampling": sampling, "seed": 7}
         modes = {
-            "batch": lm.complete(prompts, **options),
-            "single": [lm.complete([p], indices=[i], **options)[0] for i, p in enumerate(prompts)],
-            "speculative": lm.complete(prompts, speculative=True, **options),
+            "batch": lm.generate(prompts, **options),
+            "single": [lm.generate([p], indices=[i], **options)[0] for i, p in enumerate(prompts)],
+            "speculative": lm.generate(prompts, speculative=True, **options),
         }
         for mode, rows in modes.items():
             found[mode] += count_near_ties(lm.model, prompts, [row.tokens for row in rows], sampling, seed=7)
@@ -61,20 +61,18 @@ def compare_modes(n_rows, length, **shape):
             assert len({str([row.tokens for row in rows]) for rows in modes.values()}) == 1
         assert "".join(lm.stream(texts[0], **options)) == modes["single"][0].text
         generated += sum(len(row.tokens) for row in modes["batch"])
-        drafted += sum(row.drafted for row in modes["speculative"])
-    return generated, drafted, dict(found)
+    return generated, dict(found)
 
 
 def test_cached_batched_streamed_and_speculative_text_equals_that_of_full_forwards():
-    generated, drafted, found = compare_modes(8, 40, n_layer=2)
-    assert generated > 1000 and drafted > 30 and max(found.values()) <= 2, found
+    generated, found = compare_modes(8, 40, n_layer=2)
+    assert generated > 1000 and max(found.values()) <= 2, found
 
 
 @pytest.mark.slow
 def test_ten_thousand_tokens_are_the_same_in_every_mode():
-    generated, drafted, found = compare_modes(28, 110)
-    print(generated, drafted, found)
-    assert generated > 10_000 and drafted > 300 and max(found.values()) <= 10, found
+    generated, found = compare_modes(28, 110)
+    assert generated > 10_000 and max(found.values()) <= 10, found
 
 
 @pytest.mark.parametrize("family", FAMILIES)

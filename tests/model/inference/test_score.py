@@ -12,7 +12,7 @@ from data.tokenizers.build import TokenizerConfig, build
 from model import InputError
 from model.device import Compute
 from model.inference import score as scoring
-from model.inference.score import log_probabilities, score_options, score_texts
+from model.inference.score import log_probabilities
 from model.language_model import LanguageModel
 from tests.families import FAMILIES, make
 
@@ -79,7 +79,7 @@ def test_a_long_prompt_is_truncated_on_the_left(lm):
 
 
 def test_decoding_then_scoring_gives_the_same_log_probabilities(lm):
-    [made] = lm.complete([lm.encode("Listen")], max_new_tokens=20, seed=3)
+    [made] = lm.generate(["Listen"], max_new_tokens=20, seed=3)
     [figures] = log_probabilities(lm.model, [(lm.encode("Listen"), made.tokens)], compute=CPU)
     assert [row[0] for row in figures] == pytest.approx(made.log_probabilities, abs=1e-4)
 
@@ -97,7 +97,7 @@ def test_a_score_is_the_sum_of_its_tokens_and_they_join_to_the_text(lm):
 
 
 def test_trailing_spaces_of_the_prompt_move_to_the_text(lm):
-    a, b = score_texts(lm, [("Listen to ", "your"), ("Listen to", " your")])
+    a, b = lm.score("your", prompt="Listen to "), lm.score(" your", prompt="Listen to")
     assert a == b and a.text == " your" and a.prompt == "Listen to"
     assert lm.choose("Listen to  ", ["your"])[0].log_probability == pytest.approx(
         lm.choose("Listen to", ["  your"])[0].log_probability, abs=1e-5
@@ -134,7 +134,7 @@ def test_options_are_compared_by_three_measures(lm):
 
 def test_many_questions_at_once_get_the_scores_of_single_ones(lm):
     questions = [("Listen to", [" your", " the"]), ("", ["Listen", "L", "xyz"]), (TEXT * 4, [" gut"])]
-    for (prompt, options), together in zip(questions, score_options(lm, questions), strict=True):
+    for (prompt, options), together in zip(questions, lm.choose_each(questions), strict=True):
         alone = lm.choose(prompt, options)
         assert [row.option for row in together] == options
         for a, b in zip(alone, together, strict=True):
