@@ -105,7 +105,8 @@ def _steps(state: State, vocabulary: Vocabulary, rule: WordRule, start: State) -
             elif text and pending.startswith(text):
                 found.append((token, Step(None, b"", State("healing", pending[len(text) :]))))
         return found
-    by_first_byte = {bytes([byte]): rule.read(state, bytes([byte])) for byte in range(256)} | {b"": rule.end(state)}
+    first_bytes = {text[:1] for text in vocabulary.tokens}  # b"" of a special token
+    by_first_byte = {byte: rule.read(state, byte) if byte else rule.end(state) for byte in first_bytes}
     for token, text in enumerate(vocabulary.tokens):
         step = by_first_byte[text[:1]]
         if text and step.kind is None:  # the first byte does not close the outcome, so read on
