@@ -39,7 +39,7 @@ def read(directory, split) -> dict[str, list[str]]:
     for name, start, stop in zip(opened.document_names, offsets.tolist(), stops, strict=True):
         found.setdefault(name, []).append(tokens.decode(ids[start : stop - 1].tolist()))
     assert opened.n_bytes == sum(len(text.encode()) for texts in found.values() for text in texts)
-    assert opened.document_bytes.tolist() == [len(texts[0].encode()) for texts in found.values()]
+    assert opened.documents[:, 1].tolist() == [len(texts[0].encode()) for texts in found.values()]
     return found
 
 

@@ -22,7 +22,7 @@ from ..curation.curate import Cleaned, CurateConfig, clean, refuse
 from ..curation.duplicates import signature
 from ..curation.removals import Removals
 from ..reporting.statistics import Statistics
-from .inventory import CANDIDATE, REMOVED, ROW, unpack_rows
+from .inventory import ROW
 from .splitting import TRAIN, Splitting
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ class Task:
     """A block, with the rows that the scan recorded for it (inventory.py)."""
 
     block: Block
-    rows: bytes
+    rows: np.ndarray  # (documents,) of ROW
 
 
 @dataclass
 class Scanned:
     """The scan's record of a block."""
 
-    rows: bytes  # a ROW per document
+    rows: np.ndarray  # (documents,) of ROW
     names: bytes
     signatures: bytes  # of the documents that are not removed; empty unless near duplicates are removed
     identities: bytes  # 32 bytes per document: sha256 of its name and its text before cleaning
@@ -65,19 +65,18 @@ def scan(rules: Rules, block: Block) -> Scanned:
     for original, document, cleaned in _cleaned_documents(block, rules, skipped):
         content, name = document.text.encode(), _name(document)
         digest = hashlib.sha256(content).digest()
-        flags = CANDIDATE if rules.splitting.is_candidate(document.name, digest) else 0
+        candidate = rules.splitting.is_candidate(document.name, digest)
         removals.add_cleaned(cleaned, original, curate)
         if rule := refuse(document.text, curate):
             removals.add_document(rule, document)
-            flags |= REMOVED
         elif (sketch := signature(document.text, curate)) is not None:
             signatures.append(sketch)
-        rows.append(ROW.pack(digest[:16], len(content), len(name), flags))
+        rows.append((digest[:16], len(content), len(name), candidate, bool(rule)))
         names.append(name)
         original_digest = digest if original is document else hashlib.sha256(original.text.encode()).digest()
         identities.append(hashlib.sha256(name + b"\0" + original_digest).digest())
     return Scanned(
-        b"".join(rows), b"".join(names), b"".join(signatures), b"".join(identities), skipped=skipped, removals=removals
+        np.array(rows, ROW), b"".join(names), b"".join(signatures), b"".join(identities), skipped, removals
     )
 
 
@@ -111,9 +110,7 @@ class Encoded:
 
     statistics: Statistics
     ids: bytearray = field(default_factory=bytearray)  # each document, followed by the end token
-    tokens: list[int] = field(default_factory=list)  # in each document, with its end token
-    n_bytes: list[int] = field(default_factory=list)  # of each document's text
-    names: list[bytes] = field(default_factory=list)
+    documents: list[tuple[int, int, bytes]] = field(default_factory=list)  # see SplitWriter.add
 
 
 @dataclass(frozen=True)
@@ -141,10 +138,11 @@ def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
         if split not in found:
             found[split] = Encoded(Statistics(tokenizer.vocab_size, sample_fraction=encoding.sample_fraction))
         encoded = found[split]
-        encoded.ids += _to_dtype(ids, tokenizer, dtype) + end
-        encoded.tokens.append(ids.size + 1)
-        encoded.n_bytes.append(len(part.text.encode()))
-        encoded.names.append(_name(part))
+        if ids.size and ids.max() >= tokenizer.vocab_size:
+            size = tokenizer.vocab_size
+            raise InputError(f"token id {ids.max()} is not below vocab_size {size}, and may overflow {dtype} shards")
+        encoded.ids += ids.astype(dtype).tobytes() + end
+        encoded.documents.append((ids.size + 1, len(part.text.encode()), _name(part)))
         encoded.statistics.add(part, ids, source=encoding.sources[task.block.source])
         encoded.statistics.count_lost(part, tokenizer)
     return found
@@ -163,9 +161,9 @@ def _kept_documents(rules: Rules, task: Task) -> Iterator[tuple[Document, bool, 
 
     Raises InputError if a document differs from the scan.
     """
-    rows = unpack_rows(task.rows)
+    rows = iter(task.rows.tolist())
     for _, document, _ in _cleaned_documents(task.block, rules, Skipped()):
-        expected, candidate, removed = next(rows, (b"", False, False))
+        expected, _, _, candidate, removed = next(rows, (b"", 0, 0, False, False))
         digest = hashlib.sha256(document.text.encode()).digest()
         if digest[:16] != expected:
             raise InputError(f"document {document.name!r} changed during the preparation; run the command again")
@@ -186,12 +184,3 @@ def _tokenizer(folder: str, fingerprint: str) -> Tokenizer:
     from ..tokenizers import build
 
     return build.load(Path(folder))
-
-
-def _to_dtype(ids: np.ndarray, tokenizer: Tokenizer, dtype: str) -> bytes:
-    if ids.size and int(ids.max()) >= tokenizer.vocab_size:
-        raise InputError(
-            f"the tokenizer returned id {ids.max()}, but its vocab_size is {tokenizer.vocab_size}; the id would "
-            f"overflow {dtype} shards: fix the tokenizer's vocab_size"
-        )
-    return ids.astype(dtype).tobytes()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -61,13 +59,13 @@ class Pipeline:
 
     def __enter__(self) -> Pipeline:
         self.disk_bytes = self.corpus.n_bytes()
-        self._stack = ExitStack()
-        cpus = self.config.workers or (available_cpus() if self.disk_bytes > SMALL else 1)
-        self.pool = self._stack.enter_context(Pool(cpus))
+        self.inventory = Inventory(Path(self.config.datasets).expanduser())
+        self.pool = Pool(self.config.workers or (available_cpus() if self.disk_bytes > SMALL else 1))
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._stack.close()
+        self.inventory.close()
+        self.pool.close()
 
     def map_blocks(
         self, what: str, function: Callable[[Any], Result], items: Iterable[Any]
@@ -90,13 +88,12 @@ class Pipeline:
         self.settings = settings | tokenizer_settings(self.config.tokenizer) | {"sample": self.config.tokenizer_sample}
         self.settings["curate"] = asdict(self.config.curate)
         digest = hashlib.sha256(json.dumps([FORMAT, self.settings], sort_keys=True).encode())
-        self.inventory = self._stack.enter_context(closing(Inventory(Path(self.config.datasets).expanduser())))
         documents_per_source = [0] * len(self.corpus.sources)
         for block, found in self.map_blocks("reading", partial(passes.scan, self.rules), self.corpus.blocks()):
             self.skipped.merge(found.skipped, max_bad_lines=self.config.max_bad_lines)
             self.removals.merge(found.removals)
             digest.update(found.identities)
-            self.inventory.add(rows=found.rows, names=found.names, signatures=found.signatures)
+            self.inventory.add(found.rows, found.names, found.signatures)
             documents_per_source[block.source] += self.inventory.counts[-1]
         self.skipped.merge(self.corpus.left_out, max_bad_lines=self.config.max_bad_lines)
         self.say(self.corpus.describe_formats())
@@ -128,24 +125,22 @@ class Pipeline:
 
     def tasks(self) -> Iterator[Task]:
         """Yields the blocks again, each with its rows from the scan."""
-        number, start, counts = -1, 0, self.inventory.counts
-        for number, block in enumerate(self.corpus.blocks()):
-            if number == len(counts):
+        start, counts = 0, iter(self.inventory.counts)
+        for block in self.corpus.blocks():
+            if (count := next(counts, None)) is None:
                 raise InputError("the corpus grew during the preparation; run the command again")
-            yield Task(block, self.inventory.block_rows(number, start))
-            start += counts[number]
-        if number + 1 != len(counts):
+            yield Task(block, self.inventory.rows[start : start + count].copy())
+            start += count
+        if next(counts, None) is not None:
             raise InputError("documents disappeared during the preparation; run the command again")
 
     def build_tokenizer(self) -> tuple[Tokenizer, float]:
         """Returns the tokenizer, and the fraction of the training documents that it was trained on."""
-        config, rules = self.config.tokenizer, self.rules
+        config, rules, fraction = self.config.tokenizer, self.rules, 1.0
         if config.path is not None or config.kind in ("byte", "tiktoken"):
-            return tokenizers.build(config, ()), 1.0
-        if config.kind == "char":  # needs all characters, or it could not encode the validation text
-            found = self.map_blocks("tokenizer", partial(passes.characters, rules, config), self.tasks())
-            return tokenizers.build(config, (text for _, texts in found for text in texts)), 1.0
-        fraction = min(1.0, self.config.tokenizer_sample / max(1.0, rules.splitting.train_bytes(self.totals)))
+            return tokenizers.build(config, ()), fraction
+        if config.kind != "char":  # which needs all characters, or it could not encode the validation text
+            fraction = min(1.0, self.config.tokenizer_sample / max(1.0, rules.splitting.train_bytes(self.totals)))
         if fraction < 1:
             self.say(f"training the tokenizer on {fraction:.1%} of the training documents (tokenizer_sample=)")
         if config.kind == "bpe":
@@ -156,7 +151,8 @@ class Pipeline:
                     counts[pretoken] += number
             tokenizer = tokenizers.build(config, (), counts=counts)
         else:
-            read = partial(passes.training_text, rules, fraction)
+            sample = partial(passes.training_text, rules, fraction)
+            read = partial(passes.characters, rules, config) if config.kind == "char" else sample
             found = self.map_blocks("tokenizer", read, self.tasks())
             tokenizer = tokenizers.build(config, (text for _, texts in found for text in texts))
         if line := tokenizers.shortfall(config, tokenizer):
@@ -173,25 +169,12 @@ class Pipeline:
         encoding = Encoding(tokenizer_id, DTYPES[dtype], self.corpus.sources, fraction)
         statistics = {split: Statistics(tokenizer.vocab_size, sample_fraction=fraction) for split in splits}
         with ExitStack() as stack:
-            writers = {
-                split: stack.enter_context(SplitWriter(folder, split, dtype=dtype, end_id=tokenizer.end_id))
-                for split in splits
-            }
-            parts_begun = 0
-
-            def begin_parts(until: int) -> None:
-                nonlocal parts_begun
-                for source in self.corpus.sources[parts_begun:until]:
-                    for writer in writers.values():
-                        writer.begin_part(source)
-                parts_begun = until
-
+            writer = partial(SplitWriter, folder, sources=self.corpus.sources, dtype=dtype, end_id=tokenizer.end_id)
+            writers = {split: stack.enter_context(writer(split)) for split in splits}
             for task, found in self.map_blocks("encoding", partial(passes.encode, self.rules, encoding), self.tasks()):
-                begin_parts(task.block.source + 1)
                 for split, encoded in found.items():
-                    writers[split].add(encoded.ids, tokens=encoded.tokens, n_bytes=encoded.n_bytes, names=encoded.names)
+                    writers[split].add(encoded.ids, encoded.documents, source=task.block.source)
                     statistics[split].merge(encoded.statistics)
-            begin_parts(len(self.corpus.sources))
             return {split: writer.close() | statistics[split].lost() for split, writer in writers.items()}, statistics
 
 
@@ -202,10 +185,3 @@ def report_sample_fraction(documents: int, n_bytes: int) -> float:
     64 MB of text, and at least ten documents.
     """
     return min(1.0, max(32e6, min(0.1 * n_bytes, 64e6), 10 * n_bytes / max(1, documents)) / max(1, n_bytes))
-
-
-def release_freed_memory() -> None:
-    """Returns freed memory, which glibc's malloc keeps, to the system. Does nothing under another C library."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
