@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 import regex
 
 CLASSES = ("white space", "letters", "digits", "symbols", "control", "invisible")
-WHITE_SPACE, LETTER, DIGIT, SYMBOL, CONTROL, INVISIBLE = range(6)
-_MEMBERS = (  # a later entry overrides an earlier one; all other characters are symbols
-    (LETTER, r"[\p{L}\p{M}]+"),
-    (DIGIT, r"\p{N}+"),
-    (INVISIBLE, r"[\p{Cf}\p{Co}\p{Cn}\p{Cs}]+"),
-    (WHITE_SPACE, r"[\s\p{Z}]+"),
-    (CONTROL, r"[\x00-\x08\x0e-\x1f\x7f-\x9f]+"),  # Cc, except tabs, line ends and form feeds
+_CLASS = regex.compile(  # the first that matches; all other characters are symbols
+    r"(?P<control>[\x00-\x08\x0e-\x1f\x7f-\x9f])"  # Cc, except tabs, line ends and form feeds
+    r"|(?P<space>[\s\p{Z}])|(?P<invisible>[\p{Cf}\p{Co}\p{Cn}\p{Cs}])|(?P<digits>\p{N})|(?P<letters>[\p{L}\p{M}])"
 )
 WITHOUT_SPACES = "Han Hiragana Katakana Thai Lao Khmer Myanmar Tibetan".split()  # scripts: a character counts as a word
 SCRIPTS = (
@@ -44,26 +42,39 @@ def code_points(text: str) -> np.ndarray:
 
 
 @cache
-def classes() -> np.ndarray:
-    """Returns the index in CLASSES of each code point, uint8 (0x110000,)."""
-    return _table(_MEMBERS, otherwise=SYMBOL)
+def word_kinds() -> np.ndarray:
+    """Returns a kind for each code point, uint8 (0x110000,): 1 in words, 2 a word by itself, 0 between words."""
+    table = np.zeros(0x110000, np.uint8)
+    everything = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    alone = "".join(rf"\p{{Script={script}}}" for script in WITHOUT_SPACES)
+    for match in regex.finditer(r"[\p{L}\p{M}\p{N}]+", everything):
+        table[match.start() : match.end()] = 1
+    for match in regex.finditer(rf"[{alone}]+", everything):
+        table[match.start() : match.end()] *= 2
+    return table
 
 
 @cache
-def word_kinds() -> np.ndarray:
-    """Returns a kind for each code point, uint8 (0x110000,): 1 in words, 2 a word by itself, 0 between words."""
-    alone = "".join(rf"\p{{Script={script}}}" for script in WITHOUT_SPACES)
-    word = r"[\p{L}\p{M}\p{N}]"
-    return _table(((1, word + "+"), (2, rf"(?:(?={word})[{alone}])+")), otherwise=0)
+def class_of(character: str) -> str:
+    """Returns the class of a character, one of CLASSES."""
+    match = _CLASS.match(character)
+    return "symbols" if match is None else (match.lastgroup or "").replace("space", "white space")
 
 
-def _table(members: tuple[tuple[int, str], ...], *, otherwise: int) -> np.ndarray:
-    table = np.full(0x110000, otherwise, np.uint8)
-    everything = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    for number, pattern in members:
-        for match in regex.finditer(pattern, everything):
-            table[match.start() : match.end()] = number
-    return table
+def class_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Returns the number of characters in each of CLASSES, for a text's counts by character."""
+    found = dict.fromkeys(CLASSES, 0)
+    for character, count in counts.items():
+        found[class_of(character)] += count
+    return found
+
+
+def class_shares(counts: Mapping[str, int]) -> tuple[float, float, float]:
+    """Returns the shares of letters, digits and all others among the characters that are not white space."""
+    found = class_counts(counts)
+    visible = sum(found.values()) - found["white space"]
+    letters, digits = found["letters"], found["digits"]
+    return letters / max(1, visible), digits / max(1, visible), (visible - letters - digits) / max(1, visible)
 
 
 _SCRIPT = regex.compile("|".join(rf"(?P<{script}>\p{{Script={script}}})" for script in SCRIPTS))
@@ -74,6 +85,14 @@ def script_of(character: str) -> str:
     """Returns the script of a letter: one of SCRIPTS, or "other"."""
     match = _SCRIPT.match(character)
     return match.lastgroup if match and match.lastgroup else "other"
+
+
+def letters_by_script(counts: Mapping[str, int]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for character, count in counts.items():
+        if class_of(character) == "letters":
+            found[script_of(character)] += count
+    return found
 
 
 def count_mojibake(text: str) -> int:

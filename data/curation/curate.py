@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from typing import Any
 
-import numpy as np
 import regex
 
 from . import characters
@@ -131,7 +130,7 @@ def refuse(text: str, config: CurateConfig) -> str | None:
     if config.max_characters and len(text) > config.max_characters:
         return "max_characters"
     if config.min_letters is not None or config.max_digits is not None or config.max_symbols is not None:
-        letters, digits, symbols = class_shares(text)
+        letters, digits, symbols = characters.class_shares(Counter(text))
         if config.min_letters is not None and letters < config.min_letters:
             return "min_letters"
         if config.max_digits is not None and digits > config.max_digits:
@@ -143,18 +142,6 @@ def refuse(text: str, config: CurateConfig) -> str | None:
     if config.max_mojibake is not None and characters.count_mojibake(text) > config.max_mojibake * len(text):
         return "max_mojibake"
     return None
-
-
-def class_shares(text: str) -> tuple[float, float, float]:
-    """Returns the shares of letters, digits and symbols among the characters that are not white space."""
-    counts = np.zeros(len(characters.CLASSES), np.int64)
-    for start in range(0, len(text), 1_000_000):  # in parts, to bound the memory
-        kinds = characters.classes()[characters.code_points(text[start : start + 1_000_000])]
-        counts += np.bincount(kinds, minlength=counts.size)
-    total = max(1, int(counts.sum() - counts[characters.WHITE_SPACE]))
-    letters, digits = counts[characters.LETTER] / total, counts[characters.DIGIT] / total
-    others = counts.sum() - counts[[characters.WHITE_SPACE, characters.LETTER, characters.DIGIT]].sum()
-    return float(letters), float(digits), float(others / total)
 
 
 def repeated_lines(text: str) -> float:

@@ -16,7 +16,6 @@ from .text_stats import TextStats, keep_largest
 if TYPE_CHECKING:
     from ..tokenizers.build import Tokenizer
 
-FLUSH = 1_000_000  # tokens that are counted together
 BINS_PER_OCTAVE = 4  # of the histogram of document lengths
 
 
@@ -38,8 +37,6 @@ class Statistics:
         self.text_stats = TextStats()
         self.unknown = Counter[str]()  # characters that the tokenizer does not know
         self.special = Counter[str]()  # names of special tokens that are ordinary text
-        self._pending: list[np.ndarray] = []  # ids that are not counted yet
-        self._pending_length = 0
 
     def add(self, document: Document, ids: np.ndarray, *, source: str = "") -> None:
         """Adds a document and its ids (n,), without the end token; source: the corpus that it comes from."""
@@ -48,17 +45,13 @@ class Statistics:
         self.documents += 1
         self.bytes += n_bytes
         self.tokens += ids.size
+        np.add.at(self.token_counts, ids, 1)
         self._count_source(source, [1, n_bytes, ids.size])
         self.lengths[:, int(BINS_PER_OCTAVE * math.log2(max(1, ids.size)))] += 1, ids.size
         keep_largest(self.longest, (n_bytes, document.name))
         keep_largest(self.shortest, (-n_bytes, document.name))
         if self.sample_fraction >= 1 or crc32(document.name.encode(errors="replace")) < self.sample_fraction * 2**32:
             self.text_stats.add(document.name, text)
-        for start in range(0, ids.size, FLUSH):
-            self._pending.append(ids[start : start + FLUSH])
-            self._pending_length += self._pending[-1].size
-            if self._pending_length >= FLUSH:
-                self.flush()
 
     def count_lost(self, document: Document, tokenizer: Tokenizer) -> None:
         """Counts what a document's ids do not say about its text."""
@@ -72,17 +65,8 @@ class Statistics:
         counts = {"unknown_characters": self.unknown, "special_tokens_as_text": self.special}
         return {name: dict(counter.most_common()) for name, counter in counts.items()}
 
-    def flush(self) -> None:
-        """Counts the pending tokens."""
-        if self._pending:
-            ids = np.concatenate(self._pending).astype(np.int64)
-            self.token_counts += np.bincount(ids, minlength=self.token_counts.size)
-            self._pending, self._pending_length = [], 0
-
     def merge(self, other: Statistics) -> None:
         """Adds another process's statistics of the same split."""
-        self.flush()
-        other.flush()
         self.documents += other.documents
         self.bytes += other.bytes
         self.tokens += other.tokens
@@ -99,7 +83,6 @@ class Statistics:
         self.special.update(other.special)
 
     def __getstate__(self) -> dict[str, Any]:
-        self.flush()
         used = np.flatnonzero(self.token_counts)  # a block uses a small part of a large vocabulary
         return self.__dict__ | {"token_counts": (self.token_counts.size, used, self.token_counts[used])}
 
@@ -110,7 +93,6 @@ class Statistics:
 
     def to_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Returns everything as numbers, lists and strings for report.json."""
-        self.flush()
         names = ("documents", "bytes", "tokens")
         return {
             "documents": self.documents,

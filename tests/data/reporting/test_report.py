@@ -74,8 +74,7 @@ def test_merged_statistics_of_parts_equal_those_of_the_whole():
     assert json.loads(json.dumps(merged)) == json.loads(json.dumps(whole))
 
 
-def test_memory_and_pickles_do_not_grow_with_the_corpus(monkeypatch):
-    monkeypatch.setattr("data.reporting.text_stats.FLUSH", 10_000)
+def test_memory_and_pickles_do_not_grow_with_the_corpus():
     rng = random.Random(0)
     statistics, sizes = Statistics(BYTE.vocab_size), []
     statistics.text_stats.lines = FrequentLines(capacity=50)
