@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import InputError
 from ..corpus.jsonl import json_lines
-from .accuracy import group_interval, wilson_interval
+from ..evaluation.accuracy import group_interval, wilson_interval
 from .fields import check_fields
 
 FORM = '{"prompt": "2+2=", "options": ["3", "4"], "completion": "4"}'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data import InputError
-from data.labelled.accuracy import group_interval, wilson_interval
+from data.evaluation.accuracy import group_interval, wilson_interval
 from data.labelled.choices import Choice, accuracies, baseline, read_choices
 
 GOOD = {"prompt": "2+2=", "options": ["3", "4"], "completion": "4"}
