@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from conf import cli
-from conf.run.runs import split_settings, train_once
+from conf.cli.arguments import split_settings
+from conf.run.runs import train_once
 
 # Quantiles of Student's t, two-sided 95 %, for 1, 2... degrees of freedom. Above 30 the normal quantile is used.
 T95 = (

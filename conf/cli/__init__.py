@@ -1,9 +1,9 @@
 """The command line: the only place that imports Hydra. Programs call cli.run(main, Schema, name=...)."""
 
+from .arguments import given_text
 from .config import Overrides, compose, write_config
 from .errors import InputError, is_user_mistake
 from .fields import Modes
 from .program import run
-from .text import given_text
 
 __all__ = ["InputError", "Modes", "Overrides", "compose", "given_text", "is_user_mistake", "run", "write_config"]

@@ -6,16 +6,17 @@ whose field declares a kind (see fields.py) therefore bypass it, except under --
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import shlex
 import sys
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 from .errors import InputError, as_input_error, one_line
-from .fields import Key, Modes, keys_of, nearest
+from .fields import Key, Modes, describe, keys_of, nearest
 from .renamed import REMOVED, current
 
 BRACKETS = re.compile(r"""\[\s*[^"',[\]\s][^"',[\]]*]""")  # [/INST]: the text /INST in a list, or text with brackets
@@ -35,54 +36,59 @@ def read_arguments(
     `options` are the config groups with their choices; `mode` is the one of `modes` that chose the schema.
     Raises InputError with everything that is wrong, one argument a line.
     """
-    keys, settings = keys_of(schema), Settings(schema, options, multirun)
+    from omegaconf import OmegaConf
+
+    keys, trial = keys_of(schema), OmegaConf.structured(schema)
+    settings: list[str] = []
     free: dict[str, Any] = {}
     problems: list[str] = []
-    for key, value, text in key_values(arguments, keys, problems):
-        if key not in keys and (new := current(key, value))[0] != key:
-            if new[0] in keys:
-                print(f"note: {key}= is now called {new[0]}=", file=sys.stderr)
-            (key, value), text = new, "=".join(new)
-        try:
-            if multirun and key.partition(".")[0].partition("/")[0] == "hydra":
-                settings.words.append(text)
-            elif key not in keys and key not in options:
-                raise InputError(unknown(key, text, [*keys, *options], mode, modes))
-            elif (about := keys.get(key)) and about.kind == "text" and about.is_list and BRACKETS.fullmatch(value):
-                item, whole = (json.dumps(part, ensure_ascii=False) for part in (value[1:-1].strip(), value))
-                raise InputError(f"{key}={value} may be a list or text; write {key}='[{item}]' or {key}='[{whole}]'")
-            elif about and about.kind and not multirun:
-                free[key] = free_value(key, value, about)
-            else:
-                settings.add(key, value, text, keys)
-        except InputError as error:
-            problems.extend(error.args)
+    previous = ""
+    for is_setting, group in itertools.groupby(arguments, lambda word: word[:1] != "-" and word.find("=") > 0):
+        words = list(group)
+        if not is_setting:
+            problems.append(not_a_setting(words, previous, keys))
+            continue
+        previous = words[-1]
+        for text in words:
+            key, _, value = text.partition("=")
+            if key not in keys and (new := current(key, value))[0] != key:
+                if new[0] in keys:
+                    print(f"note: {key}= is now called {new[0]}=", file=sys.stderr)
+                (key, value), text = new, "=".join(new)
+            try:
+                about = keys.get(key)
+                if multirun and re.match(r"hydra\b", key):
+                    settings.append(text)
+                elif not about and key not in options:
+                    raise InputError(unknown(key, text, [*keys, *options], mode, modes))
+                elif about and about.kind == "text" and about.is_list and BRACKETS.fullmatch(value):
+                    item, whole = (json.dumps(part, ensure_ascii=False) for part in (value[1:-1].strip(), value))
+                    raise InputError(
+                        f"{key}={value} may be a list or text; write {key}='[{item}]' or {key}='[{whole}]'"
+                    )
+                elif about and about.kind and not multirun:
+                    free[key] = free_value(key, value, about)
+                else:
+                    check_setting(trial, key, value, about, options=options, multirun=multirun)
+                    settings.append(text)
+            except InputError as error:
+                problems.extend(error.args)
     if problems:
         raise InputError(*problems)
-    return settings.words, free
+    return settings, free
 
 
-def key_values(arguments: list[str], keys: dict[str, Key], problems: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Yields (key, value, argument) for each key=value. Appends one problem for each run of other words."""
-    words: list[str] = []
-    previous = ""
-    for argument in [*arguments, None]:
-        if argument is not None and (argument.startswith("-") or argument.find("=") < 1):
-            words.append(argument)
-            continue
-        if words:
-            first, _, rest = " ".join(words).replace("=", " ").lstrip("- ").partition(" ")
-            before = keys.get(previous.partition("=")[0])
-            if first not in keys and before and before.kind and not words[0].startswith("-"):
-                advice = f"quote a value with spaces: '{' '.join([previous, *words])}'"
-            else:
-                advice = f"write {first}={rest.strip() or 'VALUE'}" if first in keys else "--help lists all keys"
-            problems.append(f"{' '.join(words)!r} is not key=value; {advice}")
-            words = []
-        if argument is not None:
-            key, _, value = argument.partition("=")
-            yield key, value, argument
-            previous = argument
+def not_a_setting(words: list[str], previous: str, keys: dict[str, Key]) -> str:
+    """Says what to write instead of words that are not key=value; `previous` is the setting before them."""
+    first, _, rest = " ".join(words).replace("=", " ").lstrip("- ").partition(" ")
+    before = keys.get(previous.partition("=")[0])
+    if first in keys:
+        advice = f"write {first}={rest.strip() or 'VALUE'}"
+    elif before and before.kind and not words[0].startswith("-"):
+        advice = f"quote a value with spaces: '{' '.join([previous, *words])}'"
+    else:
+        advice = "--help lists all keys"
+    return f"{' '.join(words)!r} is not key=value; {advice}"
 
 
 def unknown(key: str, text: str, known: list[str], mode: str, modes: Modes | None) -> str:
@@ -98,39 +104,38 @@ def unknown(key: str, text: str, known: list[str], mode: str, modes: Modes | Non
     return f"unknown key {key!r}; {hint}"
 
 
-class Settings:
-    """Collects the words that Hydra will read, each checked alone so that all mistakes are found at once."""
+def check_setting(
+    trial: Any, key: str, value: str, about: Key | None, *, options: dict[str, list[str]], multirun: bool
+) -> None:
+    """Sets the key in `trial`, an OmegaConf config; each is checked alone, so that all mistakes are found at once.
 
-    def __init__(self, schema: type, options: dict[str, list[str]], multirun: bool) -> None:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-        from omegaconf import OmegaConf
+    Raises InputError if Hydra cannot read the value or it does not fit.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-        self.words: list[str] = []
-        self.options, self.multirun = options, multirun
-        self.parser, self.trial = OverridesParser.create(), OmegaConf.structured(schema)
-
-    def add(self, key: str, value: str, text: str, keys: dict[str, Key]) -> None:
-        """Adds one word. Raises InputError if Hydra's grammar cannot read it or its value does not fit the key."""
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
+    override = parsed(key, value, advice=f"quote the value: '{key}=\"...\"'")
+    if override.is_sweep_override():
+        if not multirun:
+            raise InputError(f"{key}={value} holds several values: add --multirun, or quote it: {key}='\"{value}\"'")
+    elif key in options:
+        if value not in options[key]:
+            raise InputError(f"{key}={value}: there is no such {key}; choose one of {', '.join(options[key])}")
+    elif about:
         try:
-            override = self.parser.parse_overrides([text])[0]
-            if not override.is_sweep_override():
-                if key not in self.options:
-                    OmegaConf.update(self.trial, key, override.value())
-                elif value not in self.options[key]:
-                    raise InputError(f"{text}: there is no such {key}; choose one of {', '.join(self.options[key])}")
-            elif not self.multirun:
-                raise InputError(f"{text} holds several values: add --multirun, or quote it: {key}='\"{value}\"'")
+            OmegaConf.update(trial, key, override.value())
         except OmegaConfBaseException:
-            raise InputError(f"{text} does not fit: {key} takes {keys[key].describe()}") from None
-        except InputError:
-            raise
-        except Exception as error:
-            reason = one_line(as_input_error(error))
-            raise InputError(f"{text} cannot be read ({reason}); quote the value: '{key}=\"...\"'") from None
-        self.words.append(text)
+            raise InputError(f"{key}={value} does not fit: {key} takes {describe(about.type)}") from None
+
+
+def parsed(key: str, value: str, *, advice: str) -> Any:
+    """Hydra's reading of key=value. Raises InputError with the advice if its grammar has no such value."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        return OverridesParser.create().parse_overrides([f"{key}={value}"])[0]
+    except Exception as error:
+        raise InputError(f"{key}={value} cannot be read ({one_line(as_input_error(error))}); {advice}") from None
 
 
 def free_value(key: str, value: str, about: Key) -> Any:
@@ -141,25 +146,27 @@ def free_value(key: str, value: str, about: Key) -> Any:
         except UnicodeEncodeError as error:
             raise InputError(f"{key}={value!r} is not UTF-8 text") from error
     elif not value:
-        raise InputError(f"{key}= is empty; it takes {about.describe()}")
+        raise InputError(f"{key}= is empty; it takes {describe(about.type)}")
     elif value == "null" and (about.type is Any or type(None) in typing.get_args(about.type)):
         return None
     expand = os.path.expanduser if about.expands_home else str
-    if about.is_list and value.startswith("[") and value.endswith("]"):
-        return [expand(item) for item in list_of_texts(key, value)]
-    return expand(value)
-
-
-def list_of_texts(key: str, value: str) -> list[str]:
-    """Reads [a, "b c"] by Hydra's grammar."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    try:
-        items: Any = OverridesParser.create().parse_overrides([f"{key}={value}"])[0].value()
-    except Exception as error:
-        reason = one_line(as_input_error(error))
-        raise InputError(f'{key}={value} is not a list ({reason}); quote its items: {key}=\'["a", "b"]\'') from error
+    if not (about.is_list and value.startswith("[") and value.endswith("]")):
+        return expand(value)
+    items = parsed(key, value, advice=f'quote the items of a list: {key}=\'["a", "b"]\'').value()
     for item in items:
         if not isinstance(item, str):
             raise InputError(f'{key}={value}: the item {item} is not text; quote it: "{item}"')
-    return items
+    return [expand(item) for item in items]
+
+
+def split_settings(name: str, text: str) -> list[str]:
+    """Splits the settings in a text, the value of `name`, as a shell would. Raises InputError for an open quote."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{name}={text!r}: {error}; close the quote, or write \\ before it") from None
+
+
+def given_text(raw: str) -> str:
+    """A file's text as it was meant: no byte order mark, `\\n` for `\\r\\n`, and no line end after the last line."""
+    return raw.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").removesuffix("\r")

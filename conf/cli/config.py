@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .arguments import read_arguments
 from .errors import InputError, as_input_error, one_line
-from .fields import Modes, keys_of, leaves
+from .fields import Modes, describe, keys_of, leaves
 from .renamed import ADDED, REMOVED, RENAMED
 
 Config = TypeVar("Config")
@@ -67,11 +67,8 @@ def to_dataclass(composed: Any, free: Mapping[str, Any]) -> Any:
     except Exception as error:
         raise as_input_error(error) from error
     for key, value in free.items():
-        *parents, last = key.split(".")
-        node = config
-        for parent in parents:
-            node = getattr(node, parent)
-        setattr(node, last, value)
+        owner, _, last = key.rpartition(".")
+        setattr(attrgetter(owner)(config) if owner else config, last, value)
     return config
 
 
@@ -93,19 +90,14 @@ def check_config(config: Any, *, typed: Iterable[str] = ()) -> None:
 def output_problem(key: str, value: str) -> str | None:
     """Returns why this file cannot be written, which would otherwise show only after hours of work; or None."""
     path = Path(value)
-    if path.is_dir():
-        return f"{key}={value} is a folder; name a file in it"
-    if not path.parent.is_dir():
-        return f"{key}={value}: there is no folder {path.parent}; make it first"
+    is_new = not os.path.lexists(path)
     try:
-        if path.exists():
-            writable = os.access(path, os.W_OK)
-        else:
-            with tempfile.TemporaryFile(dir=path.parent):
-                writable = True
-    except OSError:
-        writable = False
-    return None if writable else f"{key}={value} cannot be written; check its permissions, or choose another folder"
+        path.open("ab").close()
+    except OSError as error:
+        return f"{key}={value} cannot be written ({error.strerror}); name a file in a folder that exists and is yours"
+    if is_new:
+        path.unlink(missing_ok=True)
+    return None
 
 
 def overrides_of(config: Any, arguments: list[str]) -> Overrides:
@@ -153,11 +145,6 @@ def write_config(config: Any, path: str | Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_config(path: str | Path, schema: type[Config]) -> Config:
@@ -191,5 +178,5 @@ def read_config(path: str | Path, schema: type[Config]) -> Config:
         try:
             OmegaConf.update(composed, key, found[key])
         except OmegaConfBaseException as error:
-            raise InputError(f"{path}: {key}={found[key]} does not fit: it takes {keys[key].describe()}") from error
+            raise InputError(f"{path}: {key}={found[key]} does not fit: it takes {describe(keys[key].type)}") from error
     return to_dataclass(composed, texts)

@@ -37,18 +37,16 @@ def exit_status(action: Callable[[], int | None], *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        lines = message(error)
-        if not lines:
+        if not (lines := message(error)):
             raise
         if debug:
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")
-        if rank == "0":
-            print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
-        elif isinstance(error, InputError):  # all ranks read the same command line, so rank 0 reports the mistake
+        if rank != "0" and isinstance(error, InputError):  # all ranks read the same command line: rank 0 reports it
             time.sleep(5)  # torchrun kills every rank once one exits, so wait for rank 0 to print the error
-        else:
-            print(*(f"[rank {rank}] error: {line}" for line in lines), sep="\n", file=sys.stderr)
+            return 2
+        start = "error" if rank == "0" else f"[rank {rank}] error"
+        print(*(f"{start}: {line}" for line in lines), sep="\n", file=sys.stderr)
         return 2
 
 

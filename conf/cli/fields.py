@@ -35,9 +35,6 @@ class Key(NamedTuple):
     def expands_home(self) -> bool:
         return self.kind in ("path", "output")
 
-    def describe(self) -> str:
-        return describe(self.type)
-
 
 @dataclasses.dataclass(frozen=True)
 class Modes:
@@ -58,8 +55,8 @@ class Modes:
 def keys_of(schema: type, prefix: str = "", group: str = "") -> dict[str, Key]:
     """Every dotted key of the dataclass, including those of nested dataclasses.
 
-    Without metadata, a key belongs to the group named like its nested dataclass (model.n_layer: model). At the top
-    level, the keys of dataclasses in `data` belong to the group data, all others to run.
+    Without metadata, a key belongs to the group named like its nested dataclass (model.n_layer: model), or at the top
+    level to data if a dataclass of the package `data` has it, else to run.
     """
     hints = typing.get_type_hints(schema)
     keys: dict[str, Key] = {}
@@ -67,14 +64,10 @@ def keys_of(schema: type, prefix: str = "", group: str = "") -> dict[str, Key]:
         owners = [base for base in schema.__mro__ if field.name in inspect.get_annotations(base)]
         default = group or ("data" if all(base.__module__.startswith("data.") for base in owners) else "run")
         about, hint = field.metadata, hints[field.name]
+        own_group = about.get("group", field.name if dataclasses.is_dataclass(hint) else default)
+        keys[prefix + field.name] = Key(hint, about.get("kind", ""), about.get("list", False), own_group)
         if dataclasses.is_dataclass(hint):
-            own_group = about.get("group", field.name)
-            keys[prefix + field.name] = Key(hint, "", False, own_group)
             keys |= keys_of(typing.cast(type, hint), f"{prefix}{field.name}.", own_group)
-        else:
-            keys[prefix + field.name] = Key(
-                hint, about.get("kind", ""), about.get("list", False), about.get("group", default)
-            )
     return keys
 
 
@@ -103,8 +96,6 @@ def typed(value: Any) -> str:
 
 
 def nearest(key: str, known: list[str]) -> list[str]:
-    """The known keys closest to a misspelt one, best first; the last part of a dotted key counts as a match."""
+    """The known keys whose last part is this misspelt one, or else the closest one, if any is close."""
     last = [candidate for candidate in known if candidate.endswith(f".{key}")]
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    scores = [difflib.SequenceMatcher(None, candidate, key).ratio() for candidate in close]
-    return last or [candidate for candidate, score in zip(close, scores, strict=True) if score > scores[0] - 0.05]
+    return last or difflib.get_close_matches(key, known, n=1)

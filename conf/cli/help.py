@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import itertools
 import os
 import sys
 import textwrap
@@ -86,11 +87,7 @@ def comments_in(source: str) -> dict[str, str]:
     [definition] = ast.parse(source).body
     for node in definition.body if isinstance(definition, ast.ClassDef) else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            numbers = [n for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in at]
-            above = node.lineno - 1
-            while not numbers and above in own_line:
-                above -= 1
-            numbers = numbers or list(range(above + 1, node.lineno))
-            if numbers:
-                found[node.target.id] = " ".join(at[n].string.lstrip("# ") for n in numbers)
+            above = itertools.takewhile(own_line.__contains__, range(node.lineno - 1, 0, -1))
+            beside = [n for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in at]
+            found[node.target.id] = " ".join(at[n].string.lstrip("# ") for n in beside or sorted(above))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import gc
 import io
@@ -40,57 +41,39 @@ def run(
     atexit.register(gc.freeze)  # otherwise the interpreter scans all of torch's objects several times at exit
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 shows \\u2019 instead of failing
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(exit_status(lambda: _call(main, schema, name, arguments), debug=debug))
+    sys.exit(exit_status(lambda: _call(main, schema, name, arguments, debug), debug=debug))
 
 
-def _call(main: Callable[..., int | None], schema: Any, name: str, arguments: list[str]) -> int | None:
+def _call(main: Callable[..., int | None], schema: Any, name: str, arguments: list[str], debug: bool) -> int | None:
     """What the flags ask for; without any, main."""
-    help_asked, arguments = _without(arguments, "-h", "--help")
-    swept, arguments = _without(arguments, "-m", "--multirun")
-    shown, arguments = _config_flag(arguments)
-    if help_asked:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    try:
+        flags, arguments = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from None
+    if flags.help:
         return print(_help(schema, name, arguments))
-    if shown and swept:
+    if flags.cfg and flags.multirun:
         raise InputError("--cfg shows the settings of one job; leave out --multirun")
-    if shown:
+    if flags.cfg:
         return print(as_yaml(compose(schema, name=name, arguments=arguments, check=False)[0]), end="")
-    if swept:
-        if isinstance(schema, Modes):
-            schema = schema.schemas[schema.chosen(arguments)]
-        debug = "debug=true" in (argument.lower() for argument in arguments)
-        return sweep(main, schema, name=name, arguments=arguments, debug=debug)
+    if flags.multirun:
+        one = schema.schemas[schema.chosen(arguments)] if isinstance(schema, Modes) else schema
+        return sweep(main, one, name=name, arguments=arguments, debug=debug)
     config, overrides = compose(schema, name=name, arguments=arguments)
     for line in unused(config, arguments) if os.environ.get("RANK", "0") == "0" else ():
         print(f"note: {line}", file=sys.stderr)
     return main(config, overrides)
 
 
-def _without(arguments: list[str], *flags: str) -> tuple[bool, list[str]]:
-    kept = [argument for argument in arguments if argument not in flags]
-    return len(kept) < len(arguments), kept
-
-
-def _config_flag(arguments: list[str]) -> tuple[bool, list[str]]:
-    """Takes out `--cfg job`, `--cfg=job` or `-c job`. InputError for Hydra's other choices."""
-    for place, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag in ("-c", "--cfg"):
-            words = 1 if value else 2
-            value = value or "".join(arguments[place + 1 : place + 2])
-            if value != "job":
-                raise InputError(f"{flag} {value}: only {flag} job exists, which prints the composed settings")
-            return True, arguments[:place] + arguments[place + words :]
-    return False, arguments
-
-
 def _help(schema: Any, name: str, arguments: list[str]) -> str:
     """The help of the schema; of one mode if the arguments name it, else of all."""
-
-    def defaults(one: type) -> Any:
-        return compose(one, name=name, arguments=[], check=False)[0]
-
     options = group_options(name)
     if not isinstance(schema, Modes):
-        return help_text(schema, defaults(schema), options)
-    shown = [schema.chosen(arguments)] if any("=" in argument for argument in arguments) else list(schema.schemas)
-    return help_of_modes(schema, {mode: defaults(schema.schemas[mode]) for mode in shown}, options)
+        return help_text(schema, compose(schema, name=name, arguments=[], check=False)[0], options)
+    shown = [schema.chosen(arguments)] if any("=" in argument for argument in arguments) else schema.schemas
+    configs = {mode: compose(schema.schemas[mode], name=name, arguments=[], check=False)[0] for mode in shown}
+    return help_of_modes(schema, configs, options)

@@ -10,6 +10,7 @@ A field's metadata may say what its setting needs, such as {"needs": ("weight_av
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any
@@ -30,9 +31,8 @@ def unused(config: Any, arguments: Iterable[str]) -> list[str]:
         node = attrgetter(owner)(config) if owner else config
         fields = {field.name: field for field in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
         needs = fields[name].metadata.get("needs", ()) if name in fields else ()
-        for reason in filter(None, (unmet(node, condition, f"{owner}." if owner else "") for condition in needs)):
-            found.append(f"{key}= has no effect {reason}")
-            break
+        reasons = filter(None, (unmet(node, condition, f"{owner}." if owner else "") for condition in needs))
+        found += [f"{key}= has no effect {reason}" for reason in itertools.islice(reasons, 1)]
     return found
 
 
@@ -41,9 +41,8 @@ def unmet(node: Any, condition: str, prefix: str) -> str | None:
     key, equals, values = condition.partition("=")
     if not equals:
         keys = key.split("|")
-        return (
-            None if any(attrgetter(one)(node) for one in keys) else "without " + " or ".join(prefix + k for k in keys)
-        )
+        known = any(attrgetter(one)(node) for one in keys)
+        return None if known else "without " + " or ".join(prefix + one for one in keys)
     negated, key = key.endswith("!"), key.removesuffix("!")
     value = typed(attrgetter(key)(node))
     return None if (value in values.split("|")) != negated else f"with {prefix}{key}={value}"

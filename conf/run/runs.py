@@ -23,14 +23,6 @@ def defaults_hash() -> str:
     return hashlib.sha256(shown.encode()).hexdigest()[:6]
 
 
-def split_settings(key: str, text: str) -> list[str]:
-    """Splits the settings in `text` as a shell would. Raises InputError for an open quote."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InputError(f"{key}={text!r}: {error}; close the quote, or write \\ before it") from None
-
-
 def train_once(run_dir: Path, settings: list[str]) -> dict[str, Any]:
     """The last evaluation in the metrics of a run, which is trained now unless it is finished.
 

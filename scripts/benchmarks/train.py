@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from conf import cli
-from conf.run.runs import split_settings
+from conf.cli.arguments import split_settings
 from data.tokenizers.build import load
 from model.config import ModelConfig
 from model.gpt import GPT

@@ -58,7 +58,7 @@ def test_hydras_grammar_reads_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.corpus == ["shakespeare", "/users/ada/a, b", "[x]"] and type(config.corpus) is list
     assert config.include == ["*.md"] and config.stop == ["\n", "It is "] and config.prompt == "[x]"
     assert "quote it" in mistakes("stop=[a, 2024]")[0] and "2024" in mistakes("stop=[a, 2024]")[0]
-    assert "is not a list" in mistakes("corpus=[a'b]")[0]
+    assert "cannot be read" in mistakes("corpus=[a'b]")[0] and "list" in mistakes("corpus=[a'b]")[0]
     assert "run_dir= is empty" in mistakes("run_dir=")[0]
 
 
@@ -85,9 +85,9 @@ def test_a_setting_in_a_path_is_replaced_and_in_text_it_is_not(monkeypatch: pyte
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    for path, part in (("/proc/x.json", "cannot be written"), (tmp_path / "no/x", "make it"), (tmp_path, "a folder")):
+    for path, part in (("/proc/x.json", "No such"), (tmp_path / "no/x", "No such"), (tmp_path, "Is a directory")):
         [line] = mistakes(f"json={path}")
-        assert line.startswith(f"json={path}") and part in line
+        assert line.startswith(f"json={path} cannot be written") and part in line and "a folder that exists" in line
     (tmp_path / "old.json").write_text("old")
     assert compose(f"json={tmp_path / 'old.json'}")[0].json and compose(f"json={tmp_path / 'new.json'}")[0].json
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"] and (tmp_path / "old.json").read_text() == "old"

@@ -73,7 +73,7 @@ def test_help_lists_keys_under_headings(capsys: pytest.CaptureFixture[str], monk
 
 def test_comments_belong_to_the_field_on_their_lines_or_below() -> None:
     beside = "class A:\n    a: int = 1  # one\n    # other\n    b: int = f(\n        2,  # x\n    )\n    c: int = 3\n"
-    assert comments_in(beside) == {"a": "one", "b": "x"}
+    assert comments_in(beside) == {"a": "one", "b": "x", "c": ""}
     assert comments_in("class A:\n    # two\n    # lines\n    b: int = 2\n") == {"b": "two lines"}
 
 
