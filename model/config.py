@@ -65,36 +65,14 @@ class ModelConfig:
         """Rows of embedding and head: a multiple of 64, which kernels prefer. Padded ids never leave the model."""
         return (self.vocab_size + 63) // 64 * 64
 
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of each weight of a GPT, by name. Computed without building one, so it takes no memory."""
-        D, width, heads = self.d_model, self.ff_width, self.n_head * self.head_dim
-        linear = {
-            "attention.qkv": (heads + 2 * self.kv_heads * self.head_dim, D),
-            "attention.output": (D, heads),
-            "mlp.up": (width, D),
-            "mlp.down": (D, width),
-        }
-        if self.activation == "swiglu":
-            linear["mlp.gate"] = (width, D)
-        block: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linear.items()}
-        if self.bias:
-            block |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
-        in_norm = (["weight"] + ["bias"] * (self.bias and self.norm == "layer")) if self.norm_affine else []
-        block |= {f"{norm}.{part}": (D,) for norm in ("attention_norm", "mlp_norm") for part in in_norm}
-        shapes = {f"blocks.{layer}.{name}": shape for layer in range(self.n_layer) for name, shape in block.items()}
-        shapes |= {"embed.weight": (self.padded_vocab, D)} | {f"norm.{part}": (D,) for part in in_norm}
-        if self.position == "learned":
-            shapes["position_embed.weight"] = (self.context, D)
-        if not self.tie_embeddings:
-            shapes["lm_head.weight"] = (self.padded_vocab, D)
-        return shapes
-
     def validate(self) -> list[str]:
         """Returns all errors in the shape, one line each; empty if it can be built."""
         errors = []
         for name, largest in LARGEST.items():
             if (value := getattr(self, name)) is not None and not 1 <= value <= largest:
                 errors.append(f"model.{name}={value} must be between 1 and {largest:,}")
+        if not 0 <= self.vocab_size <= 2**24:  # 0: not yet known
+            errors.append(f"model.vocab_size={self.vocab_size} must be between 0 and {2**24:,}")
         if not errors:
             if self.d_model % self.n_head:
                 errors.append(f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}")

@@ -51,20 +51,13 @@ class Compute:
         compile=auto compiles if there are at least MIN_TOKENS_TO_COMPILE: a cold compilation takes 10-20 s and saves
         about a millisecond per token.
         """
-        where = resolve_device(device)
-        if dtype == "int8" and where.type != "cpu":
+        where, int8 = resolve_device(device), dtype == "int8"
+        if int8 and where.type != "cpu":
             raise InputError(f"dtype=int8 has a fast kernel on CPUs only; on device={where} use dtype=bfloat16")
-        if compile == "auto" and steps < MIN_TOKENS_TO_COMPILE:
-            compile = False
-        elif compile == "auto":
-            compile = not missing_for_compile(where)
-        if dtype == "int8":
-            activations = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
-            return Compute(where, activations, resolve_compile(compile, where), cast_weights=True, int8=True)
-        if dtype not in ("auto", *DTYPES):
-            raise InputError(f"dtype={dtype!r} is not one of auto, {', '.join(DTYPES)}, int8")
-        found = resolve_dtype(dtype, where)
-        return Compute(where, found, resolve_compile(compile, where), cast_weights=found != torch.float32)
+        if compile == "auto":
+            compile = steps >= MIN_TOKENS_TO_COMPILE and not missing_for_compile(where)
+        found = resolve_dtype("auto" if int8 else dtype, where)
+        return Compute(where, found, resolve_compile(compile, where), int8 or found != torch.float32, int8)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which to run the model: torch.autocast if the weights are stored in a wider dtype."""
@@ -113,13 +106,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """True if the device multiplies bfloat16 in hardware; otherwise it is slower than float32, or unavailable."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and cpu_has_bfloat16()
-
-
-def cpu_has_bfloat16() -> bool:
-    """True if the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return device.type == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 def resolve_compile(setting: bool | str, device: torch.device) -> bool:

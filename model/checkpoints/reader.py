@@ -8,7 +8,7 @@ import json
 import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -55,11 +55,8 @@ class Checkpoint:
         return weights
 
     def check_tensors(self, *, values: bool) -> None:
-        """Compares the headers of the tensor files with model.json. With values=True, also refuses NaN and infinity.
-
-        No module is built before this, whose size would be that in model.json.
-        """
-        shapes = self.config.weight_shapes()
+        """Compares the headers of the tensor files with model.json. With values=True, also refuses NaN and infinity."""
+        shapes = weight_shapes(self.config)
         checked = [self.check_weights(shapes)]
         if "train_state.json" in self.manifest["files"]:
             state = self.tensors("train_state")
@@ -98,6 +95,17 @@ class Checkpoint:
         if "train_state.json" not in self.manifest["files"]:
             raise InputError(f"{self.directory} holds no training state; use checkpoint= instead of resume=")
         return self.tensors("train_state"), read_json(self.directory / "train_state.json")
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Returns the shape of each weight by name, from a network of one layer and without storage, whatever its size."""
+    with torch.device("meta"):
+        weights = GPT(replace(config, n_layer=1)).state_dict()
+    shapes: dict[str, Shape] = {}
+    for name, weight in weights.items():
+        for layer in range(config.n_layer if name.startswith("blocks.0.") else 1):
+            shapes[name.replace("blocks.0.", f"blocks.{layer}.")] = tuple(weight.shape)
+    return shapes
 
 
 def steps(run_dir: Path) -> list[Path]:

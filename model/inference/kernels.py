@@ -11,23 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .huge_pages import in_huge_pages
 
-def decoding_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear(x, weight, bias) for inference: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+
+def decoding_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """F.linear(x, weight) for inference: x (..., I), weight (O, I) -> (..., O)."""
     if x.device.type == "cpu" and not torch.is_grad_enabled():
-        one_row = x.numel() == x.shape[-1]
         if torch.compiler.is_compiling():
-            return fused_sum(x, weight, bias) if one_row else F.linear(x, weight, bias)
+            return fused_sum(x, weight) if x.numel() == x.shape[-1] else F.linear(x, weight)
         float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if float32 and has_onednn_linear():
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+            return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
 
 
-def fused_sum(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def fused_sum(x: Tensor, weight: Tensor) -> Tensor:
     """The product of one row x (..., I) as a sum that a compiler fuses; accumulates in float32 in any dtype."""
-    y = (weight * x.float().unsqueeze(-2)).sum(-1)
-    return y if bias is None else y + bias
+    return (weight * x.float().unsqueeze(-2)).sum(-1)
 
 
 def has_onednn_linear() -> bool:
@@ -36,12 +36,14 @@ def has_onednn_linear() -> bool:
 
 
 class DecodingLinear(nn.Module):
-    """nn.Linear for inference, with the same weights, multiplied by decoding_linear."""
+    """nn.Linear for inference, its matrix stored in `dtype`, to which the input is cast; the bias stays float32."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        stored = weight.detach() if weight.dtype == dtype else in_huge_pages(weight.detach().to(dtype))
+        self.weight = nn.Parameter(stored, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return decoding_linear(x, self.weight, self.bias)
+        y = decoding_linear(x.to(self.weight.dtype), self.weight)
+        return y if self.bias is None else y + self.bias

@@ -11,22 +11,9 @@ from torch import Tensor, nn
 from ..device import Compute
 from ..gpt import GPT
 from .huge_pages import in_huge_pages
-from .kernels import DecodingLinear, decoding_linear
+from .kernels import DecodingLinear
 
 FEW_ROWS = 32  # up to this many rows the int8 kernel beats unpacking the matrix for an ordinary product
-
-
-class HalfLinear(nn.Module):
-    """A linear layer whose matrix is stored in bfloat16 or float16. The input is cast to it; the bias stays float32."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(in_huge_pages(weight.detach().to(dtype)), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = decoding_linear(x.to(self.weight.dtype), self.weight)
-        return y if self.bias is None else y + self.bias
 
 
 class Int8Linear(nn.Module):
@@ -71,11 +58,7 @@ def prepare_for_decoding(model: GPT, compute: Compute) -> GPT:
 
     def replacement(layer: nn.Linear | nn.Embedding) -> nn.Module:
         bias = getattr(layer, "bias", None)
-        if compute.int8:
-            return Int8Linear(layer.weight, bias)
-        if compute.cast_weights:
-            return HalfLinear(layer.weight, bias, dtype=compute.dtype)
-        return DecodingLinear(layer.weight, bias)
+        return Int8Linear(layer.weight, bias) if compute.int8 else DecodingLinear(layer.weight, bias, compute.dtype)
 
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -108,11 +91,3 @@ def compare_logits(exact: Tensor, quantized: Tensor) -> QualityLoss:
     difference = ((q - q.mean(-1, keepdim=True)) - (p - p.mean(-1, keepdim=True))).abs()
     divergence = (p.exp() * (p - q)).sum(-1).mean()
     return QualityLoss(difference.max().item(), difference.mean().item(), divergence.item(), len(p))
-
-
-@torch.no_grad()
-def quality_loss(exact: GPT, quantized: GPT, ids: Tensor, *, compute: Compute) -> QualityLoss:
-    """Compares both models' predictions on ids (B, T): `exact` in float32, `quantized` as `compute` says."""
-    with compute.autocast():
-        logits = quantized(ids)
-    return compare_logits(exact(ids), logits)

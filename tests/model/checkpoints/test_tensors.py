@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from model import InputError
+from model.checkpoints.reader import weight_shapes
 from model.checkpoints.tensors import TensorFiles, is_finite, shape_of_state
 from model.optimization.optimizer import Optimizer
 from model.optimization.schedule import OptimizerConfig
@@ -46,7 +47,8 @@ def test_all_training_state_has_the_shape_that_is_expected(family, name):
     cpu = torch.device("cpu")
     scale, guard = LossScale(torch.float16, cpu), UpdateGuard(cpu, spike_deviations=6.0)
     state = optimizer.state_dict() | average.state_dict() | scale.state_dict() | guard.state_dict()
-    shapes = model.config.weight_shapes()
+    shapes = weight_shapes(model.config)
+    assert shapes == {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
     assert {key: tuple(value.shape) for key, value in state.items()} == {
         key: shape_of_state(key, shapes) for key in state
     }

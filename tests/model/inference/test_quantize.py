@@ -11,7 +11,7 @@ from torch import nn
 from model import InputError
 from model.device import Compute
 from model.inference.kernels import DecodingLinear
-from model.inference.quantize import FEW_ROWS, Int8Linear, compare_logits, prepare_for_decoding, quality_loss
+from model.inference.quantize import FEW_ROWS, Int8Linear, compare_logits, prepare_for_decoding
 from tests.families import FAMILIES, make
 
 IDS = torch.randint(0, 90, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -27,7 +27,7 @@ def test_a_quantized_model_is_close_to_the_exact_one(family, dtype, bound):
     assert not any(isinstance(module, nn.Linear) for module in quantized.modules())
     assert torch.equal(quantized.embed.weight, exact.embed.weight)
     assert quantized(IDS).shape == (2, 40, 90)
-    loss = quality_loss(exact, quantized, IDS, compute=compute)
+    loss = compare_logits(exact(IDS), quantized(IDS))
     assert 0 < loss.divergence < bound and loss.positions == 80
 
 
