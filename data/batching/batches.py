@@ -107,19 +107,12 @@ class WindowBatches:
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Returns these rows of the global batch of a step, counted from 0. A rank passes its own rows."""
         chosen = self.pieces(step)[rows]
-        inputs = np.zeros((len(chosen), self.context), np.int64)
-        targets = np.full_like(inputs, IGNORE)
-        is_start = np.zeros(inputs.shape, bool)
-        for row, pieces in enumerate(chosen):
-            at = 0
-            for position, length in pieces:
-                ids = self.split.tokens[position : position + length + 1]
-                inputs[row, at : at + length], targets[row, at : at + length] = ids[:-1], ids[1:]
-                is_start[row, at] = True
-                at += length
+        inputs, targets = _rows_of(chosen, self.split, self.context)
         if not self.document_mask:
             return Batch(inputs, targets)
-        is_start |= inputs == self.split.end_id  # a document's first input is the end token before it
+        is_start = inputs == self.split.end_id  # a document's first input is the end token before it
+        for row, pieces in enumerate(chosen):
+            is_start[row, np.cumsum([0, *(length for _, length in pieces[:-1])])] = True
         return Batch(inputs, targets, np.maximum.accumulate(np.where(is_start, np.arange(self.context), 0), axis=1))
 
     def supervised_tokens(self, step: int) -> int:
@@ -157,9 +150,19 @@ class WindowEvaluation:
 
     def batch(self, start: int, stop: int) -> Batch:
         """Returns windows [start, stop). Past the last token, inputs are 0 and targets IGNORE."""
-        inputs = np.zeros((stop - start, self.context), np.int64)
-        targets = np.full_like(inputs, IGNORE)
-        for row, window in enumerate(range(start, min(stop, len(self)))):
-            ids = self.split.tokens[window * self.context : (window + 1) * self.context + 1]
-            inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
-        return Batch(inputs, targets)
+        positions = range(start * self.context, stop * self.context, self.context)
+        rows = [[(position, max(0, min(self.context, self.n_targets - position)))] for position in positions]
+        return Batch(*_rows_of(rows, self.split, self.context))
+
+
+def _rows_of(rows: Sequence[Sequence[Piece]], split: Split, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the inputs and targets (len(rows), context) of the pieces of each row, padded with 0 and IGNORE."""
+    inputs = np.zeros((len(rows), context), np.int64)
+    targets = np.full_like(inputs, IGNORE)
+    for row, pieces in enumerate(rows):
+        at = 0
+        for position, length in pieces:
+            ids = split.tokens[position : position + length + 1]
+            inputs[row, at : at + length], targets[row, at : at + length] = ids[:-1], ids[1:]
+            at += length
+    return inputs, targets
