@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from conf import cli
-from conf.display import answer_prompts, chat, plots, tables
+from conf.display import answer_prompts, plots, tables
+from conf.display.chat import Chat
 from data.labelled.choices import accuracies, baseline, read_choices
 from data.labelled.outputs import Outputs
 from data.labelled.prompts import Prompt, PromptFile
@@ -100,36 +101,24 @@ def next_tokens(cfg: Any, lm: LanguageModel, prompt: str, sampling: SamplingConf
     return {"prompt": prompt, "tokens": [asdict(t) for t in lm.next_tokens(prompt, top=cfg.top, sampling=sampling)]}
 
 
-def show_next_words(cfg: settings.NextWordConfig, lm: LanguageModel, prompts: list[str]) -> None:
-    """mode=next_word: a table of the most probable next words for each prompt."""
-    results = [next_words(cfg, lm, prompt, cfg.sampling()) for prompt in prompts]
+def show_next(cfg: settings.NextWordConfig | settings.NextTokenConfig, lm: LanguageModel, prompts: list[str]) -> None:
+    """mode=next_word, mode=next_token: a table of the most probable next words or tokens for each prompt."""
+    ask: Callable[..., dict[str, Any]] = next_words if isinstance(cfg, settings.WordConfig) else next_tokens
+    results = [ask(cfg, lm, prompt, cfg.sampling()) for prompt in prompts]
     write_result(cfg.json, results)
-    print_words(cfg, results)
+    print_next(cfg, results)
     if cfg.plot is not None:
         plots.plot_next(results, cfg.plot)
 
 
-def print_words(cfg: Any, results: list[dict[str, Any]]) -> None:
+def print_next(cfg: Any, results: list[dict[str, Any]]) -> None:
+    """Prints the tables of next words or tokens; cfg is a config with `group` and filters."""
     for result in results:
-        if filters := cfg.sampling().filters:
+        rows = "words" if "words" in result else "tokens"
+        if rows == "words" and (filters := cfg.sampling().filters):
             result["note"] = f"of the distribution filtered by {filters}"
-        result["words"] = tables.grouped(result["words"]) if cfg.group else result["words"]
-    tables.word_tables(results)
-
-
-def show_next_tokens(cfg: settings.NextTokenConfig, lm: LanguageModel, prompts: list[str]) -> None:
-    """mode=next_token: a table of the most probable next tokens for each prompt."""
-    results = [next_tokens(cfg, lm, prompt, cfg.sampling()) for prompt in prompts]
-    write_result(cfg.json, results)
-    print_tokens(cfg, results)
-    if cfg.plot is not None:
-        plots.plot_next(results, cfg.plot)
-
-
-def print_tokens(cfg: Any, results: list[dict[str, Any]]) -> None:
-    for result in results:
-        result["tokens"] = tables.grouped(result["tokens"]) if cfg.group else result["tokens"]
-    tables.token_tables(results)
+        result[rows] = tables.grouped(result[rows]) if cfg.group else result[rows]
+    tables.next_tables(results)
 
 
 def show_continuations(cfg: settings.ContinueConfig, lm: LanguageModel, prompts: list[str]) -> None:
@@ -180,20 +169,19 @@ def run_chat(cfg: settings.ChatConfig, lm: LanguageModel) -> int:
         return unknown_note(unknown, "this line") if (unknown := lm.tokenizer.unknown(line)) else None
 
     fixed = {"history", *(field.name for field in fields(settings.SampleConfig))}
-    return chat.chat(
+    return Chat(
         stream,
         settings=cfg,
         keys=[field.name for field in fields(cfg) if field.name not in fixed],
         views={
-            "words": lambda text, now: print_words(now, [next_words(now, lm, text, now.sampling())]),
-            "tokens": lambda text, now: print_tokens(now, [next_tokens(now, lm, text, now.sampling())]),
+            "words": lambda text, now: print_next(now, [next_words(now, lm, text, now.sampling())]),
+            "tokens": lambda text, now: print_next(now, [next_tokens(now, lm, text, now.sampling())]),
         },
         history=cfg.history,
-        echo=cfg.history,
         note=note,
         length=lambda text: len(lm.tokenizer.encode(text)),
         context=lm.model.config.context,
-    )
+    ).run()
 
 
 def run_bulk(cfg: Any, lm: LanguageModel) -> int:
@@ -248,8 +236,8 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
 
 SHOW: dict[str, Callable[[Any, LanguageModel, list[str]], None]] = {
     "text": show_text,
-    "next_word": show_next_words,
-    "next_token": show_next_tokens,
+    "next_word": show_next,
+    "next_token": show_next,
     "continue": show_continuations,
     "score": show_scores,
 }

@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import io
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import cli
+from ..cli.arguments import split_settings
 from ..cli.config import check_config
 from ..cli.fields import nearest, typed
 
@@ -25,80 +25,57 @@ COMMANDS = """\
   /quit            or Ctrl-D; Ctrl-C stops an answer, or quits at the prompt"""
 
 
-def chat(
-    stream: Callable[[str, Any, int], Iterable[str]],
-    *,
-    settings: Any,
-    keys: Iterable[str] = (),
-    views: Mapping[str, Callable[[str, Any], None]] | None = None,
-    history: bool = True,
-    echo: bool = True,
-    length: Callable[[str], int] = len,
-    context: float = float("inf"),
-    note: Callable[[str], str | None] = lambda line: None,
-) -> int:
-    """Reads lines and prints their continuations until the input ends. Returns the exit status.
+@dataclasses.dataclass
+class Chat:
+    """A text that each typed line continues. run() reads lines until the input ends.
 
     stream: (text, settings, turn) -> pieces of the continuation of a text of any length. turn counts the answers, so
     that each can draw its own random numbers.
     settings: a config dataclass of sample.py, of which /set changes `keys`, checked as on the command line.
     views: the commands that print something about a text, such as /words: name -> (text, settings) -> None.
-    history: a line continues the text so far; False: each line is a prompt, as for fine-tuned models.
-    echo: repeat the line before its continuation, so that both read as one text.
+    history: a line continues the text so far, and is repeated before its continuation, so that both read as one text;
+    False: each line is a prompt, as for fine-tuned models.
     length: text -> number of tokens; once it exceeds `context`, a note says that the model sees only the end.
     note: line -> what to say about a line before its continuation, if anything.
     """
-    session = Session(stream, settings, tuple(keys), views or {}, history, echo, length, context, note)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        print(f"{CONTINUES if history else ANSWERS} /help lists the commands.")
-    elif isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    with line_history() if interactive else contextlib.nullcontext():
-        while True:
-            try:
-                line = input("> ") if interactive else next_line()
-            except (EOFError, KeyboardInterrupt):
-                if interactive:
-                    print()
-                return 0
-            try:
-                if line.startswith("/"):
-                    if session.command(line) == "quit":
-                        return 0
-                else:
-                    session.answer(line)
-            except Exception as error:
-                if not cli.is_user_mistake(error):
-                    raise
-                print(*(f"error: {argument}" for argument in error.args), sep="\n")
-
-
-def next_line() -> str:
-    """Reads a line from standard input without its line end. Raises EOFError at the end of the input."""
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return cli.given_text(line)
-
-
-@dataclasses.dataclass
-class Session:
-    """The text so far, changed by each line that is typed."""
 
     stream: Callable[[str, Any, int], Iterable[str]]
     settings: Any
-    keys: tuple[str, ...]
-    views: Mapping[str, Callable[[str, Any], None]]
-    history: bool
-    echo: bool
-    length: Callable[[str], int]
-    context: float
+    keys: Sequence[str] = ()
+    views: Mapping[str, Callable[[str, Any], None]] = dataclasses.field(default_factory=dict)
+    history: bool = True
+    length: Callable[[str], int] = len
+    context: float = float("inf")
     note: Callable[[str], str | None] = lambda line: None
-    text: str = ""
-    earlier: list[str] = dataclasses.field(default_factory=list)  # the text before each change, for /undo
-    turn: int = 0
-    told: bool = False  # whether the note about the context was printed
+    text: str = dataclasses.field(default="", init=False)
+    earlier: list[str] = dataclasses.field(default_factory=list, init=False)  # the texts before, for /undo
+    turn: int = dataclasses.field(default=0, init=False)
+    told: bool = dataclasses.field(default=False, init=False)  # whether the note about the context was printed
+
+    def run(self) -> int:
+        """Reads lines and prints their continuations. Returns the exit status."""
+        interactive = sys.stdin.isatty()
+        if interactive:
+            print(f"{CONTINUES if self.history else ANSWERS} /help lists the commands.")
+        elif isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
+        with line_history() if interactive else contextlib.nullcontext():
+            while True:
+                try:
+                    line = input("> ") if interactive else next_line()
+                except (EOFError, KeyboardInterrupt):
+                    if interactive:
+                        print()
+                    return 0
+                try:
+                    if not line.startswith("/"):
+                        self.answer(line)
+                    elif self.command(line) == "quit":
+                        return 0
+                except Exception as error:
+                    if not cli.is_user_mistake(error):
+                        raise
+                    print(*(f"error: {argument}" for argument in error.args), sep="\n")
 
     def answer(self, line: str) -> None:
         """Adds a line and the model's continuation. Ctrl-C ends the answer; the part so far is kept."""
@@ -111,7 +88,7 @@ class Session:
         if note := self.note(line):
             print(f"({note})")
         self.earlier.append(self.text)
-        if self.echo:
+        if self.history:
             print(joined.removeprefix("\n"), end="", flush=True)
         try:
             for piece in self.stream(text, self.settings, self.turn):
@@ -131,12 +108,8 @@ class Session:
         """Runs a command line such as "/set top_k=5" and returns the command's name."""
         name, _, argument = line[1:].partition(" ")
         if name == "help":
-            print(CONTINUES if self.history else ANSWERS)
-            print(COMMANDS)
-            print(
-                *(f"  /{view:<15} next {view} after the text so far, or after a given text" for view in self.views),
-                sep="\n",
-            )
+            views = (f"  /{view:<15} next {view} after the text so far, or after a given text" for view in self.views)
+            print(CONTINUES if self.history else ANSWERS, COMMANDS, *views, sep="\n")
         elif name == "reset":
             self.earlier.append(self.text)
             self.text = ""
@@ -157,17 +130,20 @@ class Session:
         return name
 
 
-def changed(settings: Any, argument: str, *, keys: Iterable[str]) -> Any:
+def next_line() -> str:
+    """Reads a line from standard input without its line end. Raises EOFError at the end of the input."""
+    if line := sys.stdin.readline():
+        return cli.given_text(line)
+    raise EOFError
+
+
+def changed(settings: Any, argument: str, *, keys: Sequence[str]) -> Any:
     """Returns settings changed by "temperature=0.5 top_k=null". Raises InputError as the command line would."""
-    keys = list(keys)
-    try:
-        words = shlex.split(argument)
-    except ValueError as error:
-        raise cli.InputError(f"/set {argument}: {str(error).lower()}; close the quotes") from None
+    words = split_settings("/set", argument)
     for word in words:
         key = word.partition("=")[0]
         if key not in keys:
-            near = nearest(key, keys)
+            near = nearest(key, list(keys))
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(keys)}"
             raise cli.InputError(f"/set {word}: {key!r} cannot be changed here; {hint}")
     _, chosen = cli.compose(type(settings), name="sample", arguments=words, check=False)

@@ -45,8 +45,13 @@ class Page:
         marks = "█░" if self.unicode else "#-"
         return Text.assemble((marks[0] * solid, "blue"), (marks[1] * (full - solid), "blue"))
 
-    def table(self, title: str, columns: Sequence[str], caption: str = "") -> Any:
-        """Returns an empty table. A column's name begins with its style: `*bold, left`, `<left`, `~left, folded`."""
+    def table(
+        self, title: str, columns: Sequence[str], caption: str = "", *, rows: Sequence[Sequence[Any]] | None = None
+    ) -> Any:
+        """Returns a table; without `rows` they are to be added.
+
+        A column's name begins with its style: `*bold, left`, `<left`, `~left, folded` and left out if it is empty.
+        """
         from rich import box
         from rich.table import Table
         from rich.text import Text
@@ -59,13 +64,17 @@ class Page:
             caption=Text(self.plain(caption), style="dim") if caption else None,
             caption_justify="left",
         )
-        for name in columns:
-            if name[:1] == "*":
-                table.add_column(name[1:], overflow="fold", style="bold", min_width=8)
-            elif name[:1] in ("<", "~"):
-                table.add_column(name[1:], overflow="fold" if name[0] == "~" else "ellipsis", no_wrap=name[0] == "<")
-            else:
-                table.add_column(name, justify="right", no_wrap=True)
+        styles: dict[str, dict[str, Any]] = {
+            "*": {"overflow": "fold", "style": "bold", "min_width": 8},
+            "<": {"overflow": "ellipsis", "no_wrap": True},
+            "~": {"overflow": "fold"},
+        }
+        shown = [n for n, name in enumerate(columns) if rows is None or name[0] != "~" or any(row[n] for row in rows)]
+        for name in (columns[n] for n in shown):
+            style = styles.get(name[0])
+            table.add_column(name[1:] if style else name, **(style or {"justify": "right", "no_wrap": True}))
+        for row in rows or ():
+            table.add_row(*(Text(row[n]) if isinstance(row[n], str) else row[n] for n in shown))
         return table
 
     def print(self, *parts: Any) -> None:

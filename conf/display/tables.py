@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .page import Page
@@ -17,103 +17,81 @@ HEAT = ("#9ecae1", "#deebf7", "#fee8c8", "#fdbb84", "#fc8d59", "#e34a33")  # col
 LEVELS = (1, 3, 6, 9, 12)  # the bits at which the colour changes
 
 
-def token_tables(results: Sequence[Row]) -> None:
-    """Prints the next tokens of one or several prompts, side by side if they fit.
+def next_tables(results: Sequence[Row]) -> None:
+    """Prints the next tokens or words of one or several prompts, side by side if they fit.
 
-    A result has `prompt` and `tokens`: rows of `text`, `probability` and optionally `id`, `variants` (see grouped()).
+    A result has `prompt` and `tokens` (rows of `id`, `text`, `probability`), or `prompt`, `words` (rows of `word`,
+    `kind`, `lower`, `upper`, `tokenisations`), `continues`, `unexplored`, `unseen`, `stopped` and optionally a `note`
+    for the caption. Rows may have `variants`, see grouped(). Bars are solid up to the lower bound, else pale.
     """
     page = Page()
-    page.print(*(_token_table(page, result) for result in results))
+    page.print(*(_word_table(page, result) if "words" in result else _token_table(page, result) for result in results))
 
 
 def _token_table(page: Page, result: Row) -> Any:
-    from rich.text import Text
-
-    rows = result["tokens"]
-    ids = any("id" in row for row in rows)
-    variants = any(len(row.get("variants", ())) > 1 for row in rows)
-    columns = ["rank", "probability", "cumulative", *(["id"] if ids else []), "*text", "<"]
-    title = f"Next token after {page.after(result['prompt'])}"
-    table = page.table(title, [*columns, *(["~variants"] if variants else [])])
-    longest, cumulative = max((row["probability"] for row in rows), default=0), 0.0
-    for rank, row in enumerate(rows, start=1):
+    longest = max((row["probability"] for row in result["tokens"]), default=0)
+    cells, cumulative = [], 0.0
+    for rank, row in enumerate(result["tokens"], start=1):
         p = row["probability"]
         cumulative += p
-        cells = [f"{rank}", f"{p:.4%}", f"{cumulative:.2%}", *([str(row.get("id", ""))] if ids else [])]
-        last = [Text(", ".join(map(page.quoted, row.get("variants", ()))))] if variants else []
-        table.add_row(*cells, Text(page.quoted(row["text"])), page.bar(p, p, longest), *last)
-    return table
-
-
-def word_tables(results: Sequence[Row]) -> None:
-    """Prints the next words of one or several prompts, side by side if they fit.
-
-    A result has `prompt`, `words` (rows of `word`, `kind`, `lower`, `upper`, `tokenisations` and optionally `variants`,
-    see grouped()), `continues`, `unexplored`, `stopped`, and optionally `unseen` and a `note` for the caption. The bar
-    is solid up to the lower bound, pale up to the upper one.
-    """
-    page = Page()
-    page.print(*(_word_table(page, result) for result in results))
+        figures = [f"{rank}", f"{p:.4%}", f"{cumulative:.2%}", f"{row['id']}"]
+        cells.append([*figures, page.quoted(row["text"]), page.bar(p, p, longest), variants(row, page.quoted)])
+    columns = ["rank", "probability", "cumulative", "id", "*text", "<", "~variants"]
+    return page.table(f"Next token after {page.after(result['prompt'])}", columns, rows=cells)
 
 
 def _word_table(page: Page, result: Row) -> Any:
-    from rich.text import Text
+    longest = max((row["upper"] for row in result["words"]), default=0)
+    cells = []
+    for rank, row in enumerate(result["words"], start=1):
+        figures = [f"{rank}", f"{row['lower']:.3%}", f"{row['upper']:.3%}", f"{row['tokenisations']:,}"]
+        names = ["" if row["kind"] == "word" else row["kind"], page.named(row["word"])]
+        bar = page.bar(row["lower"], row["upper"], longest)
+        cells.append([*figures, *names, bar, variants(row, page.named)])
+    columns = ["rank", "lower bound", "upper bound", "tokenizations", "~kind", "*word", "<", "~variants"]
+    return page.table(f"Next word after {page.after(result['prompt'])}", columns, word_summary(result), rows=cells)
 
-    rows = result["words"]
-    kinds = any(row["kind"] != "word" for row in rows)
-    variants = any(len(row.get("variants", ())) > 1 for row in rows)
-    columns = ["rank", "lower bound", "upper bound", "tokenizations", *(["<kind"] if kinds else []), "*word", "<"]
-    title = f"Next word after {page.after(result['prompt'])}"
-    table = page.table(title, [*columns, *(["~variants"] if variants else [])], word_summary(result))
-    longest = max((row["upper"] for row in rows), default=0)
-    for rank, row in enumerate(rows, start=1):
-        kind = "" if row["kind"] == "word" else row["kind"]
-        cells = [f"{rank}", f"{row['lower']:.3%}", f"{row['upper']:.3%}", f"{row['tokenisations']:,}"]
-        cells += [kind] if kinds else []
-        last = [Text(", ".join(map(page.named, row.get("variants", ()))))] if variants else []
-        table.add_row(*cells, Text(page.named(row["word"])), page.bar(row["lower"], row["upper"], longest), *last)
-    return table
+
+def variants(row: Row, shown: Callable[[str], str]) -> str:
+    """Returns the cell that lists what grouped() merged; empty if nothing."""
+    found = row.get("variants", ())
+    return ", ".join(map(shown, found)) if len(found) > 1 else ""
 
 
 def word_summary(result: Row) -> str:
     """Returns the caption of a table of words: the probability outside it, and why the search stopped."""
-    parts = [f"{result['unexplored']:.2%} unexplored", certainty(result)]
+    parts = [f"{result['unexplored']:.2%} unexplored"]
     if result["continues"]:
         continues = f"{result['continues']:.2%} probability that the prompt's last word continues"
         parts = [f"{continues} (the rows are conditional on a new word)", *parts]
+    if result["stopped"] == "certified":
+        parts.append("the order of these rows is certain")
+    else:
+        tolerance = result["stopped"] == "tolerance"
+        reason = "tolerance reached" if tolerance else "max_expansions or the end of the context reached"
+        parts.append(f"{reason}: a word that is not shown may have up to {result['unseen']:.2%}")
     return "; ".join([*parts, result["note"]] if result.get("note") else parts)
 
 
-def certainty(result: Row) -> str:
-    """Says whether the order of the rows is proven, or what a missing word may have."""
-    if result["stopped"] == "certified":
-        return "the order of these rows is certain"
-    reasons = {"tolerance": "tolerance reached", "max_tokens": "max_expansions or the end of the context reached"}
-    unseen = f"{result['unseen']:.2%}" if "unseen" in result else "all of the unexplored probability"
-    return f"{reasons.get(result['stopped'], result['stopped'])}: a word that is not shown may have up to {unseen}"
-
-
-def grouped(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def grouped(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Merges rows of next words or tokens that differ only in case or a leading space.
 
     Adds up probabilities, bounds (upper ones to at most 1) and tokenizations; the best row gives its name, `variants`
     lists all. Rarer variants that are not among the rows are missing, so the new order is not certified.
     """
+    name, weight = ("word", "lower") if rows and "word" in rows[0] else ("text", "probability")
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        text = row.get("word", row.get("text", ""))
-        groups.setdefault((row.get("kind", ""), text.removeprefix(" ").casefold() or text), []).append(row)
+    for row in sorted(rows, key=lambda row: -row[weight]):
+        text = row[name].removeprefix(" ").casefold() or row[name]
+        groups.setdefault((row.get("kind", ""), text), []).append(row)
     found = []
     for members in groups.values():
-        name = "word" if "word" in members[0] else "text"
-        best = max(members, key=lambda row: row.get("lower", row.get("probability", 0)))
-        sums: dict[str, float] = {
-            key: min(1.0, sum(row[key] for row in members)) for key in ("probability", "lower", "upper") if key in best
-        }
-        if "tokenisations" in best:
-            sums["tokenisations"] = sum(row["tokenisations"] for row in members)
-        found.append(dict(best) | sums | {"variants": [row[name] for row in members]})
-    return sorted(found, key=lambda row: -row.get("lower", row.get("probability", 0)))
+        added = {"probability", "lower", "upper", "tokenisations"} & members[0].keys()
+        sums = {key: sum(row[key] for row in members) for key in added}
+        if "upper" in sums:
+            sums["upper"] = min(1.0, sums["upper"])
+        found.append({**members[0], **sums, "variants": [row[name] for row in members]})
+    return sorted(found, key=lambda row: -row[weight])
 
 
 def continuation_tree(nodes: Sequence[Row], *, prompt: str) -> None:
@@ -201,30 +179,30 @@ def option_table(options: Sequence[Row], *, prompt: str, method: str) -> None:
     table = page.table(f"After {page.after(prompt)}", columns, caption)
     for row in options:
         cells = [f"{row[key]:.3f}{'*' if row[key] == best[key] else ' '}" for key in scores.values()]
-        style = "bold" if row["probability"] == chosen else "not bold"
-        share = f"{row['probability']:.2%}{'*' if row['probability'] == chosen else ' '}"
-        bar = page.bar(row["probability"], row["probability"], chosen)
-        table.add_row(Text(page.quoted(row["option"]), style=style), *cells, share, bar)
+        style, star = ("bold", "*") if row["probability"] == chosen else ("not bold", " ")
+        option = Text(page.quoted(row["option"]), style=style)
+        table.add_row(option, *cells, f"{row['probability']:.2%}{star}", page.bar(row["probability"], 0, chosen))
     page.print(table)
 
 
-def accuracy_table(rows: Iterable[Row], *, title: str) -> None:
+def accuracy_table(rows: Sequence[Row], *, title: str) -> None:
     """Prints accuracies with their 95 % intervals.
 
     A row has `method`, `accuracy` and optionally `low`, `high`, `group_low`, `group_high`.
     """
-    page, rows = Page(), list(rows)
-    intervals = {"low": "95 % interval", "group_low": "over whole groups"}
-    intervals = {key: name for key, name in intervals.items() if any(key in row for row in rows)}
-    table = page.table(title, ["*method", "accuracy", *intervals.values(), "<"])
+    page = Page()
     best = max((row["accuracy"] for row in rows), default=0)
+    cells = []
     for row in rows:
-        shares = [f"{row[key]:.1%} to {row[key.replace('low', 'high')]:.1%}" if key in row else "" for key in intervals]
-        table.add_row(row["method"], f"{row['accuracy']:.1%}", *shares, page.bar(row["accuracy"], 0, best))
-    page.print(table)
+        intervals = [
+            f"{row[low]:.1%} to {row[high]:.1%}" if low in row else ""
+            for low, high in (("low", "high"), ("group_low", "group_high"))
+        ]
+        cells.append([row["method"], f"{row['accuracy']:.1%}", *intervals, page.bar(row["accuracy"], 0, best)])
+    page.print(page.table(title, ["*method", "accuracy", "~95 % interval", "~over whole groups", "<"], rows=cells))
 
 
-def explain_table(rows: Iterable[Row], *, prompt: str = "") -> None:
+def explain_table(rows: Sequence[Row], *, prompt: str = "") -> None:
     """Prints how each token was chosen, one row per token.
 
     A row has `text`, `rank` (1: the model's first choice), `probability` (the model's own), `filters` (in order, each
@@ -232,25 +210,19 @@ def explain_table(rows: Iterable[Row], *, prompt: str = "") -> None:
     optionally `alternatives` (rows of `text` and `probability`: the model's first choices). Filters without any effect
     are left out.
     """
-    from rich.text import Text
-
-    page, rows = Page(), list(rows)
+    page = Page()
     steps = [step for row in rows for step in row["filters"] if step["removed"] or step["before"] != step["after"]]
     names = list(dict.fromkeys(step["name"] for step in steps))
-    alternatives = any(row.get("alternatives") for row in rows)
-    columns = ["*token", "rank", "model", *names, "removed", *(["~first choices"] if alternatives else [])]
-    caption = "the token's probability in the model, then after each filter (and the mass that the filter removed)"
-    table = page.table(f"After {page.after(prompt)}" if prompt else "", columns, caption)
+    cells = []
     for row in rows:
         after = {
             step["name"]: f"{step['after']:.2%}" + (f" (-{step['removed']:.1%})" if step["removed"] >= 0.0005 else "")
             for step in row["filters"]
         }
-        kept = math.prod(
-            1 - step["removed"] for step in row["filters"]
-        )  # each is a fraction of the mass left before it
-        cells = [f"{row['rank']:,}", f"{row['probability']:.2%}", *(after.get(name, "") for name in names)]
-        cells.append(f"{max(0.0, 1 - kept):.2%}")
+        kept = math.prod(1 - step["removed"] for step in row["filters"])  # each of the mass left before it
         first = ", ".join(f"{page.quoted(o['text'])} {o['probability']:.1%}" for o in row.get("alternatives", ()))
-        table.add_row(Text(page.quoted(row["text"])), *cells, *([Text(first)] if alternatives else []))
-    page.print(table)
+        figures = [f"{row['rank']:,}", f"{row['probability']:.2%}", *(after.get(name, "") for name in names)]
+        cells.append([page.quoted(row["text"]), *figures, f"{max(0.0, 1 - kept):.2%}", first])
+    columns = ["*token", "rank", "model", *names, "removed", "~first choices"]
+    caption = "the token's probability in the model, then after each filter (and the mass that the filter removed)"
+    page.print(page.table(f"After {page.after(prompt)}" if prompt else "", columns, caption, rows=cells))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conf.display import chat as chats
-from conf.display.chat import chat
+from conf.display.chat import Chat
 from model import InputError
 from model.sample_settings import ChatConfig
 
@@ -39,7 +39,7 @@ def talk(monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
         keys = ("temperature", "top_k", "max_new_tokens")
-        assert chat(stream, **{"settings": SETTINGS, "keys": keys} | options) == 0
+        assert Chat(stream, **{"settings": SETTINGS, "keys": keys} | options).run() == 0
         captured = capsys.readouterr()
         assert not captured.err
         return captured.out, asked
@@ -63,7 +63,7 @@ def test_each_line_continues_the_text_so_far(talk):
 
 
 def test_without_history_each_line_is_a_prompt(talk):
-    out, asked = talk("one", "two", history=False, echo=False)
+    out, asked = talk("one", "two", history=False)
     assert texts(asked) == ["one", "two"] and out == " yes.\n yes.\n"
 
 
@@ -96,7 +96,7 @@ def test_settings_change_as_on_the_command_line(talk):
         ("/set temperature=-1", "temperature=-1.0 must be 0"),
         ("/set temperature=warm", "temperature=warm does not fit"),
         ("/set temperature", "is not key=value"),
-        ("/set top_k='1", "close the quotes"),
+        ("/set top_k='1", "close the quote"),
         ("/wrds", "there is no command /wrds; did you mean /words?"),
         ("/xyzzy", "/help lists the commands"),
         ("/", "there is no command /"),
@@ -114,7 +114,7 @@ def test_an_error_of_the_model_is_one_line_and_the_text_stays(talk):
     assert out.splitlines().count("error: the prompt is too long; shorten it") == 2
     assert texts(asked) == ["one", "two"]
     assert "(the text is empty)" in talk("one", "/undo", answer=[InputError("no")])[0]
-    session = chats.Session(lambda *_: iter([1 / 0]), SETTINGS, (), {}, True, True, len, 9)
+    session = Chat(lambda *_: iter([1 / 0]), SETTINGS)
     with pytest.raises(ZeroDivisionError):
         session.answer("one")
     assert session.earlier == [] and session.text == ""  # nothing to undo
@@ -144,7 +144,7 @@ def test_help_quit_and_the_end_of_the_input(talk):
 PROGRAM = """
 import sys, time
 from dataclasses import dataclass
-from conf.display.chat import chat
+from conf.display.chat import Chat
 @dataclass
 class Settings:
     x: int = 1
@@ -153,7 +153,7 @@ def stream(text, settings, turn):
     if "wait" in text:
         print(" waiting", end="", flush=True)
         time.sleep(600)
-sys.exit(chat(stream, settings=Settings()))
+sys.exit(Chat(stream, settings=Settings()).run())
 """
 
 

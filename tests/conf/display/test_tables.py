@@ -20,8 +20,11 @@ WORDS: list[dict[str, Any]] = [
 ]
 
 
+STOPPED = {"unseen": 0.0, "stopped": "certified"}
+
+
 def words(prompt: str, rows: list[dict[str, Any]] = WORDS) -> dict[str, Any]:
-    return {"prompt": prompt, "words": rows, "continues": 0.25, "unexplored": 0.125, "stopped": "certified"}
+    return {"prompt": prompt, "words": rows, "continues": 0.25, "unexplored": 0.125} | STOPPED
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_a_table_of_tokens_is_plain_and_complete_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": 37, "text": text, "probability": 0.3 / rank} for rank, text in enumerate(ODD[:6], start=1)]
     rows += [{"id": 9, "text": "long " * 40, "probability": 0.0}]
-    tables.token_tables([{"prompt": "[x]", "tokens": rows}])
+    tables.next_tables([{"prompt": "[x]", "tokens": rows}])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Next token after '[x]'"
     assert lines[1].split() == ["rank", "probability", "cumulative", "id", "text"]
@@ -44,17 +47,17 @@ def test_a_table_of_tokens_is_plain_and_complete_off_a_terminal(capsys: pytest.C
     for line, row in zip(lines[2:], rows, strict=True):
         assert repr(row["text"]) in line and f"{row['probability']:.4%}" in line
     assert lines[3].split()[2] == "45.00%"
-    tables.token_tables([{"prompt": "", "tokens": []}, {"prompt": "y", "tokens": tables.grouped(rows)}])
+    tables.next_tables([{"prompt": "", "tokens": []}, {"prompt": "y", "tokens": tables.grouped(rows)}])
     first, second = capsys.readouterr().out.split("\n\n")
     assert first.splitlines()[0] == "Next token after ''" and "variants" not in first + second
-    rows = tables.grouped([{"text": " you", "probability": 0.2}, {"text": "You", "probability": 0.1}])
-    tables.token_tables([{"prompt": "x", "tokens": rows}])
+    rows = tables.grouped([{"id": 1, "text": " you", "probability": 0.2}, {"id": 2, "text": "You", "probability": 0.1}])
+    tables.next_tables([{"prompt": "x", "tokens": rows}])
     out = capsys.readouterr().out
     assert "30.0000%" in out and out.splitlines()[-1].endswith("' you', 'You'")
 
 
 def test_a_table_of_words_shows_bounds_and_the_mass_outside(capsys: pytest.CaptureFixture[str]) -> None:
-    tables.word_tables([words("Listen to your"), words("", [])])
+    tables.next_tables([words("Listen to your"), words("", [])])
     first, second = capsys.readouterr().out.split("\n\n")
     lines = first.splitlines()
     assert lines[0] == "Next word after 'Listen to your'"
@@ -72,7 +75,7 @@ def test_tables_are_side_by_side_only_if_they_fit(
 ) -> None:
     for columns, together in (("200", True), ("100", False)):
         terminal.setenv("COLUMNS", columns)
-        tables.word_tables([words("one"), words("two")])
+        tables.next_tables([words("one"), words("two")])
         lines = capsys.readouterr().out.splitlines()
         assert any("'one'" in line and "'two'" in line for line in lines) == together
         assert sum("heart" in line for line in lines) == (1 if together else 2)
@@ -158,7 +161,7 @@ def test_accuracies_are_shown_with_intervals_and_the_baseline(capsys: pytest.Cap
     tables.accuracy_table([row, {"method": "guessing", "accuracy": 0.25}], title="9 questions")
     title, _, raw, guessing = capsys.readouterr().out.splitlines()
     assert title == "9 questions" and guessing.split() == ["guessing", "25.0%", "█" * 10]
-    assert "50.0%  40.0% to 60.0%" in raw and "30.0% to 70.0%  " + "█" * 20 in raw
+    assert "50.0%  40.0% to 60.0%" in raw and "30.0% to 70.0%" in raw and raw.endswith(" " + "█" * 20)
 
 
 def test_explain_table_shows_every_filter(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,8 +187,8 @@ def test_explain_table_shows_every_filter(capsys: pytest.CaptureFixture[str]) ->
 def test_everything_survives_an_ascii_pipe() -> None:
     code = (
         "from conf.display import tables as t; from tests.conf.display.test_tables import SCORE, words\n"
-        "t.token_tables([{'prompt': 'café', 'tokens': [{'text': 'é', 'probability': 1}]}]); t.surprisal(SCORE)\n"
-        "t.word_tables([words('é'), words('x')]); t.continuation_tree([{'text': 'é', 'probability': 0.5}], prompt='é')"
+        "t.next_tables([{'prompt': 'é', 'tokens': [{'id': 1, 'text': 'é', 'probability': 1}]}]); t.surprisal(SCORE)\n"
+        "t.next_tables([words('é'), words('x')]); t.continuation_tree([{'text': 'é', 'probability': 0.5}], prompt='é')"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
