@@ -19,7 +19,7 @@ from data.corpus.corpora import documents
 from data.corpus.reading import ReadOptions, Skipped
 from data.tokenizers.base import ranks_path
 from data.tokenizers.build import Tokenizer, TokenizerConfig, build, load, shortfall
-from data.tokenizers.fertility import Words, fertility
+from data.tokenizers.fertility import fertility, words_of
 from data.tokenizers.huggingface import to_tokenizer_json
 from data.tokenizers.unknown import unknown_in, unknown_note
 
@@ -175,7 +175,7 @@ def compare(cfg: ToolConfig) -> None:
     learn, held = split(texts)
     held = first_bytes(held, cfg.max_bytes)
     n_bytes = sum(len(text.encode()) for text in held)
-    words = [Words.from_text(text) for text in held]
+    words = [words_of(text) for text in held]
     rows = []
     for name in cfg.names:
         tokenizer = named(cfg, name, learn)
@@ -185,7 +185,6 @@ def compare(cfg: ToolConfig) -> None:
         if unknown := unknown_in(held, tokenizer):
             print(f"note: {name}: {unknown_note(unknown, 'this text')}")
         tokens = sum(map(len, encoded))
-        found = fertility(tokenizer, words, encoded)
         rows.append(
             {
                 "name": name,
@@ -197,10 +196,7 @@ def compare(cfg: ToolConfig) -> None:
                 "bytes_per_token": n_bytes / max(1, tokens),
                 "used": len(np.unique(np.concatenate(encoded))) / tokenizer.vocab_size,
                 "megabytes_per_second": n_bytes / 1e6 / seconds,
-                "fertility": {
-                    script: {"words": one.words, "per_word": one.per_word, "per_character": one.per_character}
-                    for script, one in found.items()
-                },
+                "fertility": fertility(tokenizer, words, encoded),
             }
         )
     where = "the training text"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -144,11 +144,10 @@ class Pipeline:
         if fraction < 1:
             self.say(f"training the tokenizer on {fraction:.1%} of the training documents (tokenizer_sample=)")
         if config.kind == "bpe":
-            counts: defaultdict[str, int] = defaultdict(int)
+            counts: Counter[str] = Counter()
             count = partial(passes.pretoken_counts, rules, fraction, config)
             for _, more in self.map_blocks("tokenizer", count, self.tasks()):
-                for pretoken, number in more.items():
-                    counts[pretoken] += number
+                counts.update(more)
             tokenizer = tokenizers.build(config, (), counts=counts)
         else:
             sample = partial(passes.training_text, rules, fraction)

@@ -91,7 +91,7 @@ class SplitWriter:
     def close(self) -> dict[str, Any]:
         """Finishes the files and returns the split's entry for index.json."""
         self._begin_parts(len(self.sources))
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
         for file in (*self.shards, self.table, self.names):
             file.close()
             path = Path(file.name)

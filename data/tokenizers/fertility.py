@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import regex
 
@@ -21,55 +19,40 @@ WORD = regex.compile(
 )
 
 
-@dataclass
-class Words:
-    """The words of a text, as arrays with one entry per word (except widths)."""
-
-    widths: np.ndarray  # bytes of each character of the text
-    scripts: np.ndarray  # indices in SCRIPTS
-    characters: np.ndarray  # number of characters
-    starts: np.ndarray  # positions in the UTF-8 text
-    stops: np.ndarray
-
-    @classmethod
-    def from_text(cls, text: str) -> Words:
-        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-        offsets = np.concatenate([[0], np.cumsum(widths)])
-        found = [(SCRIPTS.index(match.lastgroup), *match.span()) for match in WORD.finditer(text)]
-        scripts, first, stop = np.array(found, np.int64).reshape(-1, 3).T
-        return cls(widths, scripts, stop - first, offsets[first], offsets[stop])
+def words_of(text: str) -> np.ndarray:
+    """Returns the words of a text: index in SCRIPTS, characters, start and stop in its UTF-8, int64 (words, 4)."""
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    offsets = np.append(0, np.cumsum(widths))
+    found = [(SCRIPTS.index(match.lastgroup), *match.span()) for match in WORD.finditer(text)]
+    scripts, start, stop = np.array(found, np.int64).reshape(-1, 3).T
+    return np.stack([scripts, stop - start, offsets[start], offsets[stop]], axis=1)
 
 
-@dataclass
-class Fertility:
-    """Number of words and characters of one script, and of the tokens that overlap them."""
+def fertility(
+    tokenizer: Tokenizer, words: list[np.ndarray], encoded: list[np.ndarray]
+) -> dict[str, dict[str, int | float]]:
+    """Returns the figures of each script, the most frequent first: its words and characters, the tokens that overlap
+    its words, and the tokens per word and per character.
 
-    words: int
-    characters: int
-    tokens: int
-
-    @property
-    def per_word(self) -> float:
-        return self.tokens / self.words
-
-    @property
-    def per_character(self) -> float:
-        return self.tokens / self.characters
-
-
-def fertility(tokenizer: Tokenizer, texts: list[Words], encoded: list[np.ndarray]) -> dict[str, Fertility]:
-    """Returns the figures of each script in the texts, the most frequent first.
-
-    encoded: the ids of each text.
+    words: words_of() each text. encoded: the ids of each text.
     """
     lengths = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
     totals = np.zeros((len(SCRIPTS), 3), np.int64)  # words, characters, tokens
-    for words, ids in zip(texts, encoded, strict=True):
-        # In kind char a token is one character, whatever the bytes that an unknown one decodes to.
-        ends = np.cumsum(words.widths if tokenizer.kind == "char" else lengths[ids])
-        first, last = (np.searchsorted(ends, place, side="right") for place in (words.starts, words.stops - 1))
-        for column, amount in enumerate((np.ones_like(first), words.characters, last - first + 1)):
-            np.add.at(totals[:, column], words.scripts, amount)
-    order = sorted((number for number in range(len(SCRIPTS)) if totals[number, 0]), key=lambda n: -totals[n, 1])
-    return {SCRIPTS[number]: Fertility(*totals[number].tolist()) for number in order}
+    for (scripts, characters, start, stop), ids in zip((table.T for table in words), encoded, strict=True):
+        tokens = characters  # of kind char: a token is one character, whatever an unknown one decodes to
+        if tokenizer.kind != "char":
+            ends = np.cumsum(lengths[ids])
+            tokens = np.searchsorted(ends, stop - 1, side="right") - np.searchsorted(ends, start, side="right") + 1
+        np.add.at(totals, scripts, np.stack([np.ones_like(start), characters, tokens], axis=1))
+    found = {}
+    for script in sorted(np.flatnonzero(totals[:, 0]).tolist(), key=lambda number: -totals[number, 1]):
+        n_words, characters, tokens = totals[script].tolist()
+        found[SCRIPTS[script]] = {
+            "words": n_words,
+            "characters": characters,
+            "tokens": tokens,
+            "per_word": tokens / n_words,
+            "per_character": tokens / characters,
+        }
+    return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """Each character of the training text is a token. Any other character becomes the unknown token, which decodes to
-    U+FFFD.
-    """
+    """Each character of the training text is a token; all others are the unknown token, which decodes to U+FFFD."""
 
     kind = "char"
 
@@ -164,13 +163,10 @@ class SentencePieceTokenizer(Tokenizer):
 
         self._model = model
         self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        ordinary = {}
-        for index in range(processor.vocab_size()):
-            piece = processor.id_to_piece(index)
-            if processor.is_byte(index):
-                ordinary[index] = bytes([int(piece[1:-1], 16)])
-            else:
-                ordinary[index] = REPLACEMENT if processor.is_unknown(index) else piece.replace("\u2581", " ").encode()
+        pieces = [processor.id_to_piece(index) for index in range(processor.vocab_size())]
+        ordinary = {index: piece.replace("\u2581", " ").encode() for index, piece in enumerate(pieces)}
+        ordinary |= {i: bytes([int(piece[1:-1], 16)]) for i, piece in enumerate(pieces) if processor.is_byte(i)}
+        ordinary[processor.unk_id()] = REPLACEMENT
         super().__init__(ordinary, special_tokens)
         self._bypass_ids = {
             character: [processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
@@ -181,24 +177,14 @@ class SentencePieceTokenizer(Tokenizer):
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
         import sentencepiece
 
-        failed: list[
-            BaseException
-        ] = []  # by the texts' iterator; sentencepiece turns any exception into a RuntimeError
-
-        def lines() -> Iterator[str]:
-            try:
-                for text in texts:
-                    for line in cls.bypass.split(text)[::2]:
-                        # sentencepiece skips lines of more than 4,192 bytes.
-                        yield from (line[start : start + 1000] for start in range(0, len(line), 1000))
-            except BaseException as error:
-                failed.append(error)
-                raise
-
+        # A list: sentencepiece would turn an exception of an iterator into a RuntimeError. It skips lines of more than
+        # 4,192 bytes.
+        lines = (line for text in texts for line in cls.bypass.split(text)[::2])
+        sentences = [line[start : start + 1000] for line in lines for start in range(0, len(line), 1000)]
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines(),
+                sentence_iterator=iter(sentences),
                 model_writer=model,
                 model_type=config.algorithm,
                 vocab_size=config.vocab_size - 1 - len(config.special_tokens),
@@ -215,8 +201,6 @@ class SentencePieceTokenizer(Tokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            if failed:
-                raise failed[0] from None
             reason = str(error).splitlines()[0].rpartition("] ")[2] or "no text to train on"
             raise InputError(f"sentencepiece, with tokenizer.vocab_size={config.vocab_size}: {reason}") from None
         content = model.getvalue()
@@ -233,19 +217,13 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         split = [self.bypass.split(text) for text in texts]  # lines at even positions, bypassed characters at odd ones
         lines = iter(self._processor.encode([line for parts in split for line in parts[::2]]))
-        return [
-            _concatenate([self._bypass_ids[part] if index % 2 else next(lines) for index, part in enumerate(parts)])
-            for parts in split
-        ]
+        encoded = ((self._bypass_ids[p] if i % 2 else next(lines) for i, p in enumerate(parts)) for parts in split)
+        return [np.array([*chain.from_iterable(ids)], np.uint32) for ids in encoded]
 
 
 def assign_ids(special_tokens: list[str], *, first: int) -> dict[str, int]:
     """Numbers special tokens from `first` on."""
     return {token: first + index for index, token in enumerate(special_tokens)}
-
-
-def _concatenate(parts: list[list[int]]) -> np.ndarray:
-    return np.concatenate([np.array(part, np.uint32) for part in parts]) if parts else np.empty(0, np.uint32)
 
 
 KINDS: dict[str, type[Tokenizer]] = {

@@ -7,7 +7,6 @@ about a hundred thousand in thirty megabytes. Finding them takes most of the tra
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
@@ -36,15 +35,6 @@ PATTERNS = {
 }
 
 
-def compile_known(expression: str, flags: int = 0) -> re.Pattern[str]:
-    """Compiles an expression of this file with Python's `re`, whose possessive quantifiers have a bug before 3.11.5.
-
-    Greedy quantifiers find the same matches in these expressions, a little more slowly.
-    """
-    possessive = sys.version_info >= (3, 11, 5)
-    return re.compile(expression if possessive else re.sub(r"([?*+])\+", r"\1", expression), flags)
-
-
 # White space as `regex` and tiktoken define it. Python's `re` also counts \x1c to \x1f as white space.
 SPACE, NON_SPACE = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
 LONG_RUN = re.compile(rf"{SPACE}{{{MAX_RUN}}}|{NON_SPACE}{{{MAX_RUN}}}")
@@ -57,10 +47,10 @@ CHANGE = re.compile(rf"{SPACE}{NON_SPACE}|{NON_SPACE}{SPACE}")
 # includes them. After other characters, which `re` may classify differently, the span continues.
 ALNUM, SYMBOL = "[0-9A-Za-z]", r"[!-/:-@\[-`{-~]"
 SPANS = {
-    PATTERNS["gpt2"]: compile_known(rf"{SPACE}*{NON_SPACE}+|{SPACE}+"),
-    PATTERNS["gpt4"]: compile_known(
-        rf"(?=[\s\S]){SPACE}*+(?:{NON_SPACE}++(?<!{ALNUM})(?<!{SYMBOL})[\r\n]++{SPACE}*+)*+"
-        rf"(?:{NON_SPACE}++(?:(?<={SYMBOL})[\r\n]++)?+)?+"
+    PATTERNS["gpt2"]: re.compile(rf"{SPACE}*{NON_SPACE}+|{SPACE}+"),
+    PATTERNS["gpt4"]: re.compile(
+        rf"(?=[\s\S]){SPACE}*(?:{NON_SPACE}+(?<!{ALNUM})(?<!{SYMBOL})[\r\n]+{SPACE}*)*"
+        rf"(?:{NON_SPACE}+(?:(?<={SYMBOL})[\r\n]+)?)?"
     ),
 }
 SAFE_CUT = re.compile(rf"{ALNUM}(?= )")  # a span ends here with both patterns
@@ -132,10 +122,6 @@ class PretokenCounter:
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
         self.counts: Counter[str] = Counter()  # of spans, or of pretokens
-        self.cut = self.cut_ascii = pattern.compiled.findall
-        if pattern.spans:  # for ASCII the pattern is simple, and `re` is faster than `regex`
-            plain = pattern.expression.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]")
-            self.cut_ascii = compile_known(plain.replace(r"\p{N}", "[0-9]"), re.ASCII).findall
 
     def add(self, texts: Iterable[str]) -> dict[str, int]:
         """Counts the texts. Returns finish()'s result once there are many distinct spans, otherwise {}."""
@@ -154,7 +140,7 @@ class PretokenCounter:
             return counts
         pretokens: dict[str, int] = {}
         for span, count in counts.items():
-            for pretoken in (self.cut_ascii if span.isascii() else self.cut)(span):
+            for pretoken in self.pattern.compiled.findall(span):
                 pretokens[pretoken] = pretokens.get(pretoken, 0) + count
         return pretokens
 
@@ -170,14 +156,14 @@ def count_pretokens(texts: Iterable[str], pattern: Pattern, *, workers: int = 0)
     if len(first) < MIN_POOL_BATCHES or (workers or available_cpus()) < 2:
         counter = PretokenCounter(pattern)
         for batch in chain(first, stream):
-            _add(total, counter.add(batch))
-        _add(total, counter.finish())
+            total.update(counter.add(batch))
+        total.update(counter.finish())
         return total
     with Pool(workers or available_cpus()) as pool:
         # The pool deals items out in turn, so each worker gets one None at the end, and returns its remaining counts.
         work = chain(first, stream, [None] * len(pool.workers))
         for _, counts in pool.map(partial(_count_in_worker, pattern.expression), work):
-            _add(total, counts)
+            total.update(counts)
     return total
 
 
@@ -193,11 +179,6 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _add(total: Counter[str], counts: dict[str, int]) -> None:
-    for pretoken, count in counts.items():
-        total[pretoken] += count
 
 
 def _count_in_worker(expression: str, texts: list[str] | None) -> dict[str, int]:

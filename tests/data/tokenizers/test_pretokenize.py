@@ -44,21 +44,6 @@ def random_runs(source: random.Random) -> str:
     return "".join(source.choice(" \n.aé。") * source.choice(lengths) for _ in range(source.randrange(6)))
 
 
-def test_greedy_quantifiers_find_what_possessive_ones_do(monkeypatch):
-    now = pretokenize.SPANS[PATTERNS["gpt4"]]
-    pretokens = pretokenize.PretokenCounter(Pattern("gpt4")).cut_ascii
-    monkeypatch.setattr(sys, "version_info", (3, 11, 4))
-    before = pretokenize.compile_known(now.pattern)
-    pretokens_before = pretokenize.PretokenCounter(Pattern("gpt4")).cut_ascii
-    assert "++" not in before.pattern
-    source = random.Random(5)
-    for _ in range(3_000):
-        text = random_text(source)
-        assert before.findall(text) == now.findall(text), ascii(text)
-        if text.isascii():
-            assert pretokens_before(text) == pretokens(text), ascii(text)
-
-
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
 def test_the_fast_count_is_exact(name: str) -> None:
     source = random.Random(2)
