@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_DOCUMENT = 8 << 20  # bytes; a longer text is cut, after a paragraph if possible
-TEXT, JSON_LINES, SEPARATED, ROWS, BINARY = "text", "json lines", "separated", "rows", "binary"
+TEXT, JSON_LINES, ROWS, BINARY = "text", "json lines", "rows", "binary"
 
 
 @dataclass(frozen=True)
 class Chunk:
     """A part of a file that holds whole documents.
 
-    Its kind says how to find them: a TEXT is one document, JSON_LINES hold one per line, a SEPARATED text is divided by
-    separator lines, ROWS are a list of texts. A BINARY chunk has none.
+    Its kind says how to find them: a TEXT is one document, or is divided by separator lines; JSON_LINES hold one per
+    line; ROWS are a list of texts. A BINARY chunk has none.
     """
 
     kind: str

@@ -123,26 +123,20 @@ class Corpus:
         """Returns a message for each option that matched nothing in the latest pass."""
         options, found = self.options, []
         if options.separator is not None and not skipped.n_separators:
-            found.append(
-                f"note: document_separator={options.separator!r} equals no line of a text file, so it divides nothing; "
-                "write the whole line (JSON Lines and tables need no separator)"
-            )
+            found.append(f"document_separator={options.separator!r} equals no line of a text; write the whole line")
         if options.text_field != "text" and not self.formats.keys() & {"JSON Lines", "a table"}:
-            found.append(
-                f"note: text_field={options.text_field!r} has no effect: there are no JSON Lines and no tables"
-            )
+            found.append(f"text_field={options.text_field!r} has no effect: there are no JSON Lines and no tables")
         if options.exclude and not self.n_excluded and not skipped.n_filtered:
-            found.append(f"note: exclude={options.exclude!r} matches no name; a pattern must match the whole name")
-        return found
+            found.append(f"exclude={options.exclude!r} matches no name; a pattern must match the whole name")
+        return [f"note: {message}" for message in found]
 
     def check_not_empty(self, n_documents: int, skipped: Skipped) -> None:
         """Raises InputError with the reason if no document was read."""
-        options = self.options
         if n_documents:
             return
-        if (skipped.n_found and options.include) or options.exclude:
-            names = [name for name in ("include", "exclude") if getattr(options, name)]
-            patterns = ", ".join(f"{name}={getattr(options, name)!r}" for name in names)
+        given = {"include": self.options.include, "exclude": self.options.exclude}
+        if (skipped.n_found and given["include"]) or given["exclude"]:
+            patterns = ", ".join(f"{name}={patterns!r}" for name, patterns in given.items() if patterns)
             raise InputError(
                 f"corpus={self.given!r}: none of its {skipped.n_found} documents is left after {patterns} and dropping "
                 "empty ones; a pattern must match the whole name, like 'comedies/*'"
@@ -166,12 +160,8 @@ def documents(
 ) -> Iterator[Document]:
     """Yields the documents of a corpus, read in this process, always in the same order.
 
-    corpus: see Corpus. JSON Lines hold one document per line, in its `text_field`, and a .parquet file one per row;
-    .gz and .zst files are decompressed; in other files, a line that equals document_separator ends a document.
-    include, exclude: patterns on the names of documents or files, in which `*` also matches "/". Hidden and binary
-    files in folders are skipped, as are empty documents and files that this program wrote; `skipped` counts them.
-    invalid_utf8 and max_bad_lines are explained in PrepareConfig. say is called with a line about the formats of the
-    files. Raises InputError if no document is left.
+    corpus: see Corpus. The settings are explained in PrepareConfig. `skipped` counts what was left out; say is called
+    with a line about the formats of the files. Raises InputError if no document is left.
     """
     options = ReadOptions(include, exclude, text_field, document_separator, invalid_utf8)
     skipped, n_documents = skipped or Skipped(), 0

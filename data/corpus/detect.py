@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 from .. import InputError
 from .compressed import compression, open_stream, without_suffix
@@ -27,9 +25,6 @@ SIGNATURES = {  # the first bytes: what the file is, what to do
     b"\xfd7zXZ\0": ("an xz file", "decompress it"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
 }
-STARTS = tuple(SIGNATURES)
-TAR = b"ustar"  # at TAR_POSITION
-TAR_POSITION = 257
 
 
 def head_of(file: File) -> tuple[bytes, bool]:
@@ -45,9 +40,10 @@ def head_of(file: File) -> tuple[bytes, bool]:
 
 def not_text(head: bytes) -> tuple[str, str] | None:
     """Returns (what a file is, what to do with it) if it is certainly not text in UTF-8."""
-    if head.startswith(STARTS):
-        return next(found for signature, found in SIGNATURES.items() if head.startswith(signature))
-    if head.startswith(TAR, TAR_POSITION):
+    for signature, found in SIGNATURES.items():
+        if head.startswith(signature):
+            return found
+    if head.startswith(b"ustar", 257):
         return "a tar archive", "unpack it"
     if encoding := _utf_16(head):
         return UTF_16, f"convert it with iconv -f {encoding} -t UTF-8"
@@ -68,32 +64,21 @@ def _utf_16(head: bytes) -> str:
 
 
 def is_json_lines(file: File, head: bytes) -> bool:
-    """True if the name says so, or if two of the first N_LINES lines that are not blank are JSON objects.
-
-    A file that is one JSON document has fewer, and is text.
-    """
+    """True if the name says so, or if two of the first N_LINES lines that are not blank are JSON objects."""
     if without_suffix(file.name).endswith(JSON_LINES_ENDINGS):
         return True
     if b"{" not in head:
         return False
-    lines = _lines(io.BytesIO(head))
-    if len(head) < HEAD or (len(lines) == N_LINES and lines[-1].endswith(b"\n")):  # no need to open the file again
-        return _n_objects(lines) >= 2
     with open_stream(Path(file.path), place=file.place) as (stream, _):
-        return _n_objects(_lines(stream)) >= 2
+        lines = (line for line in iter(lambda: stream.readline(MAX_LINE), b"") if line.strip())
+        return sum(map(_is_object, islice(lines, N_LINES))) >= 2
 
 
-def _lines(stream: IO[bytes]) -> list[bytes]:
-    """Returns the first lines that are not blank."""
-    return list(islice((line for line in iter(lambda: stream.readline(MAX_LINE), b"") if line.strip()), N_LINES))
-
-
-def _n_objects(lines: list[bytes]) -> int:
-    """Returns how many lines are JSON objects."""
-    n_objects = 0
-    for line in lines:
-        if line.lstrip(b" \t\xef\xbb\xbf").startswith(b"{"):
-            with suppress(InputError):
-                json_object(line.decode(errors="replace").removeprefix("\ufeff"), "")
-                n_objects += 1
-    return n_objects
+def _is_object(line: bytes) -> bool:
+    if not line.lstrip(b" \t\xef\xbb\xbf").startswith(b"{"):
+        return False
+    try:
+        json_object(line.decode(errors="replace").removeprefix("\ufeff"), "")
+        return True
+    except InputError:
+        return False

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import InputError
-from .chunks import BINARY, JSON_LINES, MAX_DOCUMENT, ROWS, SEPARATED, Chunk, separator_spans, split_long
+from .chunks import BINARY, JSON_LINES, MAX_DOCUMENT, ROWS, Chunk, separator_spans, split_long
 from .jsonl import json_object, text_of
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -61,18 +61,16 @@ class Skipped:
     n_filtered: int = 0  # documents that include and exclude left out
 
     def add(self, name: str, reason: str, n_bytes: int) -> None:
-        count = self.counts.setdefault(reason, [0, 0])
-        count[0] += 1
-        count[1] += n_bytes
+        documents, size = self.counts.get(reason, [0, 0])
+        self.counts[reason] = [documents + 1, size + n_bytes]
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(f"{name} ({reason})")
 
     def merge(self, later: Skipped, *, max_bad_lines: int) -> None:
         """Adds the counts of a later part of the corpus. Raises InputError at bad line number max_bad_lines + 1."""
         for reason, (documents, n_bytes) in later.counts.items():
-            count = self.counts.setdefault(reason, [0, 0])
-            count[0] += documents
-            count[1] += n_bytes
+            before = self.counts.get(reason, [0, 0])
+            self.counts[reason] = [before[0] + documents, before[1] + n_bytes]
         self.examples += later.examples[: MAX_EXAMPLES - len(self.examples)]
         self.n_found += later.n_found
         self.n_separators += later.n_separators
@@ -104,14 +102,12 @@ class Skipped:
 
 def matches(name: str, patterns: Patterns, *, default: bool) -> bool:
     """True if a name matches any of the patterns; `default` if there are none."""
-    if not patterns:
-        return default
-    return _compiled(patterns if isinstance(patterns, str) else tuple(patterns)).match(name) is not None
+    return _compiled(tuple(_as_list(patterns))).match(name) is not None if patterns else default
 
 
 @lru_cache
-def _compiled(patterns: str | tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(translate, [patterns] if isinstance(patterns, str) else patterns)))
+def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, patterns)))
 
 
 def is_selected(name: str, file: str, options: ReadOptions) -> bool:
@@ -127,10 +123,8 @@ def may_be_selected(file: str, *, include: Patterns) -> bool:
     A colon says that a pattern is meant for documents within files, as in "*.jsonl:1*"; the part before it must match
     the name of the file.
     """
-    documents = [pattern for pattern in _as_list(include) if ":" in pattern]
-    return matches(file, include, default=True) or matches(
-        file, [pattern.rpartition(":")[0] for pattern in documents], default=False
-    )
+    files = [pattern.rpartition(":")[0] for pattern in _as_list(include) if ":" in pattern]
+    return matches(file, include, default=True) or matches(file, files, default=False)
 
 
 def is_excluded_folder(folder: str, *, exclude: Patterns) -> bool:
@@ -166,55 +160,37 @@ def _texts(chunk: Chunk, options: ReadOptions, skipped: Skipped) -> Iterator[tup
     if chunk.kind == BINARY:
         skipped.add(chunk.name, chunk.reason, chunk.n_bytes)
         return
-    content = _content(chunk)
+    content = chunk.content
+    if content is None:
+        try:
+            content = Path(chunk.path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{chunk.path}: {error.strerror or error}; check the path and its permissions") from None
     if chunk.line == 1:
         content = content.removeprefix(BYTE_ORDER_MARK)
     if chunk.kind == JSON_LINES:
         yield from _json_texts(content, chunk, options, skipped)
-        return
-    if not chunk.explicit and b"\0" in content:
+    elif not chunk.explicit and b"\0" in content:
         skipped.add(chunk.name, NOT_TEXT, len(content))
-        return
-    if chunk.kind == SEPARATED:
-        documents = _split_at_separators(content, chunk, (options.separator or "").encode(), skipped)
     else:
-        documents = _split_text(content, chunk)
-    for name, line, document in documents:
-        text = _decode(document, name, line, chunk, options, skipped)
-        if text is not None:
-            yield name, text
+        for name, line, document in _split_text(content, chunk, options, skipped):
+            text = _decode(document, name, line, chunk, options, skipped)
+            if text is not None:
+                yield name, text
 
 
-def _content(chunk: Chunk) -> bytes:
-    if chunk.content is not None:
-        return chunk.content
-    try:
-        return Path(chunk.path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{chunk.path}: {error.strerror or error}; check the path and its permissions") from None
-
-
-def _split_text(content: bytes, chunk: Chunk) -> Iterator[tuple[str, int, bytes]]:
-    """Yields (name, line, content) of each document in a text. A document that is not a whole file is named by its
-    line.
-    """
-    whole_file = chunk.whole and len(content) <= MAX_DOCUMENT
-    line = chunk.line
-    for document in split_long(content):
-        yield chunk.name if whole_file else f"{chunk.name}:{line}", line, document
-        line += document.count(b"\n")
-
-
-def _split_at_separators(
-    content: bytes, chunk: Chunk, separator: bytes, skipped: Skipped
+def _split_text(
+    content: bytes, chunk: Chunk, options: ReadOptions, skipped: Skipped
 ) -> Iterator[tuple[str, int, bytes]]:
-    start, line = 0, chunk.line
-    spans = list(separator_spans(content, separator))
+    """Yields (name, line, content) of each document in a text. A part of a file has its line in its name."""
+    spans = list(separator_spans(content, options.separator.encode())) if options.separator else []
     skipped.n_separators += len(spans)
+    whole_file = not options.separator and chunk.whole and len(content) <= MAX_DOCUMENT
+    start, line = 0, chunk.line
     for stop, next_start in [*spans, (len(content), len(content))]:
-        if stop > start:
+        if stop > start or whole_file:
             for document in split_long(content[start:stop]):
-                yield f"{chunk.name}:{line}", line, document
+                yield chunk.name if whole_file else f"{chunk.name}:{line}", line, document
                 line += document.count(b"\n")
         line, start = line + content.count(b"\n", stop, next_start), next_start
 
@@ -273,16 +249,11 @@ def _decode(content: bytes, name: str, line: int, chunk: Chunk, options: ReadOpt
         if not is_selected(name, chunk.name, options):
             return None
         policy = options.invalid_utf8
-        if policy == "auto":
-            policy = "refuse" if chunk.explicit else "skip"
-        if policy == "refuse":
+        if policy == "refuse" or (policy == "auto" and chunk.explicit):
             line += content.count(b"\n", 0, error.start)
             raise InputError(
                 f"{chunk.path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; convert it (iconv), or set "
                 "invalid_utf8= to skip or replace"
             ) from None
-    if policy == "skip":
-        skipped.add(name, NOT_UTF8, len(content))
-        return None
-    skipped.add(name, REPLACED, len(content))
-    return content.decode(errors="replace")
+    skipped.add(name, REPLACED if policy == "replace" else NOT_UTF8, len(content))
+    return content.decode(errors="replace") if policy == "replace" else None

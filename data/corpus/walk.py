@@ -6,10 +6,11 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .. import InputError
-from .own_files import OWN, is_only_own, is_own_folder, own_files, visible_names
+from .own_files import OWN, is_only_own, is_own_folder, own_files
 
 # Reasons to leave something out.
 BROKEN_LINK = "link to a missing file"
@@ -39,11 +40,15 @@ class File:
 class Walk:
     """The files and folders below `root`, except hidden ones. Enters each folder once.
 
-    prune(name, with a slash at its end) tells which folders not to enter. A root that this program wrote is read.
+    prune(name, with a slash at its end) tells which folders not to enter. pattern: the parts of a glob pattern that the
+    names must match, like ("**", "*.txt"). A root that this program wrote is read.
     """
 
-    def __init__(self, root: str, *, prune: Callable[[str], bool] = lambda name: False) -> None:
-        self.root, self.real_root, self.prune = root, os.path.realpath(root), prune
+    def __init__(
+        self, root: str, *, prune: Callable[[str], bool] = lambda name: False, pattern: tuple[str, ...] = ("**", "*")
+    ) -> None:
+        self.root, self.real_root, self.prune, self.pattern = root, os.path.realpath(root), prune, pattern
+        self.hidden = any(part.startswith(".") for part in pattern)
         self.entered: set[tuple[int, int]] = set()  # device and inode
         self.skip_own = True
 
@@ -59,7 +64,7 @@ class Walk:
         own = own_files(folder, names) if self.skip_own else set()
         for entry, is_folder, problem in entries:
             name = f"{prefix}{entry.name}" + "/" * is_folder
-            if is_folder and self.prune(name):
+            if not _matches(name, self.pattern) or (is_folder and self.prune(name)):
                 continue
             if problem:
                 yield File(entry.path, name, 0, left_out=problem)
@@ -70,22 +75,14 @@ class Walk:
             else:
                 yield from self.files(entry.path, name)
 
-    def folders(self, folder: str | None = None) -> Iterator[str]:
-        """Yields the root and the paths of all folders below it."""
-        folder = self.root if folder is None else folder
-        entries, _ = self._enter(folder)
-        yield folder
-        for entry, is_folder, _ in entries:
-            if is_folder and not self._why_not_enter(entry):
-                yield from self.folders(entry.path)
-
     def _enter(self, folder: str) -> tuple[list[tuple[os.DirEntry[str], bool, str]], set[str]]:
         """Returns (entry, whether it is a folder, reason to leave it out) in order, and the names of the entries."""
         try:
             status = os.stat(folder)
             self.entered.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as scan:
-                found = [(entry, *_kind(entry)) for entry in scan if not entry.name.startswith(".")]
+                visible = [entry for entry in scan if self.hidden or not entry.name.startswith(".")]
+                found = [(entry, *_kind(entry)) for entry in visible]
         except OSError as error:
             advice = "make it readable, or leave it out with exclude="
             raise InputError(f"{error.filename}: {error.strerror}; {advice}") from None
@@ -103,9 +100,8 @@ class Walk:
             return ""
         if os.path.commonpath([self.real_root, target]) == target:
             return ENCLOSING_FOLDER
-        if os.path.commonpath([self.real_root, target]) == self.real_root:
-            is_hidden = any(part.startswith(".") for part in Path(os.path.relpath(target, self.real_root)).parts)
-            return "" if is_hidden else REPEATED_FOLDER
+        if os.path.commonpath([self.real_root, target]) == self.real_root:  # read there, unless hidden or not matched
+            return REPEATED_FOLDER if _matches(os.path.relpath(target, self.real_root) + "/", self.pattern) else ""
         return ""
 
 
@@ -121,40 +117,23 @@ def _kind(entry: os.DirEntry[str]) -> tuple[bool, str]:
     return False, BROKEN_LINK if entry.is_symlink() else SPECIAL_FILE
 
 
-def files_matching(pattern: Path) -> Iterator[File]:
+def _matches(name: str, pattern: tuple[str, ...]) -> bool:
+    """True if the name of a file matches a pattern, or if files in a folder (whose name ends in a slash) may match."""
+    first, slash, rest = name.partition("/")
+    if not first:
+        return bool(pattern)
+    if not pattern:
+        return False
+    if pattern[0] == "**" and (_matches(name, pattern[1:]) or (first[0] != "." and slash and _matches(rest, pattern))):
+        return True
+    if pattern[0] == "**" or not fnmatchcase(first, pattern[0]) or (first[0] == "." != pattern[0][0]):
+        return False
+    return _matches(rest, pattern[1:]) if slash else len(pattern) == 1
+
+
+def files_matching(pattern: Path, *, prune: Callable[[str], bool] = lambda name: False) -> Iterator[File]:
     """Yields the files that match a glob pattern, sorted; their names are relative to its part without wildcards."""
     root = next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
-    own_folders: dict[Path, bool] = {}
-    own: dict[Path, set[str]] = {}
-    if is_only_own(str(root), visible_names(root)):
-        own[root] = set()
-    for path in sorted(Path(found) for found in _expand(pattern)):
-        name = path.relative_to(root).as_posix()
-        if path.is_symlink() and not path.exists():
-            yield File(str(path), name, 0, left_out=BROKEN_LINK)
-        if not path.is_file():
-            continue
-        for folder in reversed(path.parents[: len(path.relative_to(root).parts) - 1]):
-            if folder not in own_folders:
-                own_folders[folder] = is_own_folder(str(folder), visible_names(folder))
-                if own_folders[folder]:
-                    yield File(str(folder), f"{folder.relative_to(root).as_posix()}/", 0, left_out=OWN)
-            if own_folders[folder]:
-                break
-        else:
-            if path.parent not in own:
-                own[path.parent] = own_files(str(path.parent), visible_names(path.parent))
-            yield File(str(path), name, path.stat().st_size, left_out=OWN if path.name in own[path.parent] else "")
-
-
-def _expand(pattern: Path) -> set[str]:
-    """Like glob.glob with recursive=True, except that `**` enters each folder once, however the links lead."""
-    if "**" not in pattern.parts:
-        return set(glob.glob(str(pattern)))
-    position = pattern.parts.index("**")
-    head, tail = Path(*pattern.parts[:position]), pattern.parts[position + 1 :] or ("*",)
-    found: set[str] = set()
-    for root in filter(os.path.isdir, glob.glob(str(head))):
-        for folder in Walk(root).folders():
-            found |= _expand(Path(glob.escape(folder), *tail))
-    return found
+    parts = pattern.relative_to(root).parts
+    if root.is_dir():
+        yield from Walk(str(root), prune=prune, pattern=(*parts, "*") if parts[-1] == "**" else parts).files()

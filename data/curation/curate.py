@@ -15,7 +15,7 @@ import regex
 
 from . import characters
 
-_CONTROL = regex.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]+")  # U+FEFF: byte order marks of concatenated files
+_CONTROL = regex.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")  # U+FEFF: byte order marks of concatenated files
 
 
 @dataclass
@@ -45,22 +45,18 @@ class CurateConfig:
     def validate(self) -> list[str]:
         """Returns the errors in the settings, one line each."""
         found = []
-        for name in ("min_letters", "max_digits", "max_symbols", "max_repeated_lines", "max_mojibake"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                found.append(f"curate.{name}={share} must be between 0 and 1, or null")
+        shares = ("min_letters", "max_digits", "max_symbols", "max_repeated_lines", "max_mojibake")
+        for name in (*shares, "min_characters", "max_characters", "line_copies"):
+            value = getattr(self, name)
+            if value is not None and name in shares and not 0 <= value <= 1:
+                found.append(f"curate.{name}={value} must be between 0 and 1, or null")
+            if value is not None and name not in shares and value < 1:
+                found.append(f"curate.{name}={value} must be at least 1, or null")
+        low, high = self.min_characters, self.max_characters
+        if low and high and low > high:
+            found.append(f"curate.min_characters={low} is more than max_characters={high}")
         if not 0.3 <= self.similarity <= 1:
-            found.append(
-                f"curate.similarity={self.similarity} must be between 0.3 and 1; lower, different texts would match"
-            )
-        for name in ("min_characters", "max_characters", "line_copies"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                found.append(f"curate.{name}={number} must be at least 1, or null")
-        if self.min_characters and self.max_characters and self.min_characters > self.max_characters:
-            found.append(
-                f"curate.min_characters={self.min_characters} is more than max_characters={self.max_characters}"
-            )
+            found.append(f"curate.similarity={self.similarity} must be between 0.3 (else different texts match) and 1")
         if not all(isinstance(pattern, str) and pattern.strip("*? \t") for pattern in self.patterns()):
             given = json.dumps(self.drop_lines)
             found.append(f"curate.drop_lines={given} must be a pattern or a list of patterns, with more than * and ?")
@@ -80,22 +76,23 @@ def clean(text: str, config: CurateConfig) -> tuple[str, Cleaned]:
     For repaired mojibake, the bytes are the difference in the text's length.
     """
     removed: Cleaned = {}
+    before = text
     if config.repair_mojibake:
-        repaired, count = characters.repair_mojibake(text)
+        text, count = characters.repair_mojibake(text)
         if count:
-            removed["repair_mojibake"] = count, _size(text) - _size(repaired)
-            text = repaired
+            removed["repair_mojibake"] = count, _size(before) - _size(text)
+    before = text
     if config.control_characters:
-        without = _CONTROL.sub("", text)
-        if len(without) < len(text):
-            removed["control_characters"] = len(text) - len(without), _size(text) - _size(without)
-            text = without
+        text, count = _CONTROL.subn("", text)
+        if count:
+            removed["control_characters"] = count, _size(before) - _size(text)
     if config.drop_lines or config.line_copies:
         text = _without_lines(text, config, removed)
     return text, removed
 
 
 def _without_lines(text: str, config: CurateConfig, removed: Cleaned) -> str:
+    """Applies drop_lines and line_copies, and counts in `removed`."""
     pattern = regex.compile("|".join(map(translate, config.patterns()))) if config.drop_lines else None
     seen: Counter[str] = Counter()
     kept = []
@@ -137,14 +134,14 @@ def refuse(text: str, config: CurateConfig) -> str | None:
             return "max_digits"
         if config.max_symbols is not None and symbols > config.max_symbols:
             return "max_symbols"
-    if config.max_repeated_lines is not None and repeated_lines(text) > config.max_repeated_lines:
+    if config.max_repeated_lines is not None and _repeated_lines(text) > config.max_repeated_lines:
         return "max_repeated_lines"
     if config.max_mojibake is not None and characters.count_mojibake(text) > config.max_mojibake * len(text):
         return "max_mojibake"
     return None
 
 
-def repeated_lines(text: str) -> float:
+def _repeated_lines(text: str) -> float:
     """Returns the share of a document's non-empty lines that repeat an earlier one."""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     return 1 - len(set(lines)) / len(lines) if lines else 0.0

@@ -39,13 +39,15 @@ class Copy(NamedTuple):
 
 
 def signature(text: str, config: CurateConfig) -> bytes | None:
-    """Returns a document's signature: SIGNATURE bytes, all zero if it is too short; None if near_duplicates is off.
-
-    Needs the package rensa.
-    """
+    """Returns a document's signature: SIGNATURE bytes, all zero if it is too short; None if near_duplicates is off."""
     if not config.near_duplicates:
         return None
-    minima = _rensa().RMinHash.digest_matrix_from_flat_token_hashes
+    try:
+        from rensa import RMinHash
+    except ImportError:
+        message = "curate.near_duplicates=true needs the package rensa: pip install -e '.[curate]', or leave it false"
+        raise InputError(message) from None
+    minima = RMinHash.digest_matrix_from_flat_token_hashes
     lowest, shingles = np.full(SIGNATURE, 2**32 - 1, np.uint32), 0
     for start in range(0, len(text), PIECE):
         hashes = shingle_hashes(text[start : start + PIECE])
@@ -91,44 +93,43 @@ def duplicates(
     """
     order = np.argsort(~np.asarray(is_val, bool), kind="stable")  # rank in the comparison -> position
     found: dict[int, Copy] = {}
-    gone: set[int] = set()  # ranks of documents that are removed, or are exact copies
-    in_training: dict[int, int] = {}  # rank of a validation document -> rank of its first copy in training that stays
-    for earlier, later in exact_pairs(digests, order):
-        copy = _copy("duplicate", int(order[earlier]), int(order[later]), is_val, config)
-        if config.exact_duplicates and not copy.removed and in_training.setdefault(earlier, later) != later:
-            copy = _copy("duplicate", int(order[in_training[earlier]]), int(order[later]), is_val, config)
-        found[int(order[later])] = copy
-        gone.add(later)
+    gone: set[int] = set()  # positions of documents that are removed, or are exact copies
+    in_training: dict[int, int] = {}  # validation document -> its first copy in training that stays
+
+    def copy_of(original: int, copy: int, *, near: bool) -> Copy:
+        if is_val[original] and not is_val[copy]:
+            return Copy("near copy in validation" if near else "in validation", original, config.overlap)
+        return Copy("near duplicate" if near else "duplicate", original, near or config.exact_duplicates)
+
+    for first, position in exact_pairs(digests, order):
+        found[position] = copy_of(first, position, near=False)
+        if (
+            config.exact_duplicates
+            and not found[position].removed
+            and in_training.setdefault(first, position) != position
+        ):
+            found[position] = copy_of(in_training[first], position, near=False)
+        gone.add(position)
     if signatures is not None and len(order):
         for earlier, later in near_pairs(signatures, order, config.similarity):
-            if earlier not in gone and later not in gone:
-                copy = _copy("near", int(order[earlier]), int(order[later]), is_val, config)
-                found[int(order[later])] = copy
-                if copy.removed:
-                    gone.add(later)
+            first, position = int(order[earlier]), int(order[later])
+            if first not in gone and position not in gone:
+                found[position] = copy_of(first, position, near=True)
+                if found[position].removed:
+                    gone.add(position)
         for position, copy in found.items():  # an exact copy that was kept is removed with its original
-            if not copy.removed and (first := found.get(copy.original)) and first.removed:
-                found[position] = _copy("near", first.original, position, is_val, config)
+            if not copy.removed and copy.original in found and found[copy.original].removed:
+                found[position] = copy_of(found[copy.original].original, position, near=True)
     return found
 
 
-def _copy(kind: str, earlier: int, later: int, is_val: np.ndarray, config: CurateConfig) -> Copy:
-    near = kind == "near"
-    if is_val[earlier] and not is_val[later]:
-        return Copy("near copy in validation" if near else "in validation", earlier, config.overlap)
-    return Copy("near duplicate" if near else "duplicate", earlier, near or config.exact_duplicates)
-
-
 def exact_pairs(digests: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yields (first, later) ranks of documents with equal digests."""
-    halves = np.ascontiguousarray(digests[:, :16]).view(np.uint64)[order]
-    by_digest = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal ones stays first
-    new = np.append(True, (halves[by_digest[1:]] != halves[by_digest[:-1]]).any(axis=1))[: len(order)]
-    first = by_digest[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
-    again = np.sort(by_digest[~new])
-    first_of = np.empty(len(order), np.int64)
-    first_of[by_digest] = first
-    yield from zip(first_of[again].tolist(), again.tolist(), strict=True)
+    """Yields the positions (first, later) of documents with equal digests, in the given order."""
+    keys = np.ascontiguousarray(digests[:, :16]).view("S16")[order, 0]
+    _, firsts, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    first = firsts[inverse]
+    later = np.flatnonzero(first != np.arange(len(order)))
+    yield from zip(order[first[later]].tolist(), order[later].tolist(), strict=True)
 
 
 def near_pairs(signatures: np.ndarray, order: np.ndarray, similarity: float) -> Iterator[tuple[int, int]]:
@@ -181,13 +182,3 @@ def _mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> 30)) * 0xBF58476D1CE4E5B9
     values = (values ^ (values >> 27)) * 0x94D049BB133111EB
     return values ^ (values >> 31)
-
-
-def _rensa():
-    try:
-        import rensa
-    except ImportError:
-        raise InputError(
-            "curate.near_duplicates=true needs the package rensa: pip install -e '.[curate]', or leave it false"
-        ) from None
-    return rensa

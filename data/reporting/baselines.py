@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import lzma
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
-import regex
 
 from ..tokenizers.build import Tokenizer
 
@@ -19,7 +16,6 @@ REPORT_TOKENS = 300_000  # of a split that the report's baselines use
 PIECES = 64  # that a sample of a split consists of
 MAX_BYTES = 400_000  # of text to compress: xz takes about a fifth of a second for them
 VERBATIM_BYTES, VERBATIM_PIECES = 200, 400  # length and number of the validation passages to look for in training text
-_WORD = regex.compile(r"[\p{L}\p{M}]+")
 
 
 class TokenStream(Protocol):
@@ -38,9 +34,9 @@ def baseline_losses(train: TokenStream, val: TokenStream | None, *, vocab_size: 
     uniform: all tokens equally likely, ln V. unigram: relative frequencies, with one added to each count. bigram:
     frequencies after the previous token, interpolated with the unigram (Witten and Bell 1991).
     """
-    pieces = sample(train)
-    losses = counting_losses(pieces, pieces if val is None else sample(val), vocab_size=vocab_size)
-    return {"uniform": math.log(vocab_size)} | losses
+    pieces = sample(train, max_tokens=MAX_TOKENS)
+    targets = pieces if val is None else sample(val, max_tokens=MAX_TOKENS)
+    return {"uniform": math.log(vocab_size)} | counting_losses(pieces, targets, vocab_size=vocab_size)
 
 
 def counting_losses(
@@ -49,28 +45,23 @@ def counting_losses(
     """Returns the losses of `unigram` and `bigram`, counted on `pieces` and scored on `targets`: lists of ids (n,)."""
     counts = np.bincount(np.concatenate(pieces), minlength=vocab_size) + 1
     unigram = counts / counts.sum()
-    counted = np.concatenate([pair_ids(piece, vocab_size) for piece in pieces])
-    pairs, pair_counts = np.unique(counted, return_counts=True)
+    pairs, pair_counts = np.unique(_pairs(pieces, vocab_size), return_counts=True)
     firsts = pairs // vocab_size
     n_followers = np.bincount(firsts, weights=pair_counts, minlength=vocab_size)
     n_different = np.bincount(firsts, minlength=vocab_size)  # different followers
 
-    scored = np.concatenate([pair_ids(piece, vocab_size) for piece in targets])
+    scored = _pairs(targets, vocab_size)
     index = np.minimum(np.searchsorted(pairs, scored), len(pairs) - 1)
     times = np.where(pairs[index] == scored, pair_counts[index], 0)
     first, second = scored // vocab_size, scored % vocab_size
     total = n_followers[first] + n_different[first]
     interpolated = (times + n_different[first] * unigram[second]) / np.maximum(total, 1)
     bigram = np.where(total > 0, interpolated, unigram[second])
-    return {
-        "unigram": float(-np.log(unigram[second]).mean()),
-        "bigram": float(-np.log(bigram).mean()),
-    }
+    return {"unigram": float(-np.log(unigram[second]).mean()), "bigram": float(-np.log(bigram).mean())}
 
 
-def sample(split: TokenStream, *, max_tokens: int | None = None) -> list[np.ndarray]:
-    """Returns a split's ids, or PIECES evenly spaced pieces if it has more than max_tokens (None: MAX_TOKENS)."""
-    max_tokens = max_tokens or MAX_TOKENS
+def sample(split: TokenStream, *, max_tokens: int) -> list[np.ndarray]:
+    """Returns a split's ids, or PIECES evenly spaced pieces if it has more than max_tokens."""
     if split.n_tokens <= max_tokens:
         return [split.tokens[:].astype(np.int64)]
     length = max_tokens // PIECES
@@ -78,9 +69,9 @@ def sample(split: TokenStream, *, max_tokens: int | None = None) -> list[np.ndar
     return [split.tokens[start : start + length].astype(np.int64) for start in starts]
 
 
-def pair_ids(ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Returns each pair of adjacent ids as one number, (n - 1,)."""
-    return ids[:-1] * vocab_size + ids[1:]
+def _pairs(pieces: Sequence[np.ndarray], vocab_size: int) -> np.ndarray:
+    """Returns each pair of adjacent ids in the pieces as one number, (n,)."""
+    return np.concatenate([piece[:-1] * vocab_size + piece[1:] for piece in pieces])
 
 
 def corpus_baselines(
@@ -88,31 +79,25 @@ def corpus_baselines(
 ) -> dict[str, Any]:
     """Returns baselines in bits/byte for samples of the training and the validation tokens: lists of ids (n,).
 
-    gzip, xz: compressed training text. xz_val: compressed validation text. xz_val_after: the bits that validation text
-    adds when it is compressed after training text. unigram, bigram: see baseline_losses(). Also `val_verbatim`: see
-    verbatim(); and `word_tokens`: the number of tokens that are whole words of the text.
+    xz: compressed training text. xz_val: compressed validation text. xz_val_after: the bits that validation text adds
+    when it is compressed after training text. unigram, bigram: see baseline_losses(). val_verbatim: see verbatim().
     """
-    train_text, val_text = (_text(pieces, tokenizer) for pieces in (train, val or []))
-    first, held_out = train_text[:MAX_BYTES], val_text[: MAX_BYTES // 4]
-    with ThreadPoolExecutor() as threads:  # compressors release the interpreter lock
-        gzipped = threads.submit(gzip.compress, first, 9)
-        sizes = threads.map(_xz_size, (first, held_out, first + held_out))
-        targets, n_bytes = (train, len(train_text)) if val is None else (val, len(val_text))
-        losses = counting_losses(train, targets, vocab_size=tokenizer.vocab_size)
+    train_text, val_text = (
+        b"".join(tokenizer.decode_bytes(piece[piece != tokenizer.end_id]) for piece in pieces)
+        for pieces in (train, val or [])
+    )
+    targets, n_bytes = (train, len(train_text)) if val is None else (val, len(val_text))
+    losses = counting_losses(train, targets, vocab_size=tokenizer.vocab_size)
     to_bits_per_byte = max(1, sum(piece.size - 1 for piece in targets)) / max(1, n_bytes) / math.log(2)
-    found: dict[str, Any] = {"train_bytes": len(train_text), "val_bytes": len(val_text)}
-    found |= {name: losses[name] * to_bits_per_byte for name in ("unigram", "bigram")}
-    found |= {"compressed_bytes": min(len(train_text), MAX_BYTES)}
-    train_size, val_size, both_size = sizes
-    found["gzip"] = 8 * len(gzipped.result()) / max(1, len(first))
+    found: dict[str, Any] = {name: loss * to_bits_per_byte for name, loss in losses.items()}
+    first, held_out = train_text[:MAX_BYTES], val_text[: MAX_BYTES // 4]
+    found |= {"train_bytes": len(train_text), "val_bytes": len(val_text), "compressed_bytes": len(first)}
+    train_size = _xz_size(first)
     found["xz"] = 8 * train_size / max(1, len(first))
     if held_out:
-        found["xz_val"] = 8 * val_size / len(held_out)
-        found["xz_val_after"] = 8 * (both_size - train_size) / len(held_out)
+        found["xz_val"] = 8 * _xz_size(held_out) / len(held_out)
+        found["xz_val_after"] = 8 * (_xz_size(first + held_out) - train_size) / len(held_out)
         found["val_verbatim"] = verbatim(val_text, train_text)
-    words = set(_WORD.findall((train_text + val_text).decode("utf-8", "replace")))
-    tokens = [tokenizer.token_bytes(id).decode("utf-8", "replace").strip(" ▁") for id in range(tokenizer.vocab_size)]
-    found["word_tokens"] = sum(token in words for token in tokens)
     return found
 
 
@@ -120,10 +105,6 @@ def verbatim(text: bytes, other: bytes) -> float:
     """Returns the fraction of evenly spaced passages of `text`, each of VERBATIM_BYTES, that `other` contains too."""
     starts = np.linspace(0, max(0, len(text) - VERBATIM_BYTES), VERBATIM_PIECES).astype(int).tolist()
     return sum(text[start : start + VERBATIM_BYTES] in other for start in starts) / VERBATIM_PIECES
-
-
-def _text(pieces: Sequence[np.ndarray], tokenizer: Tokenizer) -> bytes:
-    return b"".join(tokenizer.decode_bytes(piece[piece != tokenizer.end_id]) for piece in pieces)
 
 
 def _xz_size(content: bytes) -> int:

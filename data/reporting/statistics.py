@@ -29,7 +29,7 @@ class Statistics:
     def __init__(self, vocab_size: int, *, sample_fraction: float = 1.0) -> None:
         self.sample_fraction = sample_fraction
         self.documents = self.bytes = self.tokens = 0
-        self.sources: dict[str, list[int]] = {}  # name -> documents, bytes, tokens
+        self.sources: dict[str, np.ndarray] = {}  # name -> documents, bytes, tokens
         self.lengths = np.zeros((2, 64 * BINS_PER_OCTAVE), np.int64)  # documents and tokens, by log2 of tokens
         self.longest: list[tuple[int, str]] = []  # heap of (bytes, name)
         self.shortest: list[tuple[int, str]] = []  # heap of (-bytes, name)
@@ -46,7 +46,7 @@ class Statistics:
         self.bytes += n_bytes
         self.tokens += ids.size
         np.add.at(self.token_counts, ids, 1)
-        self._count_source(source, [1, n_bytes, ids.size])
+        self._count_source(source, np.array([1, n_bytes, ids.size]))
         self.lengths[:, int(BINS_PER_OCTAVE * math.log2(max(1, ids.size)))] += 1, ids.size
         keep_largest(self.longest, (n_bytes, document.name))
         keep_largest(self.shortest, (-n_bytes, document.name))
@@ -62,16 +62,18 @@ class Statistics:
 
     def lost(self) -> dict[str, dict[str, int]]:
         """Returns these counts for index.json and report.json, the most frequent first."""
-        counts = {"unknown_characters": self.unknown, "special_tokens_as_text": self.special}
-        return {name: dict(counter.most_common()) for name, counter in counts.items()}
+        return {
+            "unknown_characters": dict(self.unknown.most_common()),
+            "special_tokens_as_text": dict(self.special.most_common()),
+        }
 
     def merge(self, other: Statistics) -> None:
         """Adds another process's statistics of the same split."""
         self.documents += other.documents
         self.bytes += other.bytes
         self.tokens += other.tokens
-        for source, numbers in other.sources.items():
-            self._count_source(source, numbers)
+        for source, sizes in other.sources.items():
+            self._count_source(source, sizes)
         for item in other.longest:
             keep_largest(self.longest, item)
         for item in other.shortest:
@@ -82,15 +84,6 @@ class Statistics:
         self.unknown.update(other.unknown)
         self.special.update(other.special)
 
-    def __getstate__(self) -> dict[str, Any]:
-        used = np.flatnonzero(self.token_counts)  # a block uses a small part of a large vocabulary
-        return self.__dict__ | {"token_counts": (self.token_counts.size, used, self.token_counts[used])}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        size, used, counts = state["token_counts"]
-        self.__dict__.update(state | {"token_counts": np.zeros(size, np.int64)})
-        self.token_counts[used] = counts
-
     def to_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Returns everything as numbers, lists and strings for report.json."""
         names = ("documents", "bytes", "tokens")
@@ -98,10 +91,10 @@ class Statistics:
             "documents": self.documents,
             "bytes": self.bytes,
             "tokens": self.tokens,
-            "sources": {source: dict(zip(names, row, strict=True)) for source, row in self.sources.items()},
+            "sources": {name: dict(zip(names, sizes.tolist(), strict=True)) for name, sizes in self.sources.items()},
             "lengths": [
-                {"at_least": 2 ** (place / BINS_PER_OCTAVE), "documents": int(documents), "tokens": int(tokens)}
-                for place, (documents, tokens) in enumerate(self.lengths.T)
+                {"at_least": 2 ** (place / BINS_PER_OCTAVE), "documents": documents, "tokens": tokens}
+                for place, (documents, tokens) in enumerate(self.lengths.T.tolist())
                 if documents
             ],
             "longest": [{"name": name, "bytes": n_bytes} for n_bytes, name in sorted(self.longest, reverse=True)],
@@ -111,27 +104,21 @@ class Statistics:
         } | self.lost()
 
     def _vocabulary(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        counts = self.token_counts
-        order = np.argsort(-counts, kind="stable")
-        used = int((counts > 0).sum())
+        counts = np.sort(self.token_counts)[::-1]
+        used = int(np.count_nonzero(counts))
         ranks = np.unique(np.geomspace(1, max(1, used), 200).astype(int)).tolist() if used else []
-        spelled = {number: tokenizer.token_bytes(number) for number in np.flatnonzero(counts).tolist()}
-        longest = nlargest(10, spelled, key=lambda number: (len(spelled[number]), -number))
-        share = counts[counts > 0] / max(1, counts.sum())
+        spelled = {id: tokenizer.token_bytes(id) for id in np.flatnonzero(self.token_counts).tolist()}
+        longest = nlargest(10, spelled, key=lambda id: (len(spelled[id]), -id))
         return {
-            "size": int(counts.size),
+            "size": counts.size,
             "used": used,
-            "under_100": int(((counts > 0) & (counts < 100)).sum()),
-            "entropy": float(-(share * np.log2(share)).sum()),  # bits per token
-            "ranks": [[rank, int(counts[order[rank - 1]])] for rank in ranks],
-            "longest": [{"text": shown(spelled[number]), "times": int(counts[number])} for number in longest],
+            "under_100": int((counts[:used] < 100).sum()),
+            "ranks": [[rank, int(counts[rank - 1])] for rank in ranks],
+            "longest": [
+                {"text": spelled[id].decode("utf-8", "backslashreplace"), "times": int(self.token_counts[id])}
+                for id in longest
+            ],
         }
 
-    def _count_source(self, source: str, numbers: list[int]) -> None:
-        before = self.sources.get(source, [0, 0, 0])
-        self.sources[source] = [a + b for a, b in zip(before, numbers, strict=True)]
-
-
-def shown(token: bytes) -> str:
-    """Returns a token's bytes as text, with \\x.. for bytes that are not UTF-8."""
-    return token.decode("utf-8", "backslashreplace")
+    def _count_source(self, source: str, sizes: np.ndarray) -> None:
+        self.sources[source] = self.sources.get(source, 0) + sizes

@@ -72,7 +72,7 @@ def test_links_to_nothing_and_special_files_are_counted(notes):
     os.mkfifo(notes / "pipe")
     expected = dict.fromkeys(("gone.txt", "circle", "through a file"), BROKEN_LINK)
     assert read(notes) == (["a.txt", "sub/b.txt"], expected | {"pipe": SPECIAL_FILE})
-    assert read(f"{notes}/*") == (["a.txt"], expected)
+    assert read(f"{notes}/*") == (["a.txt"], expected | {"pipe": SPECIAL_FILE})
     assert read(notes, exclude=["gone*", "*circle", "thr*", "pipe"]) == (["a.txt", "sub/b.txt"], {})
 
 
@@ -106,6 +106,23 @@ def test_patterns_with_two_stars_match_at_every_depth(notes, monkeypatch):
         str(notes / "**" / "[ab].txt"): ["a.txt", "sub/b.txt"],
     }
     assert {pattern: read(pattern)[0] for pattern in expected} == expected
+
+
+def test_a_pattern_enters_only_the_folders_that_it_may_match(notes, monkeypatch):
+    for name in ("year 2024/a.txt", "year 2024/deep/b.txt", "other/c.txt"):
+        (notes / name).parent.mkdir(parents=True, exist_ok=True)
+        (notes / name).write_text(name)
+    (notes / "current").symlink_to("year 2024")
+    entered = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: entered.append(os.path.basename(folder)) or scandir(folder))
+    assert read(f"{notes}/[cy]*/*.txt") == (["year 2024/a.txt"], {"current/": REPEATED_FOLDER})
+    assert set(entered) == {"notes", "year 2024"}
+    assert read(f"{notes}/cur*/*") == (["current/a.txt"], {})  # the folder itself does not match
+    assert "elsewhere" not in entered and read(f"{notes}/year ????/**")[0] == [
+        "year 2024/a.txt",
+        "year 2024/deep/b.txt",
+    ]
 
 
 def test_a_folder_that_cannot_be_read_can_be_excluded(notes, monkeypatch):

@@ -17,10 +17,10 @@ from data.preparation.pipeline import report_sample_fraction
 from data.preparation.prepare import prepare
 from data.preparation.shards import open_split
 from data.preparation.splitting import Splitting
-from data.reporting.survey import survey
 from data.tokenizers import build
 from data.tokenizers.build import TokenizerConfig
 from tests import messy
+from tests.survey import survey
 
 
 def write(folder: Path, texts: list[str], *, files: int = 3) -> Path:
@@ -199,7 +199,7 @@ def test_skipped_documents_are_findings(tmp_path):
     text = findings_of(prepared(corpus, max_bad_lines=1))
     assert "**1 document** (4 bytes), such as `latin.txt`: skipped, because the text is not UTF-8" in text
     assert "iconv" in text and "`invalid_utf8=replace`" in text
-    assert "**1 broken line** of JSON" in text and "`torn.jsonl:2`: skipped" in text
+    assert "**1 broken JSON line**" in text and "`torn.jsonl:2`: skipped" in text
     text = findings_of(prepared(corpus, max_bad_lines=1, invalid_utf8="replace"))
     assert "`latin.txt`: not UTF-8, so invalid bytes were replaced" in text
 

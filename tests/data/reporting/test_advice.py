@@ -239,7 +239,7 @@ def test_a_broken_line_of_json_is_fixed(tmp_path):
     lines = [json.dumps({"text": f"{n} {prose(n)}"}) for n in range(20)]
     corpus = Corpus(tmp_path, {"a.jsonl": "\n".join([*lines, '{"text": "last'])})
     assert len(corpus.prepare("max_bad_lines=1")) == 20
-    assert "Fix the file" in corpus.finding("_not_read", "broken line")
+    assert "Fix the file" in corpus.finding("_not_read", "broken JSON line")
     (corpus.folder / "a.jsonl").write_text("\n".join([*lines, '{"text": "last"}']))
     assert len(corpus.prepare("max_bad_lines=1")) == 21 and not corpus.has("broken")
 

@@ -1,4 +1,4 @@
-"""A survey: curation and statistics of documents in memory, to look at a corpus in Python without writing shards."""
+"""A survey: the report of documents in memory, by the rules and statistics of preparation, without writing shards."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from hashlib import sha256
 
 import numpy as np
 
-from ..corpus.reading import Document
-from ..curation.curate import CurateConfig, clean, refuse
-from ..curation.duplicates import SIGNATURE, duplicates, signature
-from ..curation.removals import Removals, size
-from ..tokenizers.build import Tokenizer
-from .advice import Summary
-from .baselines import corpus_baselines
-from .report import summarise
-from .statistics import Statistics
+from data.corpus.reading import Document
+from data.curation.curate import CurateConfig, clean, refuse
+from data.curation.duplicates import SIGNATURE, duplicates, signature
+from data.curation.removals import Removals, size
+from data.reporting.advice import Summary
+from data.reporting.baselines import corpus_baselines
+from data.reporting.report import summarise
+from data.reporting.statistics import Statistics
+from data.tokenizers.build import Tokenizer
 
 
 def survey(
