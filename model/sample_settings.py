@@ -24,7 +24,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "word_rule": tuple(RULES),
     "method": METHODS,
 }
-COUNTS = ("num_samples", "max_new_tokens", "top", "batch_size", "max_expansions", "branches", "depth")
+LEAST = dict.fromkeys(("num_samples", "max_new_tokens", "top", "batch_size", "max_expansions", "branches", "depth"), 1)
+LEAST |= {"top_logprobs": 0}
 LARGEST = {"num_samples": 10**6, "batch_size": 10**6, "depth": 100}  # more would exhaust memory or never end
 
 
@@ -46,9 +47,9 @@ class SampleConfig:
         for name, known in CHOICES.items():
             if (value := getattr(self, name, known[0])) not in known:
                 found.append(f"{name}={value!r} is not one of {', '.join(known)}")
-        for name in COUNTS:
-            if (number := getattr(self, name, 1)) < 1:
-                found.append(f"{name}={number} must be at least 1")
+        for name, least in LEAST.items():
+            if (number := getattr(self, name, least)) < least:
+                found.append(f"{name}={number} must be at least {least}")
             elif number > LARGEST.get(name, number):
                 found.append(f"{name}={number} must be at most {LARGEST[name]:,}")
         plot = getattr(self, "plot", None)
@@ -77,6 +78,14 @@ class PromptsConfig(PromptConfig):
     """The modes that show several prompts side by side."""
 
     compare_prompts: Any = field(default=None, metadata=TEXTS)  # [other, prompts] to show next to the first
+
+
+@dataclass
+class TableConfig(PromptsConfig):
+    """The modes that print a table of outcomes for each prompt."""
+
+    group: bool = False  # merge variants of case and of a leading space
+    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this .png, .svg or .pdf file
 
 
 @dataclass
@@ -144,24 +153,16 @@ class TextConfig(GenerationConfig, PromptConfig):
     # number of alternatives to report at each position (json, explain)
     top_logprobs: int = field(default=0, metadata={"needs": ("json|explain",)})
 
-    def validate(self) -> list[str]:
-        found = super().validate()
-        return found if self.top_logprobs >= 0 else [*found, f"top_logprobs={self.top_logprobs} must be 0 or above"]
-
 
 @dataclass
-class NextWordConfig(WordConfig, PromptsConfig):
+class NextWordConfig(WordConfig, TableConfig):
     mode: str = "next_word"
-    group: bool = False  # merge variants of case and of a leading space
-    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this .png, .svg or .pdf file
 
 
 @dataclass
-class NextTokenConfig(FilterConfig, PromptsConfig):
+class NextTokenConfig(FilterConfig, TableConfig):
     mode: str = "next_token"
     top: int = 20  # rows of the table
-    group: bool = False  # merge variants of case and of a leading space
-    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this .png, .svg or .pdf file
 
 
 @dataclass

@@ -127,8 +127,23 @@ def keep_top_k(probs: Tensor, k: int) -> Tensor:
     return top_k_mask(probs, k, threshold=probs.topk(k).values[..., -1:])
 
 
-def keep_top_p(probs: Tensor, p: float) -> Tensor:
-    return top_p_mask(probs, p, score=probs)
+def keep_top_p(probs: Tensor, p: float, *, score: Tensor | None = None, candidates: int = 256) -> Tensor:
+    """The fewest tokens, from the highest score (or probability) down, whose probabilities sum to at least p.
+
+    Sorting the whole vocabulary costs as much as a small model's step, and few tokens usually suffice. So this takes
+    the `candidates` highest scores, and more for the rows where they sum to less than p.
+    """
+    score = probs if score is None else score
+    if p == 1:
+        return torch.ones_like(probs, dtype=torch.bool)  # all of them, however the sum rounds
+    scores, ids = score.topk(min(candidates, probs.shape[-1]))
+    mass = probs.gather(-1, ids).cumsum(dim=-1)
+    count = ((mass < p).sum(dim=-1, keepdim=True) + 1).clamp(max=mass.shape[-1])
+    mask = top_k_mask(score, count, threshold=scores.gather(-1, count - 1))
+    incomplete = mass[..., -1] < p  # these rows need more candidates
+    if candidates < probs.shape[-1] and incomplete.any():
+        mask[incomplete] = keep_top_p(probs[incomplete], p, score=score[incomplete], candidates=4 * candidates)
+    return mask
 
 
 def keep_min_p(probs: Tensor, p: float) -> Tensor:
@@ -138,7 +153,7 @@ def keep_min_p(probs: Tensor, p: float) -> Tensor:
 def keep_typical(probs: Tensor, p: float) -> Tensor:
     entropy = torch.special.entr(probs).sum(dim=-1, keepdim=True)
     surprisal = -probs.log()
-    return top_p_mask(probs, p, score=-(surprisal - entropy).abs())  # closest to the entropy first
+    return keep_top_p(probs, p, score=-(surprisal - entropy).abs())  # closest to the entropy first
 
 
 FILTERS: dict[str, Callable[..., Tensor]] = {
@@ -147,24 +162,6 @@ FILTERS: dict[str, Callable[..., Tensor]] = {
     "min_p": keep_min_p,
     "typical_p": keep_typical,
 }
-
-
-def top_p_mask(probs: Tensor, p: float, *, score: Tensor, candidates: int = 256) -> Tensor:
-    """True (..., V) for the fewest tokens, from the highest score down, whose probabilities sum to at least p.
-
-    Sorting the whole vocabulary costs as much as a small model's step, and few tokens usually suffice. So this takes
-    the `candidates` highest scores, and more for the rows where they sum to less than p.
-    """
-    if p == 1:
-        return torch.ones_like(probs, dtype=torch.bool)  # all of them, however the sum rounds
-    scores, ids = score.topk(min(candidates, probs.shape[-1]))
-    mass = probs.gather(-1, ids).cumsum(dim=-1)
-    count = ((mass < p).sum(dim=-1, keepdim=True) + 1).clamp(max=mass.shape[-1])
-    mask = top_k_mask(score, count, threshold=scores.gather(-1, count - 1))
-    incomplete = mass[..., -1] < p  # these rows need more candidates
-    if candidates < probs.shape[-1] and incomplete.any():
-        mask[incomplete] = top_p_mask(probs[incomplete], p, score=score[incomplete], candidates=4 * candidates)
-    return mask
 
 
 def top_k_mask(score: Tensor, k: Tensor | int, *, threshold: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections.abc import Callable
@@ -39,13 +40,6 @@ class Costs:
     def ending(self) -> float:
         """Everything after the last step's evaluation and save."""
         return self.writing + self.plotting
-
-    def updated(
-        self, *, step: float | None, evaluation: float | None, saving: float | None, writing: float | None
-    ) -> Costs:
-        """A copy with newer measurements; None keeps the old value."""
-        new = {"step": step, "evaluation": evaluation, "saving": saving, "writing": writing}
-        return replace(self, **{name: seconds for name, seconds in new.items() if seconds is not None})
 
     def total(self, steps: int, *, eval_every: int, save_every: int) -> float:
         """Seconds from the first of `steps` steps to the end of the process. The last step evaluates and saves."""
@@ -140,8 +134,9 @@ class StepBudget:
         saving: float | None = None,
         writing: float | None = None,
     ) -> None:
-        """Takes in the latest durations, all in seconds, after `done` steps, and replans. All ranks must call it."""
-        self.costs = self.costs.updated(step=step, evaluation=evaluation, saving=saving, writing=writing)
+        """Takes in the latest durations (None: no news) in seconds after `done` steps, and replans, on all ranks."""
+        new = {"step": step, "evaluation": evaluation, "saving": saving, "writing": writing}
+        self.costs = replace(self.costs, **{name: value for name, value in new.items() if value is not None})
         if self.seconds is not None and self.costs.step and done < self.steps:
             self.replan(done, elapsed=elapsed)
 
@@ -159,11 +154,9 @@ class StepBudget:
         """Returns the largest total number of steps with which the run, `done` steps in, ends in time."""
         remaining = (self.seconds or 0) * BUDGET_UTILISATION - elapsed
         past = self._total(done) - self.costs.ending
-        low, high = done + 1, done + 1 + max(0, int(remaining / self.costs.step))
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._total(middle) - past <= remaining else (low, middle - 1)
-        return self.all_reduce_min(low)
+        candidates = range(done + 1, done + 2 + max(0, int(remaining / self.costs.step)))
+        fitting = bisect.bisect_right(candidates, past + remaining, key=self._total)
+        return self.all_reduce_min(done + max(1, fitting))
 
     def _total(self, steps: int) -> float:
         return self.costs.total(steps, eval_every=self.eval_every, save_every=self.save_every)

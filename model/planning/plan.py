@@ -96,14 +96,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return 2 * size**3 / min(seconds)
 
 
-def state_bytes(model: GPT, *, muon: bool) -> int:
-    """Returns the size of weights, gradients and optimizer state in float32: AdamW has two moments, Muon one."""
-    return 16 * sum(p.numel() for p in model.parameters()) - (4 * hidden_weights(model) if muon else 0)
-
-
-def hidden_weights(model: GPT) -> int:
+def muon_weights(model: GPT) -> int:
     """Returns the number of weights in hidden matrices, which Muon updates."""
     return sum(p.numel() for p in split_parameters(model)[0].values())
+
+
+def state_bytes(model: GPT, *, muon: bool) -> int:
+    """Returns the size of weights, gradients and optimizer state in float32: AdamW has two moments, Muon one."""
+    return 16 * sum(p.numel() for p in model.parameters()) - (4 * muon_weights(model) if muon else 0)
 
 
 def checkpoint_bytes(model: GPT, *, muon: bool, averaged: bool) -> int:
@@ -112,35 +112,11 @@ def checkpoint_bytes(model: GPT, *, muon: bool, averaged: bool) -> int:
     return state_bytes(model, muon=muon) - (0 if averaged else weights)
 
 
-@dataclass(frozen=True)
-class Sizing:
-    """The memory in bytes that each of `gpus` GPUs needs for one sequence at a time."""
-
-    gpus: int
-    state: int  # shard of weights, gradients and optimizer state; with Muon also the matrices that it owns
-    working: int  # two gathered layers in bfloat16, embeddings and head in float32, and gradients being reduced
-    activations: int
-    exchanged: int  # Muon: gradients sent to and from their owners, after the two above were freed
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Returns what is in memory at the peak."""
-        passing = {"working": self.working, "activations of one sequence": self.activations}
-        if sum(passing.values()) < self.exchanged:
-            passing = {"gradients exchanged": self.exchanged}
-        return {"weights, gradients, optimizer": self.state} | passing
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
-
-def sizing(model: GPT, gpu: str, *, muon: bool, usable: float = 0.9) -> Sizing:
+def sizing(model: GPT, gpu: str, *, muon: bool, usable: float = 0.9) -> tuple[int, dict[str, int]]:
     """Estimates how many GPUs of a kind can train the model with parallel=fsdp activation_checkpointing=true.
 
-    Counts tensors, and plans with `usable` of the memory: the input of each layer (float32), all activations of one
-    layer (bfloat16: norms, queries, keys, values, the MLP's width), and the logits of one sequence with their gradient
-    (float32 and bfloat16). Raises InputError for an unknown kind.
+    Returns their number, and the bytes that each holds at the peak by purpose, for one sequence at a time. Counts
+    tensors, and plans with `usable` of the memory. Raises InputError for an unknown kind.
     """
     kind = find_gpu(gpu)
     if kind is None:
@@ -151,13 +127,16 @@ def sizing(model: GPT, gpu: str, *, muon: bool, usable: float = 0.9) -> Sizing:
     # Two layers' weights in bfloat16, one gradient in bfloat16 and, being reduced, in float32. Outside the blocks
     # everything is float32, and gradients are reduced after the activations were freed.
     working = (2 * 2 + 2 + 4) * layer + (4 + 4) * outside
+    # The input of each layer (float32), and all activations of one layer (bfloat16: norms, queries, keys, values, the
+    # MLP's width) or the logits with their gradient (float32 and bfloat16).
+    inputs = 4 * config.context * config.d_model * config.n_layer
     widened = config.ff_width * (4 if config.activation == "swiglu" else 3)
     heads = config.head_dim * (2 * config.n_head + 2 * config.kv_heads)
     one_layer = config.context * (2 * 4 * config.d_model + 2 * (2 * config.d_model + heads + widened))
-    kept = 4 * config.context * config.d_model * config.n_layer
     logits = config.context * config.padded_vocab * (2 + 4 + 4 + (8 if config.logit_softcap else 0))
-    activations = kept + max(2 * one_layer, logits)
-    hidden = hidden_weights(model) if muon else 0
+    activations = inputs + max(2 * one_layer, logits)
+    # Muon: the matrices that a GPU owns, and gradients sent to and from their owners after the above was freed.
+    hidden = muon_weights(model) if muon else 0
     state, exchanged = state_bytes(model, muon=muon) + 4 * hidden, (4 + 4 + 4) * hidden
     planned = int(usable * kind.memory * GIB)
     room = planned - working - activations
@@ -168,7 +147,10 @@ def sizing(model: GPT, gpu: str, *, muon: bool, usable: float = 0.9) -> Sizing:
         )
     fewest = max(-(-state // room), -(-(state + exchanged) // planned))
     gpus = fewest if fewest <= 8 else -(-fewest // 8) * 8  # whole machines of eight
-    return Sizing(gpus, state // gpus, working, activations, exchanged // gpus)
+    passing = {"working": working, "activations of one sequence": activations}
+    if sum(passing.values()) < exchanged // gpus:
+        passing = {"gradients exchanged": exchanged // gpus}
+    return gpus, {"weights, gradients, optimizer": state // gpus} | passing
 
 
 def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict[str, Any]:
@@ -178,8 +160,9 @@ def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict
     """
     with torch.device("meta"):
         model = GPT(replace(shape, vocab_size=vocab_size))
+    muon = cfg.optimizer.name == "muon"
+    gpus, memory = sizing(model, gpu, muon=muon)
     kind, flops = find_gpu(gpu), flops_per_token(model)
-    found = sizing(model, gpu, muon=cfg.optimizer.name == "muon")
     assert kind is not None  # else sizing() has raised
     tokens = cfg.steps * cfg.batch_size * shape.context
     return {
@@ -188,12 +171,10 @@ def on_paper(cfg: Any, shape: ModelConfig, *, gpu: str, vocab_size: int) -> dict
         "flops_per_token": flops,
         "tokens": tokens,
         "gpu": gpu,
-        "gpus": found.gpus,
-        "memory": found.parts,
+        "gpus": gpus,
+        "memory": memory,
         "memory_of_one": kind.memory * GIB,
-        "seconds": tokens * flops / (found.gpus * kind.flops * ASSUMED_MFU),
+        "seconds": tokens * flops / (gpus * kind.flops * ASSUMED_MFU),
         "assumed_mfu": ASSUMED_MFU,
-        "checkpoint_bytes": checkpoint_bytes(
-            model, muon=cfg.optimizer.name == "muon", averaged=cfg.weight_average != "none"
-        ),
+        "checkpoint_bytes": checkpoint_bytes(model, muon=muon, averaged=cfg.weight_average != "none"),
     }
