@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from conf import cli
-from conf.display import answer_prompts, plots, tables
+from conf.display import plots, tables
+from conf.display.answer_prompts import answer_all
 from conf.display.chat import Chat
 from data.labelled.choices import accuracies, baseline, read_choices
 from data.labelled.outputs import Outputs
@@ -230,7 +231,9 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         return [head | result for head, result in zip(heads, results, strict=True)]
 
     with Outputs(cfg.outputs, about=about, sizes=prompts.sizes, order=prompts.order) as outputs:
-        answer_prompts.answer_all(prompts, outputs, answer, total=len(prompts.order), name=cfg.outputs)
+        batches = range(outputs.done, len(prompts))
+        answers = (answer(prompts.batch(number), prompts.shape(number)) for number in batches)
+        answer_all(answers, outputs, total=len(prompts.order), name=cfg.outputs)
     return 0
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 BLUE, ORANGE, GREY, INK = "#2563eb", "#ea580c", "#9ca3af", "#1f2937"
@@ -41,7 +45,7 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    lines = _read_metrics(metrics_path)
+    lines = read_metrics(metrics_path)
     train, validation = _series(lines, "train_loss"), _series(lines, "val_loss")
     bits = dict(zip(*_series(lines, "val_bits_per_byte"), strict=True))
     if not train[0] and not validation[0]:
@@ -50,13 +54,12 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
     small = {name: series for name, series in small.items() if series[0]}
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
-        axes: Any
         panels = figure.subplots(1 + len(small), 1, sharex=True, height_ratios=[6] + [1] * len(small), squeeze=False)
         axes, *below = panels[:, 0]
         _draw_losses(axes, train, validation, bits)
+        _draw_references(axes, Path(metrics_path).with_name("references.json"))
         axes.set(ylabel="loss (nats per token)", title=title)
         axes.legend(loc="upper right")
-        _draw_references(axes, Path(metrics_path).with_name("references.json"))
         for panel, (name, series) in zip(below, small.items(), strict=True):
             panel.plot(*series, color=GREY, linewidth=1.2)
             panel.fill_between(*series, color=GREY, alpha=0.2, linewidth=0)
@@ -96,31 +99,15 @@ def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int
 
 
 def _draw_references(axes: Any, path: Path) -> None:
-    """Draws the counting baselines of references.json, if the run has them, as lines.
-
-    Extends the axis to the lowest one; lists those above the axis at the top.
-    """
+    """Draws the counting baselines of references.json, if the run has them. The axis reaches the lowest one."""
     try:
         references = json.loads(path.read_text(encoding="utf-8"))
-        lowest, (bottom, top) = min(references.values()), axes.get_ylim()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return
-    top = max(top, lowest + 0.08 * (lowest - bottom))
-    axes.set_ylim(bottom, top)
-    above = [f"{name} {loss:.2f}" for name, loss in references.items() if loss > top]
-    for name, loss in references.items():
-        if bottom <= loss <= top:
-            axes.axhline(loss, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            # To the left of the legend, where the loss is already below the line.
-            axes.annotate(
-                f"{name} {loss:.2f}", (0.8, loss), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
-                textcoords="offset points", ha="right", va="bottom", color="#6b7280", fontsize=8,
-            )  # fmt: skip
-    if above:
-        axes.text(
-            0.5, 0.985, "above: " + ", ".join(above), transform=axes.transAxes, ha="center", va="top", color="#6b7280",
-            fontsize=8,
-        )  # fmt: skip
+    lowest, (bottom, top) = min(references.values()), axes.get_ylim()
+    axes.set_ylim(bottom, max(top, lowest + 0.08 * (lowest - bottom)))
+    for (name, loss), style in zip(references.items(), itertools.cycle([":", "--", "-."]), strict=False):
+        axes.axhline(loss, color=GREY, linewidth=1, linestyle=style, zorder=1, label=f"{name} {loss:.2f}")
 
 
 def plot_next(results: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -171,16 +158,12 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], *, rows: int, scale: float) -> No
         colour, digits = BLUE if ordinary else GREY, 1 if lower >= 0.01 else 2
         axes.barh(row, upper, color=colour, alpha=0.3, height=0.7, linewidth=0)
         axes.barh(row, lower, color=colour, height=0.7, linewidth=0)
-        bounds = dict.fromkeys(
-            f"{100 * bound:.{digits}f}" for bound in (lower, upper)
-        )  # one number if both are the same
+        bounds = dict.fromkeys(f"{100 * bound:.{digits}f}" for bound in (lower, upper))  # one if both are the same
         axes.annotate(
             "–".join(bounds) + "%", (upper, row), xytext=(4, -0.5), textcoords="offset points", va="center",
             color="#4b5563", fontsize=8.5, bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
         )  # fmt: skip
     axes.set_yticks(range(len(bars)), [printable(text.replace(" ", "␣"), 24) for text, *_ in bars], fontsize=10.5)
-    for label, (*_, ordinary) in zip(axes.get_yticklabels(), bars, strict=True):
-        label.set(color=INK if ordinary else "#6b7280", style="normal" if ordinary else "italic")
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, 1.25 * scale)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -196,36 +179,34 @@ def _explanation(result: Mapping[str, Any], bars: Sequence[Bar]) -> str:
     words = "words" in result
     longest = max((upper for _, _, upper, _ in bars), default=0)
     notes = [f"probability of the next {'word' if words else 'token'}"]
-    bounds = any(upper - lower > 0.002 * longest for _, lower, upper, _ in bars)
-    notes += ["solid: lower bound, pale: upper bound"] if bounds else []
-    notes += ["␣ is a space"] if any(" " in text for text, *_ in bars) else []
-    if not words:
-        return "; ".join(notes)
+    if any(upper - lower > 0.002 * longest for _, lower, upper, _ in bars):
+        notes.append("solid: lower bound, pale: upper bound")
+    if any(" " in text for text, *_ in bars):
+        notes.append("␣ is a space")
     lines = ["; ".join(notes)]
-    lines.append(f"{result['unexplored']:.1%} unexplored; {result['continues']:.1%} continues the prompt's last word")
-    if result.get("stopped", "certified") != "certified" and "unseen" in result:
-        lines.append(f"stopped early: a word that is not shown may have up to {result['unseen']:.1%}")
+    if words:
+        outside = f"{result['unexplored']:.1%} unexplored; {result['continues']:.1%} continues the prompt's last word"
+        lines.append(outside)
+        if result["stopped"] != "certified":
+            lines.append(f"stopped early: a word that is not shown may have up to {result['unseen']:.1%}")
     return "\n".join(lines)
 
 
-def _read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl, without one that is still being written."""
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl, if it exists, without damaged ones: a kill may have cut the last one."""
     lines = []
-    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).exists() else ""
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError):
+            if isinstance(metrics := json.loads(line), dict) and isinstance(metrics.get("step"), int):
+                lines.append(metrics)
     return lines
 
 
 def _series(lines: list[dict[str, Any]], key: str) -> Series:
     """Returns the steps at which a metric is known and finite, and its values."""
-    points = [(line["step"], float(line[key])) for line in lines if isinstance(line.get(key), (int, float))]
-    points = [(step, value) for step, value in points if abs(value) < float("inf")]
-    return [step for step, _ in points], [value for _, value in points]
+    found = [line for line in lines if isinstance(line.get(key), (int, float)) and math.isfinite(line[key])]
+    return [line["step"] for line in found], [float(line[key]) for line in found]
 
 
 def smoothed(values: list[float]) -> list[float]:
@@ -233,8 +214,7 @@ def smoothed(values: list[float]) -> list[float]:
     smooth = []
     for index in range(len(values)):
         reach = min(len(values) // 60, index, len(values) - 1 - index)
-        window = values[index - reach : index + reach + 1]
-        smooth.append(sum(window) / len(window))
+        smooth.append(fmean(values[index - reach : index + reach + 1]))
     return smooth
 
 
@@ -245,10 +225,7 @@ def printable(text: str, limit: int, *, tail: bool = False) -> str:
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
     if len(text) > limit:
         text = "…" + text[1 - limit :] if tail else text[: limit - 1] + "…"
-    shown = (
-        ascii(letter)[1:-1] if not letter.isprintable() or ord(letter) not in glyphs else letter for letter in text
-    )
-    return "".join(shown)
+    return "".join(c if c.isprintable() and ord(c) in glyphs else ascii(c)[1:-1] for c in text)
 
 
 def save_figure(figure: Any, path: str | Path) -> None:

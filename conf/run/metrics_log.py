@@ -15,7 +15,7 @@ from ..cli import InputError
 from ..display import plots, progress
 from ..display.forecast import size
 from ..display.progress import count, duration
-from .stopwatch import Pace, Stopwatch
+from .stopwatch import Pace, Slowdown, Stopwatch
 
 REFERENCES = "references.json"  # in a run_dir: baseline losses
 TIMING = "timing.json"  # in a run_dir: where the time of the last process went
@@ -36,41 +36,43 @@ class MetricsLog:
         enabled: bool,
         watch: Stopwatch | None = None,
         references: dict[str, float] | None = None,
+        report_slow: bool = False,
     ) -> None:
         """`start` is the number of steps done, `elapsed_seconds` their time. `references` are drawn as baseline losses.
 
-        `watch` counts the time of logging and plotting.
+        `watch` counts the time of logging and plotting. report_slow: says when steps become much slower.
         """
-        self.run_dir, self.enabled, self.wandb = run_dir, enabled, None
+        self.run_dir, self.enabled = run_dir, enabled
+        self.wandb: Any = None
         self.watch = watch or Stopwatch()
         self.progress = progress.Progress(steps, start=start, enabled=enabled)
         self.started = time.perf_counter() - elapsed_seconds  # as if a resumed run had never paused
         self.since, self.tokens, self.step = time.perf_counter(), 0, start  # at the previous log line
         self.start, self.first_seconds = start, 0.0  # the first step includes compilation
         self.timed_tokens, self.timed_seconds = 0, 0.0
-        self.pace = Pace()
+        self.pace, self.slowdown = Pace(), Slowdown() if report_slow else None
         if not enabled:
             return
         path, cut = run_dir / "metrics.jsonl", run_dir / ".tmp-metrics.jsonl"
-        cut.write_text("".join(line + "\n" for line in lines_up_to(path, start)), encoding="utf-8")
+        kept = (line for line in plots.read_metrics(path) if line["step"] <= start)
+        cut.write_text("".join(map(as_line, kept)), encoding="utf-8")
         cut.replace(path)
         if references:
-            (run_dir / REFERENCES).write_text(json.dumps(references) + "\n", encoding="utf-8")
+            (run_dir / REFERENCES).write_text(as_line(references), encoding="utf-8")
         self.file, self.pending = path.open("ab", buffering=0), b""
         if settings["wandb"]["mode"] != "disabled":
-            import wandb
+            self._start_wandb(settings)
 
-            id_file = run_dir / WANDB_ID
-            run_id, name = (id_file.read_text() if id_file.exists() else "") or None, run_dir.resolve().name
-            try:
-                self.wandb = wandb.init(
-                    id=run_id, resume="allow", dir=run_dir, name=name, config=settings, **settings["wandb"]
-                )
-            except wandb.errors.Error as error:
-                raise InputError(
-                    f"wandb.mode={settings['wandb']['mode']}: {error}, or set wandb.mode=disabled"
-                ) from None
-            id_file.write_text(self.wandb.id)
+    def _start_wandb(self, settings: dict[str, Any]) -> None:
+        import wandb
+
+        id_file, about = self.run_dir / WANDB_ID, settings["wandb"]
+        run_id, name = id_file.read_text() if id_file.exists() else None, self.run_dir.resolve().name
+        try:
+            self.wandb = wandb.init(id=run_id, resume="allow", dir=self.run_dir, name=name, config=settings, **about)
+        except wandb.errors.Error as error:
+            raise InputError(f"wandb.mode={about['mode']}: {error}, or set wandb.mode=disabled") from None
+        id_file.write_text(self.wandb.id)
 
     def __enter__(self) -> MetricsLog:
         self.progress.__enter__()
@@ -115,6 +117,8 @@ class MetricsLog:
             self.timed_tokens += tokens - self.tokens
             self.timed_seconds += now - self.since
             self.pace.add(step - self.step, now - self.since)
+            if self.slowdown and (line := self.slowdown.add(tokens - self.tokens, now - self.since)):
+                self.say(line)
         self.since, self.tokens, self.step = now, tokens, step
         with self.watch("display"):
             self._write(
@@ -178,10 +182,14 @@ class MetricsLog:
         self.progress.say(line)
 
     def _write(self, step: int, tokens: int, **metrics: float | str | None) -> None:
-        known = {name: value for name, value in metrics.items() if isinstance(value, str) or is_finite(value)}
+        known = {
+            name: value
+            for name, value in metrics.items()
+            if value is not None and (isinstance(value, str) or math.isfinite(value))
+        }
         if self.enabled:
             line = {"step": step, "tokens": tokens, "elapsed_seconds": round(self.elapsed_seconds, 3), **known}
-            self.pending += json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            self.pending += as_line(line).encode()
             self._write_out()
         if self.wandb is not None and "sample" not in known:  # samples become a table at the end
             self.wandb.log({"tokens": tokens, **known}, step=step)
@@ -202,33 +210,22 @@ class MetricsLog:
             "peak_memory": peak_memory,
         }
         if self.enabled:
-            (self.run_dir / TIMING).write_text(json.dumps(timing) + "\n", encoding="utf-8")
+            (self.run_dir / TIMING).write_text(as_line(timing), encoding="utf-8")
 
     def _log_samples(self) -> None:
         """Sends all sampled texts of the run, also of its earlier processes, to wandb as a table."""
         import wandb
 
-        lines = map(json.loads, lines_up_to(self.run_dir / "metrics.jsonl", self.step))
+        lines = plots.read_metrics(self.run_dir / "metrics.jsonl")
         rows = [[line["step"], line["prompt"], line["sample"]] for line in lines if "sample" in line]
         if rows and self.wandb is not None:
             self.wandb.log({"samples": wandb.Table(columns=["step", "prompt", "text"], data=rows)})
 
 
-def is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def as_line(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def draw_loss(run_dir: Path) -> None:
     """Plots the run's metrics.jsonl to its loss.png."""
     plots.plot_loss(run_dir / "metrics.jsonl", run_dir / "loss.png", title=run_dir.name)
-
-
-def lines_up_to(path: Path, step: int) -> list[str]:
-    """The lines of a metrics file up to `step`, without damaged ones: a kill may have cut the last one short."""
-    kept = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.split("\n"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    return kept

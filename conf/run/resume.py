@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from dataclasses import asdict, fields, is_dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ def refuse_changes(saved: Any, overrides: Overrides, run_dir: Path) -> None:
     changes = []
     for key, value in overrides.items():
         unresolved = None if key == "optimizer.warmup_steps" else "auto"  # asks for the value that was found at start
-        kept = get_key(saved, key)
+        kept = attrgetter(key)(saved)
         if key in CHANGEABLE or value in (kept, unresolved) or (key in BY_CONTENT and None not in (value, kept)):
             continue
         if not (from_checkpoint and key.startswith(FROM_CHECKPOINT) and key != "model.dropout"):
@@ -147,13 +148,6 @@ def apply_depth(cfg: Config, values: dict[str, Any], overrides: Overrides) -> Co
     for key in values.keys() - overrides.keys():
         cfg = with_key(cfg, key, values[key])
     return cfg
-
-
-def get_key(config: Any, key: str) -> Any:
-    """The value of a dotted key."""
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def with_key(config: Any, key: str, value: Any) -> Any:

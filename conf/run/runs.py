@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import InputError
+from ..display.plots import read_metrics
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -35,8 +35,7 @@ def train_once(run_dir: Path, settings: list[str]) -> dict[str, Any]:
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"{shlex.join(command[1:])} ended with {ended.returncode}: {last}")
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    evaluated = [line for line in lines if "val_loss" in line]
+    evaluated = [line for line in read_metrics(run_dir / "metrics.jsonl") if "val_loss" in line]
     if not evaluated:
         raise InputError(f"{run_dir} evaluated nothing; it needs a validation split")
     return evaluated[-1]

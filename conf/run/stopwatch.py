@@ -1,10 +1,12 @@
-"""Where a run's time goes: seconds for each activity, and recent seconds per step."""
+"""Where a run's time goes: seconds for each activity, recent seconds per step, and sudden slowness."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 
 
@@ -57,3 +59,30 @@ class Pace:
     @property
     def seconds_per_step(self) -> float | None:
         return self.seconds / self.steps if self.steps else None
+
+
+class Slowdown:
+    """Notices when training becomes much slower than it was, by seconds per token over windows of a few seconds."""
+
+    WINDOW = 3.0  # seconds; a background save or a recompilation rarely slows down two windows in a row
+    RATIO = 2.0
+
+    def __init__(self) -> None:
+        self.usual: deque[float] = deque(maxlen=99)  # seconds per token of the windows that were not slow
+        self.tokens, self.seconds, self.slow_windows = 0, 0.0, 0
+
+    def add(self, tokens: int, seconds: float) -> str | None:
+        """Adds training time. Returns a line for the log after the second slow window in a row, until one is fast."""
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        if self.seconds < self.WINDOW:
+            return None
+        pace, self.tokens, self.seconds = self.seconds / self.tokens, 0, 0.0
+        ratio = pace / statistics.median(self.usual) if self.usual else 1.0
+        if ratio <= self.RATIO:
+            self.usual.append(pace)
+            self.slow_windows = 0
+            return None
+        self.slow_windows += 1
+        if self.slow_windows != 2:
+            return None
+        return f"steps take {ratio:.1f} times as long as before: the CPUs may be busy with other work"

@@ -132,13 +132,17 @@ def test_a_resumed_run_stays_one_wandb_run(here, tmp_path):
     assert (tmp_path / "other" / metrics_log.WANDB_ID).read_text() != run_id
 
 
-def test_lines_up_to_a_step(tmp_path):
+def log(run_dir: Path, start: int = 0) -> metrics_log.MetricsLog:
+    settings = {"wandb": {"mode": "disabled"}}
+    return metrics_log.MetricsLog(run_dir, steps=9, start=start, elapsed_seconds=0.0, settings=settings, enabled=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"step": 3', b"\xff\xfe\n", b"3\n"])
+def test_a_resumed_run_cuts_its_metrics_back_to_its_step(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    assert metrics_log.lines_up_to(path, 2) == ['{"step": 1}', '{"step": 2}']
-    assert metrics_log.lines_up_to(tmp_path / "none", 2) == []
-    path.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n')
-    assert metrics_log.lines_up_to(path, 2) == ['{"step": 1}', '{"step": 2}']
+    path.write_bytes('{"step": 1, "sample": "é"}\n{"step": 2}\n'.encode() + damage + b'{"step": 3}\n{"st')
+    log(tmp_path, start=2).file.close()
+    assert path.read_text() == '{"step": 1, "sample": "é"}\n{"step": 2}\n'
 
 
 class Disk:
@@ -159,10 +163,7 @@ class Disk:
 
 
 def test_metrics_wait_for_room_on_a_full_disk(tmp_path):
-    settings = {"wandb": {"mode": "disabled"}}
-    with metrics_log.MetricsLog(
-        tmp_path, steps=9, start=0, elapsed_seconds=0.0, settings=settings, enabled=True
-    ) as told:
+    with log(tmp_path) as told:
         disk = told.file = Disk(told.file, 100)
         for step in range(1, 9):
             disk.room += 10_000 * (step == 6)
