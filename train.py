@@ -47,6 +47,7 @@ from model.optimization.schedule import warmup_steps
 from model.planning import plan
 from model.planning.budget import StepBudget
 from model.planning.depth import settings_for
+from model.threads import share_cpus
 from model.training.average import WeightAverage
 from model.training.evaluate import EvalResult, EvaluationData, TrainingData, evaluate, to_device
 from model.training.measure import estimate_run, measure
@@ -154,9 +155,11 @@ def fit(
     with (
         StopSignal() as stop,
         deterministic(compute.compile or device.type == "cuda"),
+        share_cpus(device),
         MetricsLog(
             run_dir, steps=budget.steps, start=state.step, elapsed_seconds=state.elapsed_seconds + watch.total,
             settings=asdict(cfg), enabled=world.is_main, watch=watch, references=references,
+            report_slow=device.type == "cpu",
         ) as log,
         Saver(
             run_dir, keep_last=cfg.keep_last, best_val_loss=state.best_val_loss, background=cfg.save_in_background,
@@ -226,7 +229,12 @@ def fit(
     if state.step < budget.steps:
         say(f"stopped after step {state.step} of {budget.steps}, saved; {how_to_resume(cfg, world)}")
         return last_result
-    say("\n".join(summary(log, model, state, world, compute)))
+    peak = plan.peak_flops(device, compute.dtype)
+    lines = log.summary(
+        flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
+        peak_memory=memory.peak(device), best_val_loss=state.best_val_loss,
+    )  # fmt: skip
+    say("\n".join(lines))
     return last_result
 
 
@@ -234,7 +242,7 @@ def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: 
     """Says that a resumed run is finished. Raises InputError if it has done more steps than it was asked for."""
     if state.step > budget.steps:
         raise InputError(
-            f"steps={budget.steps}, but the run in {run_dir} has done {state.step}; set more, or another run_dir"
+            f"steps={budget.steps}: the run in {run_dir} has done {state.step}; set more or another run_dir"
         )
     if world.is_main:
         if not (run_dir / "loss.png").exists():  # the process was killed before drawing it
@@ -252,15 +260,6 @@ def describe_run(cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, data: Traini
         f"({epochs}), {cfg.optimizer.name}, warmup {warmup_steps(cfg.optimizer, steps)}, "
         f"schedule {cfg.optimizer.schedule}{note}"
     )
-
-
-def summary(log: MetricsLog, model: GPT, state: RunState, world: parallel.World, compute: Compute) -> list[str]:
-    """Returns the last lines of a run: its speed, peak memory and best validation loss."""
-    peak = plan.peak_flops(compute.device, compute.dtype)
-    return log.summary(
-        flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
-        peak_memory=memory.peak(compute.device), best_val_loss=state.best_val_loss,
-    )  # fmt: skip
 
 
 def how_to_resume(cfg: LoopConfig, world: parallel.World) -> str:
@@ -310,10 +309,9 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         val_data = None if val_split is None else WindowEvaluation(val_split, context=model_config.context)
         references = baseline_losses(train_split, val_split, vocab_size=tokenizer.vocab_size) if world.is_main else {}
         torch.manual_seed(cfg.seed)
-        if start is None:
-            model = strategies.build(model_config, cfg.parallel)
-        else:
-            model = strategies.build(replace(start.config, dropout=cfg.model.dropout), cfg.parallel)
+        if start is not None:
+            model_config = replace(start.config, dropout=cfg.model.dropout)
+        model = strategies.build(model_config, cfg.parallel)
         fingerprints = {"data_fingerprint": train_split.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
         compute = resolve_compile(cfg, model, compute, world)
         if compute.compile and world.is_main:

@@ -96,18 +96,18 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.padded_vocab, config.d_model)
-        self.position_embed = nn.Embedding(config.context, config.d_model) if config.position == "learned" else None
+        D, V = config.d_model, config.padded_vocab
+        self.embed = nn.Embedding(V, D)
+        self.position_embed = nn.Embedding(config.context, D) if config.position == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         # With tied embeddings, the embedding matrix is the head. Inference may put a quantized module here.
-        self.lm_head: nn.Module | None = None
-        if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.padded_vocab, bias=False)
+        self.lm_head: nn.Module | None = None if config.tie_embeddings else nn.Linear(D, V, bias=False)
         self.register_buffer("cos", None, persistent=False)  # not saved, but moved to the device with the model
         self.register_buffer("sin", None, persistent=False)
-        self.build_rotary()
+        if not self.embed.weight.is_meta:  # there, torch would import its compiler, which takes seconds
+            self.build_rotary()
         for name, weight in self.named_parameters():
             self.init_weight(name, weight)
 

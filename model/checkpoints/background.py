@@ -15,8 +15,7 @@ DIVERGED = "start again in a new run_dir with a lower optimizer.learning_rate, o
 class Saver:
     """Writes snapshots of a run. If a save fails, the run logs a warning and continues; the next save tries again.
 
-    So a full disk costs no work if somebody makes room in time: earlier steps stay untouched. The run ends with an
-    error only if its last save fails. `best_val_loss` is the loss of the best step on disk.
+    The run ends with an error only if its last save fails. `best_val_loss` is the loss of the best step on disk.
     """
 
     def __init__(

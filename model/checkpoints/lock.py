@@ -21,9 +21,8 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
-        raise InputError(
-            f"run_dir={run_dir} is not writable ({error.filename}: {error.strerror}); choose another directory"
-        ) from None
+        problem = f"{error.filename}: {error.strerror}"
+        raise InputError(f"run_dir={run_dir} is not writable ({problem}); choose another directory") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .. import InputError
 from ..config import REMOVED, RENAMED, ModelConfig
@@ -57,14 +58,14 @@ class Checkpoint:
     def check_tensors(self, *, values: bool) -> None:
         """Compares the headers of the tensor files with model.json. With values=True, also refuses NaN and infinity."""
         shapes = weight_shapes(self.config)
-        checked = [self.check_weights(shapes)]
+        weights, state = self.check_weights(shapes), TensorFiles([])
         if "train_state.json" in self.manifest["files"]:
             state = self.tensors("train_state")
             for name in state:
                 state.check(name, shape_of_state(name, shapes))
-            checked.append(state)
-        for tensors in checked if values else ():
-            tensors.check_finite()
+        if values:
+            weights.check_finite()
+            state.check_finite()
 
     def load_into(self, model: GPT) -> None:
         """Copies the weights into a model of the same shape, sharded or not. Raises InputError if they do not fit."""
@@ -74,9 +75,7 @@ class Checkpoint:
 
     def model(self, device: torch.device) -> GPT:
         """Returns the network with these weights, in evaluation mode."""
-        with torch.device("meta"):  # names and shapes, no storage
-            model = GPT(self.config)
-        model.to_empty(device=device)
+        model = without_storage(self.config).to_empty(device=device)
         model.build_rotary()
         self.load_into(model)
         return model.eval()
@@ -97,12 +96,25 @@ class Checkpoint:
         return self.tensors("train_state"), read_json(self.directory / "train_state.json")
 
 
+class SkipInit(TorchFunctionMode):
+    """Skips torch.nn.init in the body, which on the meta device would import torch's compiler: that takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def without_storage(config: ModelConfig) -> GPT:
+    """Returns a network with names and shapes only, on torch's meta device."""
+    with torch.device("meta"), SkipInit():
+        return GPT(config)
+
+
 def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Returns the shape of each weight by name, from a network of one layer and without storage, whatever its size."""
-    with torch.device("meta"):
-        weights = GPT(replace(config, n_layer=1)).state_dict()
     shapes: dict[str, Shape] = {}
-    for name, weight in weights.items():
+    for name, weight in without_storage(replace(config, n_layer=1)).state_dict().items():
         for layer in range(config.n_layer if name.startswith("blocks.0.") else 1):
             shapes[name.replace("blocks.0.", f"blocks.{layer}.")] = tuple(weight.shape)
     return shapes
@@ -118,18 +130,17 @@ def newest(run_dir: Path, *, say: Callable[[str], None] = print) -> Checkpoint |
 
     Raises InputError if all published steps are damaged.
     """
-    published = steps(run_dir)
     reasons = []
-    for directory in published:
+    for directory in steps(run_dir):
         try:
             checkpoint = verify(directory)
         except InputError as error:
             reasons.append(str(error))
-            continue
-        for reason in reasons:
-            say(f"warning: {reason}; falling back to {directory.name}")
-        return checkpoint
-    if published:
+        else:
+            for reason in reasons:
+                say(f"warning: {reason}; falling back to {directory.name}")
+            return checkpoint
+    if reasons:
         raise InputError(f"{run_dir} has no intact step: {'; '.join(reasons)}")
     return None
 
@@ -167,25 +178,23 @@ def verify(directory: Path, *, contents: bool = True) -> Checkpoint:
     Raises InputError with the file that differs, and for weights or optimizer state that hold NaN or infinity. With
     contents=False it reads sizes and headers only, because another process has just verified the contents.
     """
-    manifest = read_json(directory / "manifest.json")
+    path = directory / "manifest.json"
+    manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise InputError(
-            f"{directory / 'manifest.json'}: this version reads format {FORMAT}, not {manifest.get('format')!r}"
-        )
-    files, step = manifest.get("files"), manifest.get("step")
-    if not (
-        isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values()) and isinstance(step, int)
-    ):
-        raise InputError(f"{directory / 'manifest.json'}: `files` or `step` is missing or invalid; {COPY_AGAIN}")
+        raise InputError(f"{path}: this version reads format {FORMAT}, not {manifest.get('format')!r}")
+    files, step = manifest.get("files", {}), manifest.get("step")
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not (isinstance(step, int) and all(isinstance(entry, dict) for entry in entries)):
+        raise InputError(f"{path}: `files` or `step` is missing or invalid; {COPY_AGAIN}")
     if STEP.fullmatch(directory.name) and int(directory.name[5:]) != step:
-        raise InputError(f"{directory / 'manifest.json'} says that this is step {step}; {COPY_AGAIN}")
+        raise InputError(f"{path} says that this is step {step}; {COPY_AGAIN}")
     for name in files:
         if not PLAIN_NAME.fullmatch(name):
-            raise InputError(f"{directory / 'manifest.json'} lists {name[:99]!r}: not a plain name; {COPY_AGAIN}")
+            raise InputError(f"{path} lists {name[:99]!r}: not a plain name; {COPY_AGAIN}")
     state = ("train_state.json", *tensor_files("train_state", files)) if "train_state.json" in files else ()
     for name in ("model.json", *tensor_files("model", files), *state, "tokenizer/tokenizer.json"):
         if name not in files:
-            raise InputError(f"{directory / 'manifest.json'} does not list {name}; {COPY_AGAIN}")
+            raise InputError(f"{path} does not list {name}; {COPY_AGAIN}")
     for name, entry in files.items():
         path = directory / name
         if not path.is_file():
@@ -229,9 +238,8 @@ def has_type(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
         return any(has_type(value, one) for one in get_args(hint))
     if get_origin(hint) is tuple:
-        return (
-            isinstance(value, list) and len(value) == len(get_args(hint)) and all(map(has_type, value, get_args(hint)))
-        )
+        parts = get_args(hint)
+        return isinstance(value, list) and len(value) == len(parts) and all(map(has_type, value, parts))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # False for NaN
     return isinstance(value, get_origin(hint) or hint) and isinstance(value, bool) == (hint is bool)

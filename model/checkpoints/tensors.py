@@ -35,60 +35,58 @@ class TensorFiles(Mapping[str, Tensor]):
     """The tensors of safetensors files, by name. The files are memory-mapped; a tensor is read when it is accessed."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self.files: dict[str, Any] = {}
-        self.paths: dict[str, Path] = {}
-        self.saved: dict[str, str] = {}  # the name of each tensor in its file
+        self.found: dict[str, tuple[Path, Any, str]] = {}  # path, open file, and the name in it
         for path in paths:
             with self.readable(path):
                 file = safe_open(path, framework="pt")
                 names = list(file.keys())
             for saved in names:
                 name = saved.replace(*RENAMED_TENSOR)
-                if name in self.files:
+                if name in self.found:
                     raise InputError(f"{path} holds the tensor {name[:99]!r} a second time; {COPY_AGAIN}")
-                self.files[name], self.paths[name], self.saved[name] = file, path, saved
+                self.found[name] = path, file, saved
 
     def __getitem__(self, name: str) -> Tensor:
-        with self.readable(self.paths[name]):
-            return self.files[name].get_tensor(self.saved[name])
+        path, file, saved = self.found[name]
+        with self.readable(path):
+            return file.get_tensor(saved)
 
-    def shape(self, name: str) -> Shape:
-        """Returns the shape of a tensor without reading it."""
-        with self.readable(self.paths[name]):
-            return tuple(self.files[name].get_slice(self.saved[name]).get_shape())
-
-    def dtype(self, name: str) -> str:
-        """Returns the dtype of a tensor as safetensors writes it, such as F32, without reading the tensor."""
-        with self.readable(self.paths[name]):
-            return self.files[name].get_slice(self.saved[name]).get_dtype()
+    def header(self, name: str) -> tuple[Shape, str]:
+        """Returns the shape of a tensor and its dtype, such as F32, without reading the tensor."""
+        path, file, saved = self.found[name]
+        with self.readable(path):
+            values = file.get_slice(saved)
+            return tuple(values.get_shape()), values.get_dtype()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
+        return iter(self.found)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.found)
 
     def check(self, name: str, shape: Shape | None) -> None:
         """Raises InputError unless the tensor has this shape and the dtype that training saves. Reads the header only.
 
         shape: None if the model has no such tensor.
         """
-        dtype = "I64" if name == "average.count" else "F32"
-        for what, found, expected in (("shape", self.shape(name), shape), ("dtype", self.dtype(name), dtype)):
-            if expected is None:
-                problem = f"there is no tensor {name[:99]!r} in such a model"
-            else:
-                problem = f"{what} of tensor {name!r} is {found} instead of {expected}"
-            if found != expected:
-                raise InputError(f"{self.paths[name]} does not fit model.json: {problem}; {COPY_AGAIN}")
+        found, dtype = self.header(name)
+        expected = "I64" if name == "average.count" else "F32"
+        if shape is None:
+            problem = f"there is no tensor {name[:99]!r} in such a model"
+        elif found != shape:
+            problem = f"shape of tensor {name!r} is {found} instead of {shape}"
+        elif dtype != expected:
+            problem = f"dtype of tensor {name!r} is {dtype} instead of {expected}"
+        else:
+            return
+        raise InputError(f"{self.found[name][0]} does not fit model.json: {problem}; {COPY_AGAIN}")
 
     def check_finite(self) -> None:
         """Raises InputError with the first tensor that holds NaN or infinity. Reads all tensors once."""
         for name in self:
             if not is_finite(self[name]):
-                raise InputError(
-                    f"{self.paths[name]}: tensor {name!r} holds NaN or infinity; use an earlier checkpoint"
-                )
+                path = self.found[name][0]
+                raise InputError(f"{path}: tensor {name!r} holds NaN or infinity; use an earlier checkpoint")
 
     @staticmethod
     @contextlib.contextmanager

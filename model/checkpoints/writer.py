@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..distributed import sharded
 from ..gpt import GPT
-from .reader import FORMAT, read_json, read_pointer, sha256, steps
+from .reader import FORMAT, read_pointer, sha256, steps
 from .tensors import is_finite
 
 
@@ -74,19 +74,10 @@ class Snapshot:
 
 
 def snapshot(
-    step: int,
-    *,
-    model: GPT,
-    tensors: Mapping[str, Tensor],
-    state: dict[str, Any],
-    manifest: dict[str, Any],
-    save_tokenizer: Callable[[Path], None],
-    peers: Peers,
-) -> Snapshot:
-    """Copies weights and training state to CPU memory; all ranks must call this.
-
-    With one writer, rank 0 copies everything, sharded or not. With several, each copies about an equal part.
-    """
+    step: int, *, model: GPT, tensors: Mapping[str, Tensor], state: dict[str, Any], manifest: dict[str, Any],
+    save_tokenizer: Callable[[Path], None], peers: Peers,
+) -> Snapshot:  # fmt: skip
+    """Copies weights and training state to CPU memory, about an equal part on each writer; all ranks must call this."""
     weights, index = copy_part(model.state_dict(), "model", peers.rank, peers.writers)
     train_state, _ = copy_part(tensors, "train_state", peers.rank, peers.writers)
     return Snapshot(step, model.config, weights | train_state, index, copy.deepcopy(state), manifest, save_tokenizer)
@@ -97,11 +88,11 @@ def copy_part(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     """Returns copies of the tensors that this rank writes, by file name, and the file name of every tensor.
 
-    Copies one tensor after another, so that no rank holds more than one besides its own part. Sorts them by name, so
-    that equal models give equal files.
+    One tensor after another, so that no rank holds more than one besides its own part, and sorted by name, so that
+    equal models give equal files.
     """
-    names = [f"{stem}-{number:05d}-of-{writers:05d}.safetensors" for number in range(1, writers + 1)]
-    names = names if writers > 1 else [f"{stem}.safetensors"]
+    numbers = [f"-{number:05d}-of-{writers:05d}" for number in range(1, writers + 1)] if writers > 1 else [""]
+    names = [f"{stem}{number}.safetensors" for number in numbers]
     sizes = [0] * writers
     mine: dict[str, Tensor] = {}
     index: dict[str, str] = {}
@@ -126,7 +117,7 @@ def write(run_dir: Path, new: Snapshot, *, best: bool, keep_last: int, peers: Pe
     first = peers.rank == 0
     if peers.rank < peers.writers:
         peers.do(lambda: create(temporary) if first else None)
-        peers.do(lambda: write_tensors(temporary, new, part=peers.rank))
+        peers.do(lambda: write_tensors(temporary, new))
         peers.do(lambda: publish(run_dir, temporary, final, new, best=best, keep_last=keep_last) if first else None)
     return final
 
@@ -136,34 +127,27 @@ def create(temporary: Path) -> None:
     (temporary / "tokenizer").mkdir(parents=True)
 
 
-def write_tensors(temporary: Path, new: Snapshot, *, part: int) -> None:
-    """Writes this rank's tensor files, and a file with their entries of the manifest."""
-    described = temporary / f"part-{part:05d}.json"
-    described.touch()
+def write_tensors(temporary: Path, new: Snapshot) -> None:
+    """Writes this rank's tensor files."""
     for name, tensors in new.files.items():
+        path = temporary / name
         try:
-            # No metadata block: its key order would differ between processes.
-            save_file(tensors, temporary / name)
+            save_file(tensors, path)  # without a metadata block, whose key order would differ between processes
         except SafetensorError as error:  # a full disk
-            raise OSError(f"{temporary / name}: {error}") from None
-        (temporary / name).chmod(described.stat().st_mode & 0o777)  # safetensors makes files private
-    write_json(described, {name: flush_and_describe(temporary / name) for name in new.files})
+            raise OSError(f"{path}: {error}") from None
+        path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files private
+        flush(path)
 
 
 def publish(run_dir: Path, temporary: Path, final: Path, new: Snapshot, *, best: bool, keep_last: int) -> None:
     """Completes a save on one rank, after all tensors are on disk."""
-    files: dict[str, Any] = {}
-    for path in sorted(temporary.glob("part-*.json")):
-        files |= read_json(path)
-        path.unlink()
     write_json(temporary / "model.json", asdict(new.config))
     write_json(temporary / "train_state.json", new.state)
     if new.index:  # the name and format that transformers uses
         write_json(temporary / "model.safetensors.index.json", {"metadata": {}, "weight_map": new.index})
     new.save_tokenizer(temporary / "tokenizer")
-    for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-        name = str(path.relative_to(temporary))
-        files[name] = files.get(name) or flush_and_describe(path)
+    paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+    files = {str(path.relative_to(temporary)): flush_and_describe(path) for path in paths}
     write_json(temporary / "manifest.json", {"format": FORMAT, "step": new.step, **new.manifest, "files": files})
     for path in (temporary / "tokenizer", temporary):
         flush(path)

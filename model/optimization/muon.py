@@ -60,7 +60,7 @@ class Muon:
 
 
 def orthogonal_update(g: Tensor) -> Tensor:
-    """Returns orthogonalised matrices for g (N, rows, columns), with entries of RMS 1 / sqrt(columns) in every shape."""
+    """Returns g (N, rows, columns) orthogonalised, with entries of RMS 1 / sqrt(columns) in every shape."""
     rows, columns = g.shape[1:]
     return newton_schulz(g) * max(1.0, rows / columns) ** 0.5  # entries of a tall orthogonal matrix: 1 / sqrt(rows)
 

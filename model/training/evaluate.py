@@ -60,19 +60,18 @@ def to_device(batch: Any, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    data: EvaluationData,
-    *,
-    compute: Compute,
-    batch_size: int,
-    world: parallel.World | None = None,
-) -> EvalResult:
-    """Scores the whole split without dropout, `batch_size` rows per forward on each rank. Does not affect training."""
+    model: nn.Module, data: EvaluationData, *, compute: Compute, batch_size: int, world: parallel.World | None = None,
+    forwards: int | None = None,
+) -> EvalResult:  # fmt: skip
+    """Scores a split without dropout, `batch_size` rows per forward on each rank. Does not affect training.
+
+    forwards: number of forwards on each rank; all that the split needs by default.
+    """
     world = world or parallel.World()
     was_training = model.training
     model.eval()
     offset, stride = world.rank * batch_size, world.size * batch_size
-    starts, tokens = range(offset, len(data) + offset, stride), 0
+    starts, tokens = range(offset, len(data) + offset, stride)[:forwards], 0
     # One tensor for all sums: many small tensors, kept between large temporary ones, would fragment the heap.
     losses = torch.zeros(len(starts), device=compute.device)
     for index, start in enumerate(starts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import time
@@ -29,33 +30,10 @@ class Measured:
     peak_memory: int | None  # bytes; None where unknown
 
 
-@dataclass
-class FirstRows:
-    """The first rows of an evaluation split."""
-
-    data: EvaluationData
-    rows: int
-    n_bytes: int | None = 1
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def batch(self, start: int, stop: int) -> Any:
-        return self.data.batch(start, stop)
-
-
 def measure(
-    cfg: LoopConfig,
-    model: GPT,
-    micro_batches: MicroBatches,
-    train_data: TrainingData,
-    val_data: EvaluationData | None,
-    *,
-    world: parallel.World,
-    compute: Compute,
-    steps: int = 3,
-    seconds: float = 2.0,
-) -> Measured:
+    cfg: LoopConfig, model: GPT, micro_batches: MicroBatches, train_data: TrainingData,
+    val_data: EvaluationData | None, *, world: parallel.World, compute: Compute, steps: int = 3, seconds: float = 2.0,
+) -> Measured:  # fmt: skip
     """Times at least `steps` updates and `seconds` of them, an evaluation, and a write of up to 64 MB near run_dir.
 
     Changes no weight: the learning rate is 0, and the optimizer is discarded. Two untimed updates come first; they
@@ -74,8 +52,9 @@ def measure(
         return time.perf_counter() - began
 
     def score(data: EvaluationData) -> float:
-        began = time.perf_counter()
-        evaluate(model, data, compute=compute, batch_size=micro_batches.micro_batch_size, world=world)
+        """Returns the seconds that one forward takes on each rank."""
+        began, size = time.perf_counter(), micro_batches.micro_batch_size
+        evaluate(model, data, compute=compute, batch_size=size, world=world, forwards=1)
         return time.perf_counter() - began
 
     with deterministic(compute.compile or compute.device.type == "cuda"):
@@ -87,30 +66,18 @@ def measure(
             taken.append(update(len(taken)))
         evaluation = 0.0
         if val_data is not None:
-            rows = micro_batches.micro_batch_size * world.size
-            first = FirstRows(val_data, min(rows, len(val_data)))
-            score(first)  # compiles
-            evaluation = score(first) * -(-len(val_data) // rows)
+            score(val_data)  # compiles
+            evaluation = score(val_data) * math.ceil(len(val_data) / (micro_batches.micro_batch_size * world.size))
     writing = write_seconds(Path(cfg.run_dir or ""), saved_bytes(cfg, model))
-    costs = Costs(
-        sum(taken) / len(taken),
-        evaluation=evaluation,
-        saving=writing,
-        writing=writing if cfg.save_in_background else 0.0,
-    )
+    ending = writing if cfg.save_in_background else 0.0
+    costs = Costs(sum(taken) / len(taken), evaluation=evaluation, saving=writing, writing=ending)
     return Measured(costs, len(taken), memory.peak(compute.device))
 
 
 def estimate_run(
-    cfg: LoopConfig,
-    measured: Measured,
-    model: GPT,
-    data: TrainingData,
-    budget: StepBudget,
-    *,
-    world: parallel.World,
-    compute: Compute,
-) -> dict[str, Any]:
+    cfg: LoopConfig, measured: Measured, model: GPT, data: TrainingData, budget: StepBudget, *,
+    world: parallel.World, compute: Compute,
+) -> dict[str, Any]:  # fmt: skip
     """Returns the numbers that conf/display/forecast.py's describe() prints, by its parameter names."""
     flops, costs, steps = plan.flops_per_token(model), measured.costs, budget.steps
     peak = plan.peak_flops(compute.device, compute.dtype)

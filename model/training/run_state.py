@@ -56,9 +56,7 @@ class RunState:
         values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
         state = RunState(**check_types(values, RunState, path))
         if state.step != checkpoint.step:
-            raise InputError(
-                f"{path}: step is {state.step}, but the checkpoint is step {checkpoint.step}; {COPY_AGAIN}"
-            )
+            raise InputError(f"{path}: step is {state.step}, not {checkpoint.step}; {COPY_AGAIN}")
         return state
 
 
@@ -92,15 +90,9 @@ def newest_on_all_ranks(run_dir: Path, world: World, *, say: Callable[[str], Non
 
 
 def restore(
-    checkpoint: Checkpoint,
-    model: GPT,
-    stateful: Sequence[Stateful],
-    *,
-    fingerprints: dict[str, Any],
-    resolved: dict[str, Any],
-    world: World,
-    say: Callable[[str], None],
-) -> RunState:
+    checkpoint: Checkpoint, model: GPT, stateful: Sequence[Stateful], *, fingerprints: dict[str, Any],
+    resolved: dict[str, Any], world: World, say: Callable[[str], None],
+) -> RunState:  # fmt: skip
     """Restores the model and the stateful parts, in order, and returns the run's state.
 
     Raises InputError if the fingerprint of data or tokenizer has changed. Notes each setting in `resolved` that has.
@@ -108,10 +100,8 @@ def restore(
     for name, now in fingerprints.items():
         before = str(checkpoint.manifest.get(name))
         if before != now:
-            raise InputError(
-                f"{checkpoint.directory} has {name.replace('_', ' ')} {before:.12}, but now it is {now:.12}; "
-                "use a new run_dir"
-            )
+            what = f"{name.replace('_', ' ')} {before:.12}, but now it is {now:.12}"
+            raise InputError(f"{checkpoint.directory} has {what}; use a new run_dir")
     tensors, values = checkpoint.train_state()
     state = RunState.of(checkpoint, values)
     checkpoint.load_into(model)
@@ -129,35 +119,20 @@ def restore(
 
 
 def save(
-    state: RunState,
-    saver: Saver,
-    model: GPT,
-    stateful: Sequence[Stateful],
-    result: EvalResult | None,
-    save_tokenizer: Callable[[Path], None],
-    *,
-    best: bool,
-    facts: dict[str, Any],
-) -> None:
+    state: RunState, saver: Saver, model: GPT, stateful: Sequence[Stateful], result: EvalResult | None,
+    save_tokenizer: Callable[[Path], None], *, best: bool, facts: dict[str, Any],
+) -> None:  # fmt: skip
     """Saves the present step, with its evaluation if there was one. A collective: all ranks must call it.
 
     `facts` go into the manifest. With `best`, the checkpoint becomes the run's best one.
     """
-    measured = {}
-    if result is not None:
-        measured = {"val_loss": result.loss}
-        if result.bits_per_byte is not None:
-            measured["val_bits_per_byte"] = result.bits_per_byte
+    measured = {} if result is None else {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
+    measured = {name: value for name, value in measured.items() if value is not None}
     tensors: dict[str, Tensor] = {}
     for part in stateful:
         tensors |= part.state_dict()
     snapshot = writer.snapshot(
-        state.step,
-        model=model,
-        save_tokenizer=save_tokenizer,
-        tensors=tensors,
-        state=asdict(state),
-        manifest={"tokens": state.tokens, **measured, **facts},
-        peers=saver.peers,
-    )
+        state.step, model=model, tensors=tensors, state=asdict(state), save_tokenizer=save_tokenizer,
+        manifest={"tokens": state.tokens, **measured, **facts}, peers=saver.peers,
+    )  # fmt: skip
     saver.save(snapshot, best=result.loss if best and result else None)

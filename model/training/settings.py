@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -91,22 +91,26 @@ class LoopConfig:
             found = []
         elif self.dry_run:
             found.append("dry_run=true is for a new run; leave out resume=")
+        for name, value, allowed in (
+            ("resume", self.resume, (False, True, "auto")),
+            ("parallel", self.parallel, strategies.STRATEGIES),
+            ("save_sharded", self.save_sharded, (False, True, "auto")),
+            ("weight_average", self.weight_average, KINDS),
+            ("wandb.mode", self.wandb.mode, ("disabled", "offline", "online")),
+        ):
+            if value not in allowed:
+                shown = repr(value) if isinstance(value, str) else json.dumps(value)
+                found.append(f"{name}={shown} is not one of {', '.join(str(one).lower() for one in allowed)}")
         if self.micro_batch not in (None, "auto") and type(self.micro_batch) is not int:
             found.append(f"micro_batch={json.dumps(self.micro_batch)} is not a number, null or auto")
         micro_batch = self.micro_batch if isinstance(self.micro_batch, int) else None
         counts = ("steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last")
-        for name in (*counts, "nonfinite_limit"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                found.append(f"{name}={value} must be at least 1")
+        values = {name: getattr(self, name) for name in (*counts, "nonfinite_limit")} | {"micro_batch": micro_batch}
+        small = {name: value for name, value in values.items() if value is not None and value < 1}
+        found += [f"{name}={value} must be at least 1" for name, value in small.items()]
         if self.batch_size > LARGEST_BATCH:
             found.append(f"batch_size={self.batch_size} must be at most {LARGEST_BATCH:,}")
-        if micro_batch is not None and micro_batch < 1:
-            found.append(f"micro_batch={micro_batch} must be at least 1")
-        if self.resume not in (False, True, "auto"):
-            found.append(f"resume={json.dumps(self.resume)} is not one of false, true, auto")
-        if self.parallel not in strategies.STRATEGIES:
-            found.append(f"parallel={self.parallel!r} is not one of {', '.join(strategies.STRATEGIES)}")
-        elif world.size > 1 and self.parallel == "none":
+        if world.size > 1 and self.parallel == "none":
             found.append(f"parallel=none with {world.size} processes; set parallel=ddp or parallel=fsdp")
         if world.size > 1 and ":" in self.device:
             found.append(f"device={self.device} would put all {world.size} processes on one device; use device=cuda")
@@ -114,28 +118,19 @@ class LoopConfig:
             found.append("micro_batch=auto does not work with parallel=fsdp; set a number")
         if not 0 <= self.spike_deviations < math.inf:
             found.append(f"spike_deviations={self.spike_deviations} must be 0 (off) or above")
-        if self.save_sharded not in (False, True, "auto"):
-            found.append(f"save_sharded={json.dumps(self.save_sharded)} is not one of auto, true, false")
-        if self.weight_average not in KINDS:
-            found.append(f"weight_average={self.weight_average!r} is not one of {', '.join(KINDS)}")
         if not 0 <= self.ema_decay < 1:
             found.append(f"ema_decay={self.ema_decay} must be in [0, 1)")
         if not 0 < self.tail_fraction <= 1:
             found.append(f"tail_fraction={self.tail_fraction} must be in (0, 1]")
-        if self.wandb.mode not in ("disabled", "offline", "online"):
-            found.append(f"wandb.mode={self.wandb.mode!r} is not one of disabled, offline, online")
         if self.batch_size % world.size:
             found.append(f"batch_size={self.batch_size} is not divisible by the {world.size} processes")
         elif micro_batch is not None and micro_batch > 0 and self.batch_size // world.size % micro_batch:
             per_rank_batch = self.batch_size // world.size
             found.append(f"micro_batch={micro_batch} does not divide the {per_rank_batch} sequences of each process")
+        warmup = self.optimizer.warmup_steps or 0
         # A resumed run may have fewer steps than when its warmup was fixed.
-        if (
-            self.steps >= 1
-            and not (self.time_budget or self.resume)
-            and (self.optimizer.warmup_steps or 0) > self.steps
-        ):
-            found.append(f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than steps={self.steps}")
+        if 1 <= self.steps < warmup and not (self.time_budget or self.resume):
+            found.append(f"optimizer.warmup_steps={warmup} is longer than steps={self.steps}")
         if not -(2**63) <= self.seed < 2**63:
             found.append(f"seed={self.seed} has more than 64 bits")
         try:
@@ -148,12 +143,9 @@ class LoopConfig:
         return None if self.time_budget is None else seconds_of(self.time_budget)
 
 
-Settings = TypeVar("Settings", bound=LoopConfig)
-
-
 def resolve_auto(
-    cfg: Settings, model: GPT, compute: Compute, world: parallel.World, *, document_mask: bool = False
-) -> Settings:
+    cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World, *, document_mask: bool = False
+) -> LoopConfig:
     """Returns the settings with each `auto` replaced by its value, so that a resumed run uses the same values.
 
     The default warmup is fixed too: it depends on the number of steps, and a run that is extended must not warm up

@@ -11,10 +11,9 @@ from ..gpt import GPT
 from ..optimization.optimizer import Optimizer
 from ..seeds import hash_seed
 from .evaluate import Batch
-from .loss_scale import LossScale
 from .microbatch import MicroBatches
 from .settings import LoopConfig
-from .skip_updates import UpdateGuard
+from .skip_updates import LossScale, UpdateGuard
 
 
 class TrainStep:

@@ -288,7 +288,7 @@ def test_a_checkpoint_with_the_former_name_of_the_head_opens(tmp_path):
     replace_file(step, "train_state.safetensors", lambda path: save_file(state, path))
     found = reader.find(tmp_path)
     assert set(found.weights()) == set(model.state_dict())
-    assert found.weights().shape("lm_head.weight") == model.lm_head.weight.shape
+    assert found.weights().header("lm_head.weight") == (tuple(model.lm_head.weight.shape), "F32")
     assert torch.equal(found.model(torch.device("cpu")).lm_head.weight, model.lm_head.weight)
     tensors, _ = found.train_state()
     assert set(tensors) == {"adamw.exp_avg.lm_head.weight", "adamw.exp_avg.embed.weight"}

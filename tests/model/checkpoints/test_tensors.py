@@ -14,8 +14,7 @@ from model.checkpoints.tensors import TensorFiles, is_finite, shape_of_state
 from model.optimization.optimizer import Optimizer
 from model.optimization.schedule import OptimizerConfig
 from model.training.average import WeightAverage
-from model.training.loss_scale import LossScale
-from model.training.skip_updates import UpdateGuard
+from model.training.skip_updates import LossScale, UpdateGuard
 from tests.families import FAMILIES, make
 
 

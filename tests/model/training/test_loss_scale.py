@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.training.loss_scale import LossScale
+from model.training.skip_updates import LossScale
 
 ONE = torch.tensor(1.0)
 

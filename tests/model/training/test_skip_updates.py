@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.training.loss_scale import LossScale
-from model.training.skip_updates import NON_FINITE, OVERFLOW, SPIKE, UpdateGuard
+from model.training.skip_updates import NON_FINITE, OVERFLOW, SPIKE, LossScale, UpdateGuard
 
 ONE = torch.tensor(1.0)
 
