@@ -15,7 +15,7 @@ from ..gpt import GPT
 from ..seeds import hash_seed
 from .constraints import STOP, Constraints, StringMatcher, TextStream
 from .decode import Decoder
-from .inspect import FilterStep, explain, most_probable
+from .inspect import FilterStep, explained, most_probable
 from .sampling import NOT_FINITE, SamplingConfig, checked, draw, penalize, probabilities
 from .speculate import SpeculativeDecoder
 from .vocabulary import Vocabulary
@@ -73,6 +73,7 @@ class Row:
             self.window = self.window[-(context // 2 + 1) :]
 
 
+@torch.no_grad()
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -91,14 +92,13 @@ def generate(
     """Continues each prompt. Yields one list per step: each row's new token, or None for a row that has ended.
 
     A row ends with the end token, a stop string, or after max_new_tokens. The noise for its token number t is a
-    function of the row's (seed, index, t), so rows do not depend on their neighbours. By default all rows have the
-    same seed, and their row numbers as indices.
+    function of the row's (seed, index, t), so rows do not depend on their neighbours. Indices are 0, 1, ... by default.
 
     vocabulary: None means no end token and no text. compute: device and dtype of model and cache; None means float32.
     on_overflow: when a row has filled the model's context, "slide" drops its older half and prefills again, and prompts
     longer than the context are truncated on the left; "error" raises InputError where that could happen.
-    top_logprobs, explain: see NewToken. speculative: for a single prompt: faster on repetitive text, with identical
-    output. Raises InputError, before the first step, if the arguments do not fit together.
+    top_logprobs, explain: see NewToken. speculative: for a single prompt; faster on repetitive text, the same output.
+    Raises InputError, before the first step, if the arguments do not fit together.
     """
     sampling = checked(sampling)
     compute = compute or Compute(model.embed.weight.device, torch.float32, compile=False)
@@ -115,24 +115,12 @@ def generate(
         for number, (prompt, key, limit) in enumerate(zip(prompts, noise_keys, limits, strict=True))
     ]
     plain = Decoder(model, rows=n_rows, capacity=max(map(len, prompts)) + max(limits), compute=compute)
-    return generate_steps(
-        plain, sampler, rows, vocabulary, top_logprobs=top_logprobs, explained=explain, speculative=speculative
-    )
-
-
-@torch.no_grad()
-def generate_steps(
-    plain: Decoder, sampler: Sampler, rows: list[Row], vocabulary: Vocabulary, *,
-    top_logprobs: int, explained: bool, speculative: bool,
-) -> Iterator[list[NewToken | None]]:  # fmt: skip
-    """The loop of generate(), a function of its own so that generate() checks its arguments when it is called."""
-    n_rows, sampling, context = len(rows), sampler.sampling, plain.model.config.context
     decoder = SpeculativeDecoder(plain) if speculative else plain
     logits = decoder.prefill([row.window for row in rows])
     while True:
         ids, log_probs, stages = sampler.sample(logits, rows)
         alternatives = most_probable(stages["model"], top_logprobs) if top_logprobs else [[]] * len(rows)
-        ranks, filters = explain(stages, ids, sampling) if explained else ([None] * len(rows), [[]] * len(rows))
+        ranks, filters = explained(stages, ids, sampling) if explain else ([None] * len(rows), [[]] * len(rows))
         drawn = zip(rows, ids.tolist(), *log_probs.tolist(), alternatives, ranks, filters, strict=True)
         step: list[NewToken | None] = [None] * n_rows
         for row, token, log_p, model_log_p, *details in drawn:

@@ -27,7 +27,7 @@ def most_probable(logits: Tensor, count: int) -> list[list[tuple[int, float]]]:
     return [list(zip(ids, probs, strict=True)) for ids, probs in pairs]
 
 
-def explain(
+def explained(
     logits: Mapping[str, Tensor], ids: Tensor, sampling: SamplingConfig
 ) -> tuple[list[int], list[list[FilterStep]]]:
     """For each row, the drawn token's rank by the model's own probability (1: the most probable), and every filter.

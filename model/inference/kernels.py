@@ -7,11 +7,14 @@ is up to twice as fast, and a compiled step that fuses the sums into its own loo
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .huge_pages import in_huge_pages
+HUGE_PAGE = 1 << 21  # bytes
 
 
 def decoding_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -47,3 +50,19 @@ class DecodingLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = decoding_linear(x.to(self.weight.dtype), self.weight)
         return y if self.bias is None else y + self.bias
+
+
+def in_huge_pages(tensor: Tensor) -> Tensor:
+    """A copy in pages of 2 MiB; the tensor itself if it is small, not on a CPU, or the system has none.
+
+    Pages of 4 KiB cost time for address translation. Huge pages are worth 1.2 times the tokens per second at 124M
+    parameters in bfloat16, compiled, where the kernel grants them only on request (Linux' default).
+    """
+    if tensor.nbytes < HUGE_PAGE or tensor.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor
+    memory = mmap.mmap(-1, tensor.nbytes + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel built without them: ordinary pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    buffer = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
+    start = -buffer.data_ptr() % HUGE_PAGE
+    return buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)

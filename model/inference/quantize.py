@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..device import Compute
 from ..gpt import GPT
-from .huge_pages import in_huge_pages
-from .kernels import DecodingLinear
+from .kernels import DecodingLinear, in_huge_pages
 
 FEW_ROWS = 32  # up to this many rows the int8 kernel beats unpacking the matrix for an ordinary product
 

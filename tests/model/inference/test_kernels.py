@@ -36,3 +36,17 @@ def test_with_a_gradient_the_plain_form_is_used():
     weight.requires_grad_()
     kernels.decoding_linear(x, weight).sum().backward()
     assert weight.grad is not None and torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_copy_in_huge_pages_has_the_same_values(dtype):
+    tensor = (100 * torch.randn(1500, 1501)).to(dtype)
+    moved = kernels.in_huge_pages(tensor)
+    assert moved.dtype == dtype and torch.equal(moved, tensor)
+    if tensor.nbytes >= kernels.HUGE_PAGE and moved is not tensor:
+        assert moved.data_ptr() % kernels.HUGE_PAGE == 0
+
+
+def test_a_small_tensor_stays_where_it_is():
+    tensor = torch.randn(10)
+    assert kernels.in_huge_pages(tensor) is tensor
