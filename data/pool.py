@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000",
 }
+WORKER_DIED = "a worker process was killed, perhaps for lack of memory; workers=1 needs the least memory"
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = "import sys; sys.path.insert(0, sys.argv[1]); from data.pool import serve; serve(int(sys.argv[2]))"
 
@@ -69,31 +70,29 @@ class Pool:
         pending: deque[tuple[Connection, Any]] = deque()
         for index, item in enumerate(items):
             if len(pending) == MAX_QUEUED * len(self.workers):
-                yield _receive(pending)
+                yield self._receive(*pending.popleft())
             connection = self.workers[index % len(self.workers)][1]
             try:
                 connection.send((function, item))
             except (BrokenPipeError, ConnectionResetError):
-                raise _worker_died() from None
+                raise InputError(WORKER_DIED) from None
             pending.append((connection, item))
         while pending:
-            yield _receive(pending)
+            yield self._receive(*pending.popleft())
+
+    def _receive(self, connection: Connection, item: Any) -> tuple[Any, Any]:
+        try:
+            error, result = connection.recv()
+        except (EOFError, OSError):  # OSError: the worker died while sending
+            raise InputError(WORKER_DIED) from None
+        if error is not None:
+            raise error
+        return item, result
 
 
 def available_cpus() -> int:
     """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _receive(pending: deque[tuple[Connection, Any]]) -> tuple[Any, Any]:
-    connection, item = pending.popleft()
-    try:
-        error, result = connection.recv()
-    except (EOFError, OSError):  # OSError: the worker died while sending
-        raise _worker_died() from None
-    if error is not None:
-        raise error
-    return item, result
 
 
 def _start_worker() -> tuple[subprocess.Popen[bytes], Connection]:
@@ -107,10 +106,6 @@ def _start_worker() -> tuple[subprocess.Popen[bytes], Connection]:
             stdin=subprocess.DEVNULL,
         )
     return process, ours
-
-
-def _worker_died() -> InputError:
-    return InputError("a worker process was killed, perhaps for lack of memory; workers=1 needs the least memory")
 
 
 def _raise(message: str) -> None:

@@ -94,19 +94,15 @@ def _unknown(summary: Summary) -> Iterator[str]:
     for name, split in summary["splits"].items():
         if unknown := split["unknown_characters"]:
             most = ", ".join(f"{code(character)} {count:,} times" for character, count in list(unknown.items())[:3])
-            yield (
-                f"**{plural(sum(unknown.values()), 'character')}** of the {name} split are unknown to the tokenizer "
-                f"({most}): to a model they are all the same, and there are no bits/byte. `tokenizer=bpe` knows all."
-            )
+            some = f"**{plural(sum(unknown.values()), 'character')}** of the {name} split are unknown to the tokenizer"
+            yield f"{some} ({most}): a model cannot tell them apart. `tokenizer=bpe` knows all characters."
 
 
 def _special_tokens(summary: Summary) -> Iterator[str]:
     if names := summary["splits"]["train"]["special_tokens_as_text"]:
         counts = ", ".join(f"{code(name)} {count:,} times" for name, count in names.items())
-        yield (
-            f"**{plural(sum(names.values()), 'special token')}** in the text ({counts}) are ordinary text: "
-            "`tokenizer.allow_special=true` makes them tokens."
-        )
+        some = f"**{plural(sum(names.values()), 'special token')}** in the text ({counts})"
+        yield f"{some} are ordinary text: `tokenizer.allow_special=true` makes them tokens."
 
 
 def _unmatched_patterns(summary: Summary) -> Iterator[str]:
@@ -125,10 +121,8 @@ def unmatched_patterns(patterns: list[str], *, show: Callable[[str], str] = repr
 def _identifiers(summary: Summary) -> Iterator[str]:
     for row in detailed(summary)["shapes"][:1]:
         if row["times"] > max(9, IDENTIFIERS * detailed(summary)["documents"]):
-            yield (
-                f"**{estimate(summary, row['times'], 'line')}** that differ only in their digits, such as "
-                f"{code(row['line'])} (`#` stands for digits). They look like identifiers: do they identify people?"
-            )
+            some = f"**{estimate(summary, row['times'], 'line')}** that differ only in their digits"
+            yield f"{some}, such as {code(row['line'])} (`#`: digits). Identifiers? Do they identify people?"
 
 
 def _copies(summary: Summary) -> Iterator[str]:
@@ -150,20 +144,16 @@ def _leaks(summary: Summary) -> Iterator[str]:
     if "xz_val" not in baselines or baselines["val_bytes"] <= 10_000:
         return
     alone, after = baselines["xz_val"], baselines["xz_val_after"]
-    shared = (
-        f"training text contains {percent(baselines['val_verbatim'])} of the validation passages of {VERBATIM_BYTES} "
-        "bytes word for word, in samples of both"
-    )
+    share, fix = percent(baselines["val_verbatim"]), "Hold out by source or date (`val_include=`)."
     if baselines["val_verbatim"] > VERBATIM:
         yield (
-            f"**The splits share whole passages**: {shared}. The validation loss will be too low. Hold out by source "
-            "or date (`val_include=`)."
+            f"**The splits share whole passages**: in samples, training text contains {share} of the validation "
+            f"passages of {VERBATIM_BYTES} bytes word for word. The validation loss will be too low. {fix}"
         )
     elif after < 0.7 * alone:
         yield (
-            f"xz needs {alone:.2f} bits/byte for validation text by itself, but {after:.2f} after training text "
-            f"({shared}). The splits may share passages or templates, so the validation loss may be too low. Hold out "
-            "by source or date (`val_include=`)."
+            f"xz needs {alone:.2f} bits/byte for validation text by itself, but {after:.2f} after training text. The "
+            f"splits may share passages or templates, so the validation loss may be too low. {fix}"
         )
 
 
@@ -186,10 +176,8 @@ def _mojibake(summary: Summary) -> Iterator[str]:
 def _markup(summary: Summary) -> Iterator[str]:
     markup = detailed(summary)["markup"]
     if markup["documents"] > MARKUP * detailed(summary)["documents"]:
-        yield (
-            f"{documents(summary, markup['documents'])} with HTML tags or entities ({codes(markup['examples'])}): a "
-            "model learns to write them. If they are not intended, convert the documents to text first."
-        )
+        some = f"{documents(summary, markup['documents'])} with HTML tags or entities ({codes(markup['examples'])})"
+        yield f"{some}: a model learns to write them. If they are not intended, convert the documents to text first."
 
 
 def _lines(summary: Summary) -> Iterator[str]:
@@ -233,52 +221,45 @@ def _letters(summary: Summary) -> Iterator[str]:
     bins = sampled["shares"]["letters"]
     few = sum(bins[: int(FEW_LETTERS * len(bins))])
     if 0 < few < 0.5 * sampled["documents"]:
+        some = f"{documents(summary, few)} with less than half letters"
         names = codes([row["name"] for row in sampled["fewest_letters"]])
-        yield (
-            f"{documents(summary, few)} with less than half letters ({names}): tables, numbers or noise? "
-            f"`curate.min_letters={FEW_LETTERS}` drops them."
-        )
+        yield f"{some} ({names}): tables, numbers or noise? `curate.min_letters={FEW_LETTERS}` drops them."
 
 
 def _short(summary: Summary) -> Iterator[str]:
     train = summary["splits"]["train"]
     short = sum(row["documents"] for row in train["lengths"] if row["at_least"] < SHORT)
     if short > 0.01 * train["documents"]:
-        yield (
-            f"**{plural(short, 'document')}** ({percent(short / train['documents'])}) with fewer than {SHORT} tokens, "
-            f"such as {code(train['shortest'][0]['name'])}: `curate.min_characters=` sets a minimum length."
-        )
+        some = f"**{plural(short, 'document')}** ({percent(short / train['documents'])}) with fewer than {SHORT} tokens"
+        yield f"{some}, such as {code(train['shortest'][0]['name'])}: `curate.min_characters=` sets a minimum length."
 
 
 def _scripts(summary: Summary) -> Iterator[str]:
     for row in detailed(summary)["scripts"][1:4]:
         if 0 < row["documents"] < STRAY_SCRIPT * detailed(summary)["documents"]:
-            yield (
-                f"{documents(summary, row['documents'])} mostly in {row['script']} script ({codes(row['examples'])}): "
-                "if they do not belong here, `exclude=` leaves out documents by name."
-            )
+            some = f"{documents(summary, row['documents'])} mostly in {row['script']} script ({codes(row['examples'])})"
+            yield f"{some}: if they do not belong here, `exclude=` leaves out documents by name."
 
 
 def _control_characters(summary: Summary) -> Iterator[str]:
     sampled = detailed(summary)
     if number := sampled["classes"]["control"]:
         repairable = sampled["high_controls"] and not summary["settings"].get("repair_mojibake")
-        yield f"**{estimate(summary, number, 'control character')}** in the text: " + (
-            "those from U+0080 to U+009F are quotes, dashes or parts of letters, decoded with a wrong encoding. Remove "
-            "control characters only together with the repair, which runs first: `curate.repair_mojibake=true "
-            "curate.control_characters=true`."
-            if repairable
-            else "`curate.control_characters=true` removes them."
-        )
+        some = f"**{estimate(summary, number, 'control character')}** in the text"
+        if repairable:
+            yield (
+                f"{some}; those from U+0080 to U+009F are quotes, dashes or letters decoded with a wrong encoding. "
+                "Repair them before the removal: `curate.repair_mojibake=true curate.control_characters=true`."
+            )
+        else:
+            yield f"{some}: `curate.control_characters=true` removes them."
 
 
 def _hyphens(summary: Summary) -> Iterator[str]:
     sampled = detailed(summary)
     if sampled["hyphens"] > sampled["characters"] / 3000:
-        yield (
-            f"**{estimate(summary, sampled['hyphens'], 'line')}** that end in a hyphen: the page layout divided "
-            "words. Export the text (for example from a PDF) with a converter that joins them."
-        )
+        some = f"**{estimate(summary, sampled['hyphens'], 'line')}** that end in a hyphen"
+        yield f"{some}: the page layout divided words. Export the text with a converter that joins them."
 
 
 def _vocabulary(summary: Summary) -> Iterator[str]:
@@ -286,7 +267,5 @@ def _vocabulary(summary: Summary) -> Iterator[str]:
     unused = words["size"] - words["used"]
     rare = unused + words["under_100"]
     if words["size"] > 1000 and rare > 0.75 * words["size"]:
-        yield (
-            f"**{rare:,} of {words['size']:,} tokens** occur fewer than 100 times, {unused:,} of them never, so a "
-            "model learns little about them. Use a smaller `tokenizer.vocab_size=`, or more text."
-        )
+        some = f"**{rare:,} of {words['size']:,} tokens** occur fewer than 100 times, {unused:,} of them never"
+        yield f"{some}: a model learns little about them. Use a smaller `tokenizer.vocab_size=`, or more text."

@@ -80,7 +80,7 @@ def rule_name(rule: str) -> str:
 
 def report(summary: Summary, *, title: str, head: Iterable[str] = (), picture: str | None = None) -> str:
     """Returns report.md. head: lines below the title. picture: the file name of the plots."""
-    image = [f"![Document lengths, scripts, token counts, removals]({picture})"] if picture else []
+    image = [f"![Document lengths, scripts, removals]({picture})"] if picture else []
     sections = [[f"# {title}", "", *head], _splits(summary), _findings(summary), image, _curation(summary)]
     sections += [_documents(summary), _characters(summary), _lines(summary), _tokens(summary), _windows(summary)]
     sections += [_baselines(summary)]

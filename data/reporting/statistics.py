@@ -104,19 +104,16 @@ class Statistics:
         } | self.lost()
 
     def _vocabulary(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        counts = np.sort(self.token_counts)[::-1]
-        used = int(np.count_nonzero(counts))
-        ranks = np.unique(np.geomspace(1, max(1, used), 200).astype(int)).tolist() if used else []
-        spelled = {id: tokenizer.token_bytes(id) for id in np.flatnonzero(self.token_counts).tolist()}
+        counts = self.token_counts
+        used = int((counts > 0).sum())
+        spelled = {id: tokenizer.token_bytes(id) for id in np.flatnonzero(counts).tolist()}
         longest = nlargest(10, spelled, key=lambda id: (len(spelled[id]), -id))
         return {
             "size": counts.size,
             "used": used,
-            "under_100": int((counts[:used] < 100).sum()),
-            "ranks": [[rank, int(counts[rank - 1])] for rank in ranks],
+            "under_100": int(((counts > 0) & (counts < 100)).sum()),
             "longest": [
-                {"text": spelled[id].decode("utf-8", "backslashreplace"), "times": int(self.token_counts[id])}
-                for id in longest
+                {"text": spelled[id].decode("utf-8", "backslashreplace"), "times": int(counts[id])} for id in longest
             ],
         }
 
