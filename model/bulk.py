@@ -95,10 +95,9 @@ SPELLINGS |= {"maxtokens": "max_new_tokens", "banned": "bad_words", "forced": "f
 def request_reader(
     lm: LanguageModel, default: Request, *, note: Callable[[str], None] = lambda line: None
 ) -> Callable[[Mapping[str, Any]], Request]:
-    """Returns a function from a prompt's fields to its Request.
+    """Returns a function from a prompt's fields to its Request; it raises InputError for settings that cannot be met.
 
-    The function raises InputError for wrong settings, including constraints that the vocabulary cannot meet. It calls
-    `note` once for each field whose name is close to that of a setting.
+    It calls `note` once for each field whose name is close to that of a setting.
     """
     noted: set[str] = set()
 

@@ -18,7 +18,7 @@ import torch
 
 from . import InputError
 
-MIN_TOKENS_TO_COMPILE = 10_000  # decoding fewer tokens than this takes less time than compiling
+MIN_TOKENS_TO_COMPILE = 10_000  # a cold compilation takes 10-20 s and saves about a millisecond per token
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,11 +46,7 @@ class Compute:
     def for_decoding(
         device: str = "auto", *, dtype: str = "float32", compile: bool | str = False, steps: int = 0
     ) -> Compute:
-        """As resolve, for inference, where dtype=int8 is allowed too. `steps` is the number of tokens to decode.
-
-        compile=auto compiles if there are at least MIN_TOKENS_TO_COMPILE: a cold compilation takes 10-20 s and saves
-        about a millisecond per token.
-        """
+        """As resolve, for inference, where dtype=int8 is allowed too. steps: the number of tokens, for compile=auto."""
         where, int8 = resolve_device(device), dtype == "int8"
         if int8 and where.type != "cpu":
             raise InputError(f"dtype=int8 has a fast kernel on CPUs only; on device={where} use dtype=bfloat16")
@@ -111,10 +107,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_compile(setting: bool | str, device: torch.device) -> bool:
-    """auto: compile on a GPU, where it always pays.
-
-    On a CPU a cold compilation takes 20-60 s, which only long runs gain back: training/settings.py decides there.
-    """
+    """auto: compile on a GPU, where it always pays; on a CPU, training/settings.py decides."""
     if setting not in (True, False, "auto"):
         raise InputError(f"compile={json.dumps(setting)} is not one of auto, true, false")
     enabled = device.type == "cuda" if setting == "auto" else bool(setting)
@@ -126,10 +119,7 @@ def resolve_compile(setting: bool | str, device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc's malloc keep freed memory, which makes training on a CPU about 1.12 times as fast.
-
-    By default, malloc maps fresh pages for each large tensor and unmaps them when freed. Only glibc has this setting.
-    """
+    """Lets glibc's malloc keep large freed tensors mapped, which makes training on a CPU about 1.12 times as fast."""
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

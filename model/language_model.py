@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from . import InputError
 from .device import Compute
 from .gpt import GPT
 from .inference.generate import NewToken, generate, overflow, per_row
+from .inference.inspect import most_probable
 from .inference.quantize import QualityLoss, compare_logits
 from .inference.sampling import NOT_FINITE, SamplingConfig, checked, probabilities
 from .inference.score import OptionScore, TextScore, score_options, score_text
@@ -95,11 +96,10 @@ class LanguageModel:
             logits = self.model.head(self.model.hidden(ids)[:, -1])  # (1, V)
         if not logits.isfinite().all():
             raise InputError(NOT_FINITE)
-        probs = probabilities(logits, checked(sampling))[0]
-        best = probs.topk(min(top, len(probs)))
-        return self._token_probabilities(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        [best] = most_probable(probabilities(logits, checked(sampling)), top)
+        return self._with_texts(best)
 
-    def _token_probabilities(self, pairs: Iterable[tuple[int, float]]) -> list[TokenProbability]:
+    def _with_texts(self, pairs: list[tuple[int, float]]) -> list[TokenProbability]:
         return [TokenProbability(token, self.token_text(token), p) for token, p in pairs]
 
     def token_text(self, token: int) -> str:
@@ -119,8 +119,7 @@ class LanguageModel:
         """The most probable next words (and other outcomes), each with a lower and an upper bound.
 
         The search stops when the order of the `top` is certain, when the unexplored mass is at most `tolerance`, or
-        after `max_expansions` tokens; see next_word/README.md. With ignore_trailing_spaces, spaces at the prompt's end
-        do not matter. `rule` defines words.
+        after `max_expansions` tokens. ignore_trailing_spaces: those of the prompt. `rule` defines words.
         """
         rule = rule or WordRule()
         if rule not in self._tables:
@@ -212,21 +211,20 @@ class LanguageModel:
     def _completion(self, row: Sequence[NewToken]) -> Completion:
         """Joins the new tokens of a row."""
         written = [new for new in row if new.ended != "end"]
-        alternatives = [self._token_probabilities(new.alternatives) for new in written if new.alternatives]
         return Completion(
             text="".join(new.text for new in row),
             tokens=[new.id for new in written],
             log_probabilities=[new.log_probability for new in written],
             model_log_probabilities=[new.model_log_probability for new in written],
             ended=row[-1].ended or "length",
-            alternatives=alternatives,
+            alternatives=[self._with_texts(new.alternatives) for new in written if new.alternatives],
             explanation=[
                 {
                     "text": self.token_text(new.id),
                     "probability": math.exp(new.model_log_probability),
                     "rank": new.rank,
                     "filters": [asdict(effect) for effect in new.filters],
-                    "alternatives": [asdict(other) for other in self._token_probabilities(new.alternatives)],
+                    "alternatives": [asdict(other) for other in self._with_texts(new.alternatives)],
                 }
                 for new in written
                 if new.filters

@@ -35,10 +35,7 @@ def available(device: torch.device) -> int | None:
 
 
 def peak(device: torch.device) -> int | None:
-    """Peak bytes since reset_peak; None if unknown.
-
-    On a GPU this counts this process's tensors and torch's cache, on a CPU the whole process.
-    """
+    """Peak bytes since reset_peak, of torch's tensors and cache on a GPU, of the process on a CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if device.type == "cpu":

@@ -1,8 +1,4 @@
-"""Constraints on the new text: stop strings, bad words, forced words; and the text itself, in whole characters.
-
-A string can be tokenized in many ways, and a token can end inside a character. So everything here works on bytes: one
-automaton reads each byte of the new text once and finds all strings.
-"""
+"""Stop strings, bad words and forced words, found in the bytes of the new text, however it is tokenized."""
 
 from __future__ import annotations
 
@@ -95,8 +91,7 @@ class TextStream:
         return self.decoder.decode(read[:certain])
 
     def end(self, *, complete: bool) -> str:
-        """Returns the text that was held back. An unfinished character becomes U+FFFD if the text is complete (the
-        model ended it), and is dropped otherwise."""
+        """Returns the text held back; an unfinished character becomes U+FFFD if the text is complete, else nothing."""
         return self.decoder.decode(self.held, final=complete)
 
 
@@ -109,10 +104,10 @@ State = tuple[int, int]  # of a row: the matcher's node after its text, and the 
 class Constraints:
     """The tokens that bad_words, force_words and min_new_tokens allow.
 
-    Excluded are: a token that completes a bad word; the end token before min_new_tokens or while a forced word is
-    missing; a token that completes a stop string while a forced word is missing; and a token after which the missing
-    words no longer fit into the tokens left. So a forced word that the model does not write by itself comes at the last
-    moment. Raises InputError if the constraints cannot be met within `max_new_tokens`.
+    They exclude a token that completes a bad word; the end token before min_new_tokens; and while a forced word is
+    missing the end token, a stop string, and a token after which the missing words no longer fit into the tokens left.
+    So a forced word that the model does not write by itself comes at the last moment. Raises InputError if the
+    constraints cannot be met within `max_new_tokens`.
     """
 
     def __init__(self, vocabulary: Vocabulary, sampling: SamplingConfig, *, max_new_tokens: int) -> None:
@@ -152,9 +147,7 @@ class Constraints:
             if self.end_id >= 0:
                 mask[self.end_id] = may_end
             if not mask.any():
-                raise InputError(
-                    f"bad_words={list(self.sampling.bad_words)} leaves no token to choose from; remove some"
-                )
+                raise InputError(f"bad_words={list(self.sampling.bad_words)} leaves no token; remove some")
             self._masks[key] = mask
         return self._masks[key]
 

@@ -119,7 +119,7 @@ def generate(
     logits = decoder.prefill([row.window for row in rows])
     while True:
         ids, log_probs, stages = sampler.sample(logits, rows)
-        alternatives = most_probable(stages["model"], top_logprobs) if top_logprobs else [[]] * len(rows)
+        alternatives = most_probable(stages["model"].softmax(-1), top_logprobs) if top_logprobs else [[]] * len(rows)
         ranks, filters = explained(stages, ids, sampling) if explain else ([None] * len(rows), [[]] * len(rows))
         drawn = zip(rows, ids.tolist(), *log_probs.tolist(), alternatives, ranks, filters, strict=True)
         step: list[NewToken | None] = [None] * n_rows
@@ -171,7 +171,7 @@ class Sampler:
                 seen[torch.tensor(prompt, device=device)] = True
 
     def sample(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Draws one token per row from logits (B, V); for a row that has ended it is meaningless.
+        """Draws one token per row from logits (B, V), meaningless for rows that have ended.
 
         Returns the ids (B,), their log-probabilities (2, B) in the sampled distribution and in the model's own, and
         the logits (B, V) by stage: "model", and "constraints" and "penalties" if there are any.

@@ -20,9 +20,9 @@ class FilterStep:
     removed: float  # total probability of the tokens that the filter excluded
 
 
-def most_probable(logits: Tensor, count: int) -> list[list[tuple[int, float]]]:
-    """logits (B, V) -> for each row, the `count` most probable ids and their probabilities, best first."""
-    best = logits.softmax(dim=-1).topk(min(count, logits.shape[-1]))
+def most_probable(probs: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """probs (B, V) -> for each row, the `count` most probable ids and their probabilities, best first."""
+    best = probs.topk(min(count, probs.shape[-1]))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [list(zip(ids, probs, strict=True)) for ids, probs in pairs]
 

@@ -176,9 +176,9 @@ def top_k_mask(score: Tensor, k: Tensor | int, *, threshold: Tensor) -> Tensor:
 def draw(probs: Tensor, keys: Sequence[int], *, max_nonzero: int | None = None) -> Tensor:
     """Draws one id from each row of probs (B, V), row i with the noise of keys[i]; returns (B,).
 
-    The Gumbel-max trick: argmax(ln p + G) with standard Gumbel noise G = -ln(-ln u) is id i with probability p[i].
-    The argmax of p / -ln u is the same. Unlike inverse-CDF sampling, a change of 1e-6 in p changes the result only
-    where two tokens are that close. max_nonzero: upper bound on the number of nonzero p in a row, if known.
+    The Gumbel-max trick: argmax(ln p - ln(-ln u)) is id i with probability p[i]; the argmax of p / -ln u is the same.
+    Unlike inverse-CDF sampling, a change of 1e-6 in p changes the result only where two tokens are that close.
+    max_nonzero: upper bound on the number of nonzero p in a row, if known.
     """
     device = probs.device
     if device.type == "mps":
@@ -195,9 +195,8 @@ def draw(probs: Tensor, keys: Sequence[int], *, max_nonzero: int | None = None) 
 def uniform(keys: Sequence[int], tokens: Tensor) -> Tensor:
     """Uniform noise (B, N) in (0, 1), float64, for token ids (B, N), or (N,) if all rows ask for the same.
 
-    Counter-based: each number is a pure function of (keys[row], token), and so independent of the other rows and
-    tokens and of the device. It is number `token` of the SplitMix64 sequence that starts at the key (Steele et al.
-    2014).
+    Counter-based: number `token` of the SplitMix64 sequence that starts at keys[row] (Steele et al. 2014). So it is
+    independent of the other rows and tokens and of the device.
     """
     golden, first, second = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # the paper's, as int64
     state = tokens * golden + torch.tensor(keys, device=tokens.device)[:, None]  # int64 arithmetic wraps around

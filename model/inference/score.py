@@ -58,17 +58,12 @@ class OptionScore:
 
 
 def move_trailing_spaces(prompt: str, text: str) -> tuple[str, str]:
-    """Moves spaces at the end of the prompt to the start of the text.
-
-    Prompt and text are tokenized separately, and most tokenizers join a space with the word that follows it. So after
-    "Answer: " the model has never seen the tokens of "yes"; after "Answer:" it has seen those of " yes".
-    """
+    """Moves spaces at the end of the prompt to the start of the text: most tokens of words begin with theirs."""
     stripped = prompt.rstrip(" ")
     return stripped, prompt[len(stripped) :] + text
 
 
 def encode_pair(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[list[int], list[int]]:
-    """An empty prompt is the start of a document."""
     return tokenizer.encode(prompt) or [tokenizer.end_id], tokenizer.encode(text)
 
 
@@ -149,9 +144,8 @@ def log_probabilities(
 ) -> list[list[TokenFigures]]:
     """For each (prefix, targets), the figures of every target given all tokens before it. Neither may be empty.
 
-    Texts that exceed the context are cut into overlapping windows. Rows are padded on the right, where no token before
-    can see it. Rows that are a prefix of another are read off that one, so options of one token after the same prompt
-    cost one row.
+    Texts that exceed the context are cut into overlapping windows. Rows that are a prefix of another are read off that
+    one, so options of one token after the same prompt cost one row.
     """
     rows: dict[Ids, list[Target]] = {}  # inputs -> what to score there
     for text, (prefix, targets) in enumerate(texts):
