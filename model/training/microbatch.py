@@ -13,7 +13,6 @@ from .. import InputError, memory
 from ..device import Compute
 from ..distributed import parallel, strategies
 from ..gpt import GPT
-from ..seeds import seed_generator
 
 USABLE = 0.92  # fraction of a GPU's memory to plan with; the rest is for fragmentation and other libraries
 
@@ -39,7 +38,7 @@ class MicroBatches:
         half the micro-batch; the batch and its gradient stay the same. Raises InputError if one sequence does not fit.
         """
         while True:
-            seed_generator(seed, self.compute.device)
+            torch.manual_seed(seed)
             try:
                 return self.accumulate(inputs, targets, loss_weight, doc_starts)
             except RuntimeError as error:
