@@ -34,6 +34,7 @@ from model.inference.quantize import prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 from model.language_model import LanguageModel
 from model.next_word.words import WordRule
+from model.threads import share_cpus
 
 
 def load(
@@ -61,7 +62,7 @@ def show_text(cfg: settings.TextConfig, lm: LanguageModel, prompts: list[str]) -
     """mode=text: continues the prompt, printing the text as it is generated if it is one plain sample."""
     [prompt] = prompts
     if cfg.on_overflow == "slide" and (note := lm.overflow(prompt, cfg.max_new_tokens)):
-        print(f"note: {note}; the oldest tokens will be forgotten", file=sys.stderr)
+        say(f"{note}; the oldest tokens will be forgotten")
     names = ("max_new_tokens", "seed", "on_overflow", "speculative")
     how: dict[str, Any] = {name: getattr(cfg, name) for name in names} | {"sampling": cfg.sampling()}
     if cfg.num_samples == 1 and cfg.json is None and not cfg.explain:
@@ -85,16 +86,9 @@ def show_text(cfg: settings.TextConfig, lm: LanguageModel, prompts: list[str]) -
 
 def next_words(cfg: settings.WordConfig, lm: LanguageModel, prompt: str, sampling: SamplingConfig) -> dict[str, Any]:
     """The distribution of the next word as JSON holds it."""
-    found = lm.next_words(
-        prompt,
-        top=cfg.top,
-        tolerance=cfg.tolerance,
-        max_expansions=cfg.max_expansions,
-        ignore_trailing_spaces=cfg.ignore_trailing_spaces,
-        rule=WordRule(cfg.word_rule),
-        sampling=sampling,
-    )
-    return {"prompt": prompt, **asdict(found)}
+    names = ("top", "tolerance", "max_expansions", "ignore_trailing_spaces")
+    how: dict[str, Any] = {name: getattr(cfg, name) for name in names}
+    return {"prompt": prompt, **asdict(lm.next_words(prompt, **how, rule=WordRule(cfg.word_rule), sampling=sampling))}
 
 
 def next_tokens(cfg: Any, lm: LanguageModel, prompt: str, sampling: SamplingConfig) -> dict[str, Any]:
@@ -191,12 +185,10 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
     cfg: one of the configs of a mode with prompts=FILE.
     """
     fields_of_results = "index sample text tokens words log_probabilities ended continues unexplored stopped"
-    sampling = cfg.sampling() if isinstance(cfg, settings.FilterConfig) else SamplingConfig()
-    write = (cfg.max_new_tokens, cfg.seed, cfg.num_samples) if isinstance(cfg, settings.BulkTextConfig) else ()
-    read = request_reader(
-        lm, Request(sampling, *write), note=lambda line: print(f"note: {cfg.prompts}: {line}", file=sys.stderr)
-    )
-    on_overflow = cfg.on_overflow if isinstance(cfg, settings.BulkTextConfig) else "slide"
+    writes = isinstance(cfg, settings.BulkTextConfig)
+    request = Request(cfg.sampling(), *((cfg.max_new_tokens, cfg.seed, cfg.num_samples) if writes else ()))
+    read = request_reader(lm, request, note=lambda line: say(f"{cfg.prompts}: {line}"))
+    on_overflow = cfg.on_overflow if writes else "slide"
     prompts = PromptFile(
         cfg.prompts,
         read=read,
@@ -207,22 +199,18 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         refuse_overflow=on_overflow == "error",
     )
     if prompts.unknown:
-        place = f"{cfg.prompts}, first in line {prompts.unknown_line}"
-        print(f"note: {unknown_note(prompts.unknown, place)}", file=sys.stderr)
+        say(unknown_note(prompts.unknown, f"{cfg.prompts}, first in line {prompts.unknown_line}"))
     note_unknown(lm, texts_of_settings(cfg))
     files = json.loads((lm.directory / "manifest.json").read_text())["files"]
     weights = " ".join(files[name]["sha256"][:16] for name in tensor_files("model", files))
-    about = {
-        **{"prompts": f"sha256 {prompts.sha256[:16]}", "checkpoint": f"{lm.directory.name} sha256 {weights}"},
-        **{
-            key: value for key, value in asdict(cfg).items() if key not in ("prompts", "checkpoint", "outputs", "debug")
-        },
-        **lm.compute.describe(),
-    }
+    about = asdict(cfg) | lm.compute.describe()
+    del about["outputs"], about["debug"]
+    about["prompts"] = f"sha256 {prompts.sha256[:16]}"
+    about["checkpoint"] = f"{lm.directory.name} sha256 {weights}"
 
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
         requests = [read(prompt.fields) for prompt in batch]
-        if isinstance(cfg, settings.BulkTextConfig):
+        if writes:
             results = continue_prompts(lm, batch, requests, rows=rows, on_overflow=on_overflow)
         else:
             ask: Callable[..., dict[str, Any]] = next_words if isinstance(cfg, settings.WordConfig) else next_tokens
@@ -264,16 +252,12 @@ def read_prompts(cfg: settings.PromptConfig) -> list[str]:
 def note_what_is_read(cfg: settings.PromptConfig, lm: LanguageModel, prompts: list[str]) -> None:
     """Prints a note if the model does not see what was typed."""
     note_unknown(lm, {"the prompt" + "s" * (len(prompts) > 1): prompts} | texts_of_settings(cfg))
-    for text in [
-        *prompts,
-        *settings.as_list(getattr(cfg, "text", None)),
-        *settings.as_list(getattr(cfg, "options", None)),
-    ]:
-        ids = lm.tokenizer.encode(text)
+    for prompt in prompts:
+        ids = lm.tokenizer.encode(prompt)
         if cfg.mode in ("next_word", "next_token", "continue") and len(ids) > lm.model.config.context - 32:
-            print(f"note: only the last of the prompt's {len(ids)} tokens are read", file=sys.stderr)
-        if cfg.mode == "text" and text.endswith(" ") and lm.tokenizer.encode(text + "a")[: len(ids)] != ids:
-            print("note: the prompt ends in a space, but tokens start with theirs: try without it", file=sys.stderr)
+            say(f"only the last of the prompt's {len(ids)} tokens are read")
+        if cfg.mode == "text" and prompt.endswith(" ") and lm.tokenizer.encode(prompt + "a")[: len(ids)] != ids:
+            say("the prompt ends in a space, but tokens start with theirs: try without it")
 
 
 def texts_of_settings(cfg: settings.SampleConfig) -> dict[str, list[str]]:
@@ -286,7 +270,11 @@ def note_unknown(lm: LanguageModel, texts: Mapping[str, Sequence[str]]) -> None:
     """Prints a note for each place, such as "the prompt", whose texts have characters that the tokenizer lacks."""
     for place, some in texts.items():
         if unknown := unknown_in(some, lm.tokenizer):
-            print(f"note: {unknown_note(unknown, place)}", file=sys.stderr)
+            say(unknown_note(unknown, place))
+
+
+def say(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
 
 
 def write_result(path: str | None, results: list[dict[str, Any]]) -> None:
@@ -300,14 +288,15 @@ def main(cfg: settings.SampleConfig, overrides: cli.Overrides) -> int | None:
     keep_freed_memory()
     length = getattr(cfg, "max_new_tokens", 0)
     lm = load(cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, max_new_tokens=length)
-    if not isinstance(cfg, settings.PromptConfig):
-        return run_chat(cfg, lm) if isinstance(cfg, settings.ChatConfig) else run_bulk(cfg, lm)
-    prompts = read_prompts(cfg)
-    note_what_is_read(cfg, lm, prompts)
-    SHOW[cfg.mode](cfg, lm, prompts)
-    if cfg.dtype == "int8":
-        exact = load(cfg.checkpoint or "", device=cfg.device)
-        print(f"note: int8 compared with float32: {lm.quality_loss(exact, prompts[0])}", file=sys.stderr)
+    with share_cpus(lm.compute.device):
+        if not isinstance(cfg, settings.PromptConfig):
+            return run_chat(cfg, lm) if isinstance(cfg, settings.ChatConfig) else run_bulk(cfg, lm)
+        prompts = read_prompts(cfg)
+        note_what_is_read(cfg, lm, prompts)
+        SHOW[cfg.mode](cfg, lm, prompts)
+        if cfg.dtype == "int8":
+            exact = load(cfg.checkpoint or "", device=cfg.device)
+            say(f"int8 compared with float32: {lm.quality_loss(exact, prompts[0])}")
     return None
 
 

@@ -38,7 +38,7 @@ def answer_all(answers: Iterable[Results], outputs: Outputs, *, total: int, name
                 outputs.add(results)
                 tokens += sum(len(result["log_probabilities"]) for result in results if "log_probabilities" in result)
                 speed = tokens / (time.perf_counter() - began)
-                shown.update(outputs.rows, tokens_per_second=speed if tokens else None)
+                shown.update(outputs.rows, *([f"{progress.count(speed)} tok/s"] if tokens else []))
             outputs.publish()
     except KeyboardInterrupt:
         return print(f"stopped after {outputs.rows:,} of {total:,} results; run the same command to resume")

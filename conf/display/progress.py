@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from types import TracebackType
 from typing import Any
 
 
@@ -51,8 +50,7 @@ class Progress:
         every: float = 0,
     ) -> None:
         self.total, self.unit, self.every = total, unit, every
-        self.enabled = enabled
-        self.file = file or sys.stdout
+        self.enabled, self.file = enabled, file or sys.stdout
         self._history: deque[tuple[int, float]] = deque([(start, time.monotonic())], maxlen=20)  # (step, time)
         self._next_line = 0.0
         self._bar: Any = None
@@ -63,32 +61,15 @@ class Progress:
             self._bar = _start_bar(self.file, label, self.total, completed=self._history[0][0])
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-            self._bar = None
 
-    def update(
-        self,
-        step: int,
-        *,
-        loss: float | None = None,
-        learning_rate: float | None = None,
-        tokens_per_second: float | None = None,
-    ) -> None:
-        """Shows that `step` units are complete, and the other figures if they are known."""
+    def update(self, step: int, *facts: str) -> None:
+        """Shows that `step` units are complete, the facts, and the time left."""
         if not self.enabled:
             return
-        facts = []
-        if loss is not None:
-            facts.append(f"loss {loss:.3f}")
-        if learning_rate is not None:
-            facts.append(f"lr {learning_rate:.4f}" if learning_rate >= 0.001 else f"lr {learning_rate:.1e}")
-        if tokens_per_second is not None:
-            facts.append(f"{count(tokens_per_second)} tok/s")
-        facts.append(f"{duration(self._seconds_left(step))} left")
+        facts = (*facts, f"{duration(self._seconds_left(step))} left")
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description="  ".join(facts))
         elif (now := self._history[-1][1]) >= self._next_line:

@@ -124,7 +124,9 @@ class MetricsLog:
             self._write(
                 step, tokens, train_loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens_per_second=speed
             )
-            self.progress.update(step, loss=loss, learning_rate=learning_rate, tokens_per_second=speed)
+            rate = f"{learning_rate:.4f}" if learning_rate >= 0.001 else f"{learning_rate:.1e}"
+            facts = [f"loss {loss:.3f}", f"lr {rate}", *([] if speed is None else [f"{count(speed)} tok/s"])]
+            self.progress.update(step, *facts)
 
     @property
     def seconds_per_step(self) -> float | None:
