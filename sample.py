@@ -17,8 +17,8 @@ from typing import Any
 
 from conf import cli
 from conf.display import plots, tables
-from conf.display.answer_prompts import answer_all
 from conf.display.chat import Chat
+from conf.display.progress import answer_all
 from data.labelled.choices import accuracies, baseline, read_choices
 from data.labelled.outputs import Outputs
 from data.labelled.prompts import Prompt, PromptFile

@@ -49,11 +49,10 @@ from model.planning.budget import StepBudget
 from model.planning.depth import settings_for
 from model.threads import share_cpus
 from model.training.average import WeightAverage
-from model.training.evaluate import EvalResult, EvaluationData, TrainingData, evaluate, to_device
+from model.training.evaluate import EvalResult, EvaluationData, TrainingData, evaluate, sample_text, to_device
 from model.training.measure import estimate_run, measure
 from model.training.microbatch import MicroBatches, recompute_activations
-from model.training.preview import sample_text
-from model.training.run_state import RunState, newest_on_all_ranks, restore, save
+from model.training.run_state import RunState, restore, save
 from model.training.settings import LoopConfig, resolve_auto, resolve_compile, runtime_info, use_sharded_checkpoint
 from model.training.train_step import TrainStep, global_mean_loss
 
@@ -104,7 +103,7 @@ def fit(
     # checkpoint before wrap(), which then skips random init. Load after wrap(), which allocates the parameters.
     if compute.compile:
         strategies.compile_in_place(model, cfg.parallel)
-    checkpoint = newest_on_all_ranks(run_dir, world, say=say) if cfg.resume else None
+    checkpoint = parallel.from_rank0(lambda: reader.newest(run_dir, say=say), world) if cfg.resume else None
     if cfg.resume is True and checkpoint is None:
         say(f"note: {run_dir} holds no checkpoint, so the run starts from step 0")
     wrapped = strategies.wrap(model, cfg.parallel, compute, random_init=checkpoint is None and start is None)
@@ -127,7 +126,6 @@ def fit(
             return None
     train_step = TrainStep(cfg, model, micro_batches, world=world, compute=compute)
     average = WeightAverage(model, cfg.weight_average, decay=cfg.ema_decay, fraction=cfg.tail_fraction)
-    # Restored in this order: the average puts the live weights back into the model; a sharded optimizer copies those.
     stateful = (average, train_step.optimizer, train_step.loss_scale, train_step.guard)
     resolved = runtime_info(cfg, model, compute, world)
     state = RunState(resolved=resolved)
@@ -292,10 +290,8 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
     with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
             stack.enter_context(lock_run(run_dir))
-        # Rank 0 prepares the corpus before the group forms; every rank receives the path.
-        prepare_corpus = partial(prepare, cfg, progress=progress.Passes(), show=show)
-        group = parallel.process_group(world, compute.device, lambda: str(prepare_corpus()))
-        prepared = Path(stack.enter_context(group))
+        stack.enter_context(parallel.process_group(world, compute.device))
+        prepared = parallel.from_rank0(lambda: prepare(cfg, progress=progress.Passes(), show=show), world)
         tokenizer = load_tokenizer(prepared / "tokenizer")
         model_config = replace(cfg.model, vocab_size=tokenizer.vocab_size)
         train_split = open_split(prepared, "train")

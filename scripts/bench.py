@@ -12,6 +12,7 @@ BENCHMARKS = {
     "tokens": "tokens that the default preset needs to reach the loss of a tuned GPT-2 with AdamW",
     "decode": "decoding one text: tokens per second, against transformers and nanoGPT with the same weights",
     "bulk": "decoding many prompts in batches, against one at a time",
+    "contention": "training and decoding on a CPU beside a busy process, of equal and of lower priority",
     "next_word": "seconds until the order of the next words is certified",
     "tokenizer": "training vocabularies and encoding text, against other libraries",
     "prepare": "preparing a corpus of 2 GB: MB/s and peak memory",

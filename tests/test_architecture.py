@@ -22,7 +22,7 @@ MOST_FILES = 12  # in a folder
 ORDER = {
     "model": [
         "training", "bulk sample_settings", "language_model", "next_word", "checkpoints", "inference", "planning",
-        "optimization", "distributed", "gpt", "attention cache loss", "config device memory seeds",
+        "optimization", "distributed", "gpt", "attention cache loss", "config device memory seeds threads",
     ],
     "data": [
         "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus",

@@ -62,9 +62,9 @@ class Pace:
 
 
 class Slowdown:
-    """Notices when training becomes much slower than it was, by seconds per token over windows of a few seconds."""
+    """Notices when training becomes much slower than it was, by seconds per token over windows of some seconds."""
 
-    WINDOW = 3.0  # seconds; a background save or a recompilation rarely slows down two windows in a row
+    WINDOW = 10.0  # seconds; a background save or a recompilation rarely slows down two windows in a row
     RATIO = 2.0
 
     def __init__(self) -> None:

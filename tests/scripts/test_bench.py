@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from conf.cli import InputError
 from data.corpus.corpora import Document
 from data.preparation.config import PrepareConfig
 from scripts.bench import main
-from scripts.benchmarks import curate, decode, measure, nanogpt, next_word, prepare, tokens, train
+from scripts.benchmarks import contention, curate, decode, measure, nanogpt, next_word, prepare, tokens, train
 from tests.programs import capture, ok
 
 NANOGPT = """
@@ -68,6 +70,27 @@ def test_bulk_counts_the_tokens_of_each_batch_size():
         "bulk", "batch_sizes=[2,4]", "max_new_tokens=3", "prompt_tokens=4", "singles=1", "repeats=1", "threads=1"
     )
     assert set(result["ratios"]) == {"one at a time", "batch of 2", "batch of 4"}
+
+
+def test_contention_compares_both_sides_with_each_neighbour(monkeypatch):
+    monkeypatch.setattr(contention, "make_model", lambda _, seed: decode.make_model("toy", seed))
+    result = bench("contention", "seconds=0.02", "settle=0", "repeats=1")
+    for work in ("training", "decoding"):
+        assert list(result[work]) == ["alone", "beside an equal", "beside nice 19"]
+        assert all(row["per_second"] > 0 for sides in result[work].values() for row in sides.values())
+        assert result[work]["alone"]["before"]["of_alone"] == 1
+
+
+def test_a_neighbour_is_busy_at_its_priority_and_ends():
+    with contention.busy_process(None):
+        pass
+    with contention.busy_process(3) as process:
+        assert process.poll() is None
+        deadline = time.monotonic() + 20
+        while os.getpriority(os.PRIO_PROCESS, process.pid) < os.nice(0) + 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == os.nice(0) + 3
+    assert process.poll() is not None
 
 
 def test_next_word_times_prompts_that_end_in_a_word(trained, poem):
@@ -185,6 +208,7 @@ def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkey
         (["bulk", "batch_sizes=[]"], "batch_sizes"),
         (["tokens", "shares=[2]"], "shares"),
         (["next_word", "n_prompts=0"], "n_prompts"),
+        (["contention", "repeats=0"], "repeats"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, part):
