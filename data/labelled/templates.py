@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from .. import InputError
 TASK = "task.json"  # in a step directory
 END = "<|endoftext|>"
 MAX_LABELS = 100_000
+SPECIAL = re.compile(r"<\|[^|<>]+\|>|<(?:start|end)_of_turn>|</?s>")
 ROLES = ("system", "user", "assistant")
 
 
@@ -157,3 +159,10 @@ def check_templates(prompt: str, completion: str) -> list[str]:
     if completion.count("{label}") != 1:
         found.append(f"completion_template={completion!r} must contain {{label}} once")
     return found
+
+
+def unknown_special_tokens(template: ChatTemplate, known: Mapping[str, int]) -> list[str]:
+    """Returns what looks like a special token in a template, as <|user|> does, but is not one of the tokenizer's."""
+    texts = [template.start, *(text for pair in template.roles.values() for text in pair)]
+    names = dict.fromkeys(name for text in texts for name in SPECIAL.findall(text))
+    return [name for name in names if name not in known]

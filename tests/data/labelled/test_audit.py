@@ -1,0 +1,109 @@
+"""The audit: counts are right, and sets that could not train a useful model are refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from data.labelled.audit import Audit, near_pairs
+from data.labelled.examples import Example
+from data.labelled.rows import Rows
+from data.labelled.templates import CHAT_TEMPLATES, ChatTemplate
+from data.tokenizers.build import TokenizerConfig, build
+
+TOKENIZER = build(TokenizerConfig(kind="byte", special_tokens=["<|user|>"]), [])
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def rows(*examples: Example, context: int = 200) -> Rows:
+    return Rows(examples, TOKENIZER, context=context)
+
+
+def labelled(text: str, label: str) -> Example:
+    return Example(f"{text}\n\nLabel:", f" {label}", label=label)
+
+
+TRAIN = [labelled(f"text number {i}", "yes" if i % 3 else "no") for i in range(9)]
+OTHER = [Example("another", "answer")]
+HELD = [labelled("another text", "yes"), labelled("a third one", "no")]
+
+
+def audit(train=TRAIN, held=HELD, **changes) -> Audit:
+    return Audit.of(rows(*train), rows(*held), **changes)
+
+
+def test_a_sound_set_has_no_problem_and_its_counts():
+    found = audit()
+    assert found.problems == [] and len(found.notes) == 1 and "begin with the same token" in found.notes[0]  # a space
+    assert found.labels == {"yes": (6, 1), "no": (3, 1)} and found.copied == found.same_prompt == 0
+    tokens = sum(len(example.prompt + example.completion) + 1 for example in TRAIN)
+    assert (found.train.examples, found.train.tokens, found.train.learned_tokens) == (9, tokens, 6 * 5 + 3 * 4)
+    assert (found.train.truncated, found.train.dropped, found.train.empty_prompts) == (0, 0, 0)
+
+
+def test_what_is_cut_dropped_empty_or_double_is_counted():
+    examples = [
+        Example("p" * 30, "a"), Example("p", "a" * 40), Example("", "a"), Example("q", "b"), Example("q", "b"),
+        Example("q", "c"),
+    ]  # fmt: skip
+    counts = Audit.of(rows(*examples, context=20), rows(*HELD)).train
+    assert (counts.examples, counts.truncated, counts.dropped, counts.empty_prompts) == (5, 1, 1, 1)
+    assert (counts.duplicates, counts.contradictions) == (1, 1)
+
+
+def test_near_duplicates_are_found_within_and_across_the_splits():
+    text = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark forest of the north"
+    other = text.replace("north", "south")
+    assert near_pairs([text, "something else entirely that shares nothing", other, text]) == {(0, 2), (2, 3)}
+    found = audit([*TRAIN, labelled(text, "no")], [*HELD, labelled(other, "yes")])
+    assert found.near_copies == 1 and found.copied == 0
+    copied = audit([*TRAIN, labelled(text, "no")], [*HELD, labelled(text, "no"), labelled(text, "yes")])
+    assert (copied.copied, copied.same_prompt, copied.near_copies) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "train, held, problem",
+    [
+        (TRAIN[:1], HELD, "there is one training example"),
+        (TRAIN, TRAIN[:2], "every held-out example is a training example too"),
+        ([Example(f"same {i}", f"same {i}") for i in range(4)], HELD, "4 of 4 completions only repeat their prompt"),
+        ([labelled(f"text {i}", "yes") for i in range(9)], HELD, "all training examples have the label 'yes'"),
+        ([labelled(f"text {i}", f"l{i}") for i in range(9)], [labelled("x", "l1")], "9 labels for 9 training examples"),
+        (TRAIN, [labelled("x", "maybe")], "no label of the held-out examples occurs in training"),
+    ],
+)
+def test_a_set_that_teaches_nothing_is_refused(train, held, problem):
+    assert any(problem in found for found in audit(train, held).problems)
+
+
+def test_ten_thousand_labels_are_refused_quickly():
+    examples = [labelled(f"w{i} x{i} y{i} z{i}", f"label {i}") for i in range(10_000)]
+    [problem] = audit(examples, [labelled("x", "label 1")]).problems
+    assert "10,000 labels for 10,000 training examples" in problem
+
+
+def test_what_deserves_a_look_is_noted():
+    notes = " ".join(
+        audit(
+            [*TRAIN, labelled("a <|user|> typed", "Yes"), labelled("b", "yes "), Example("Answer: ", "yes")],
+            [*HELD, labelled("c", "unseen")],
+        ).notes
+    )
+    for part in (
+        "1 prompts end in a space", "1 examples contain the name of a special token", "1 labels are held out but not",
+        "labels differ only in case or spaces: 'yes', ", "begin with the same token",
+    ):  # fmt: skip
+        assert part in notes
+
+
+def chats(template: ChatTemplate) -> list[Example]:
+    return [Example(f"u{i}", "Hello", chat=template.segments(TURNS)) for i in range(3)]
+
+
+def test_a_chat_template_that_the_tokenizer_cannot_end_is_refused():
+    chatml, no_end = CHAT_TEMPLATES["chatml"], ChatTemplate({"user": ("<|user|>", ""), "assistant": ("A:", "\n")})
+    [problem] = audit(chats(chatml), OTHER, chat=chatml).problems
+    assert "<|im_start|>, <|im_end|>, which the tokenizer does not have" in problem
+    [problem] = audit(chats(no_end), OTHER, chat=no_end).problems
+    assert "an answer would not end" in problem
+    plain = CHAT_TEMPLATES["plain"]
+    assert audit(chats(plain), OTHER, chat=plain).problems == []
