@@ -163,7 +163,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     loss.LARGE_LOGITS, loss.CHUNK_TOKENS = 0, 50  # chunked here, plain in the process to compare with
     folder, part = Path(sys.argv[1]), sys.argv[2]
-    with parallel.process_group(parallel.World.from_environment(), torch.device("cpu"), lambda: ""):
+    with parallel.process_group(parallel.World.from_environment(), torch.device("cpu")):
         if part == "families":
             fit_with_both(folder, FAMILIES)
         else:

@@ -46,9 +46,8 @@ class Saver:
         """
         self.wait()
         if not self.peers.all_succeeded(new.is_finite()):
-            raise InputError(
-                f"step {new.step} is not saved: its weights or optimizer state hold NaN or infinity; {DIVERGED}"
-            )
+            problem = "its weights or optimizer state hold NaN or infinity"
+            raise InputError(f"step {new.step} is not saved: {problem}; {DIVERGED}")
         self.step, self.best, self.error, self.reported = new.step, best, None, False
 
         def work() -> None:

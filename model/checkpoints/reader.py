@@ -55,16 +55,14 @@ class Checkpoint:
             weights.check(name, shapes.get(name))
         return weights
 
-    def check_tensors(self, *, values: bool) -> None:
-        """Compares the headers of the tensor files with model.json. With values=True, also refuses NaN and infinity."""
+    def check_tensors(self) -> None:
+        """Compares the headers of the tensor files with model.json, and refuses NaN and infinity."""
         shapes = weight_shapes(self.config)
-        weights, state = self.check_weights(shapes), TensorFiles([])
+        self.check_weights(shapes).check_finite()
         if "train_state.json" in self.manifest["files"]:
             state = self.tensors("train_state")
             for name in state:
                 state.check(name, shape_of_state(name, shapes))
-        if values:
-            weights.check_finite()
             state.check_finite()
 
     def load_into(self, model: GPT) -> None:
@@ -172,11 +170,10 @@ def source(run_dir: str | None, start: str | None, *, resume: bool) -> Checkpoin
     return own or find(Path(start or ""))
 
 
-def verify(directory: Path, *, contents: bool = True) -> Checkpoint:
+def verify(directory: Path) -> Checkpoint:
     """Checks every file's size and sha256 against the manifest, and the tensors against model.json.
 
-    Raises InputError with the file that differs, and for weights or optimizer state that hold NaN or infinity. With
-    contents=False it reads sizes and headers only, because another process has just verified the contents.
+    Raises InputError with the file that differs, and for weights or optimizer state that hold NaN or infinity.
     """
     path = directory / "manifest.json"
     manifest = read_json(path)
@@ -201,10 +198,10 @@ def verify(directory: Path, *, contents: bool = True) -> Checkpoint:
             raise InputError(f"{path} is missing; {COPY_AGAIN}")
         if (size := path.stat().st_size) != entry.get("bytes"):
             raise InputError(f"{path} is damaged: {size} bytes instead of {entry.get('bytes')}; {COPY_AGAIN}")
-        if contents and sha256(path) != entry.get("sha256"):
+        if sha256(path) != entry.get("sha256"):
             raise InputError(f"{path} is damaged: its sha256 is not the manifest's; {COPY_AGAIN}")
     checkpoint = Checkpoint(directory, manifest, read_config(directory / "model.json"))
-    checkpoint.check_tensors(values=contents)
+    checkpoint.check_tensors()
     return checkpoint
 
 

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,8 @@ class World:
 
     @staticmethod
     def from_environment() -> World:
-        def number(name: str, default: int) -> int:
-            return int(os.environ.get(name, default))
-
-        return World(
-            number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", 1),
-            restarts=number("TORCHELASTIC_RESTART_COUNT", 0),
-        )  # fmt: skip
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+        return World(*(int(os.environ.get(name, name.endswith("SIZE"))) for name in names))  # sizes are 1 by default
 
     @property
     def is_main(self) -> bool:
@@ -48,46 +45,45 @@ class World:
 
 
 @contextlib.contextmanager
-def process_group(world: World, device: torch.device, first: Callable[[], str]) -> Iterator[str]:
-    """Runs `first` on rank 0 only, yields its result on all ranks, and keeps a process group open for the body.
-
-    `first` may take hours (preparing a corpus), so it runs before the group forms: collectives would time out. If it
-    fails, rank 0 reports the error and the other ranks exit silently with status 2.
-    """
+def process_group(world: World, device: torch.device) -> Iterator[None]:
+    """Keeps a process group open for the body if there are several ranks."""
     if world.size == 1:
-        yield first()
+        yield
         return
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
-    store = dist.PrefixStore(f"attempt {world.restarts}", store)
-    if world.is_main:
-        try:
-            result = first()
-        except BaseException:
-            store.set("first", "failed")
-            raise
-        store.set("first", "done " + result)
-    else:
-        store.wait(["first"], timedelta(days=30))
-        status, _, result = store.get("first").decode().partition(" ")
-        if status == "failed":
-            exit_after_rank0()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size)
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+    store = dist.PrefixStore(f"attempt {world.restarts}", store)  # without what the ranks wrote before a restart
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     succeeded = False
     try:
-        yield result
+        yield
         succeeded = True
     finally:
         if succeeded or backend == "gloo":  # after an error, NCCL would wait for ranks that wait for this one
             dist.destroy_process_group()
 
 
-def exit_after_rank0() -> NoReturn:
-    """Exits with status 2 after giving rank 0 time to print the error: torchrun kills all ranks once one exits."""
-    time.sleep(5)
-    raise SystemExit(2)
+def from_rank0(action: Callable[[], Result], world: World) -> Result:
+    """Runs `action` on rank 0 only, and returns its result on all ranks.
+
+    It may take hours, such as preparing a corpus. If it fails, rank 0 raises the error, and the others exit silently
+    with status 2.
+    """
+    if world.size == 1:
+        return action()
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=30))  # collectives usually wait some minutes only
+    found: list[Any] = [None]
+    try:
+        if world.is_main:
+            found = [(action(),)]
+    finally:
+        dist.broadcast_object_list(found, src=0, group=group)
+    if found[0] is None:
+        time.sleep(5)  # rank 0 prints the error: torchrun kills all ranks once one exits
+        raise SystemExit(2)
+    return found[0][0]
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import InputError
 from ..config import ModelConfig
 from ..device import Compute
 from ..gpt import GPT
@@ -45,8 +44,6 @@ def wrap(model: GPT, strategy: str, compute: Compute, *, random_init: bool = Tru
     backward. fsdp: each rank keeps some rows of every parameter, gradient and optimizer state (see sharded.py). A model
     on the meta device is allocated here, with random weights if `random_init`.
     """
-    if strategy not in STRATEGIES:
-        raise InputError(f"parallel={strategy!r} is not one of {', '.join(STRATEGIES)}")
     device = compute.device
     if shards(strategy):
         on_meta = model.embed.weight.is_meta

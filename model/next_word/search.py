@@ -8,21 +8,7 @@ some close an outcome ("." ends a word), the others leave it open. The search ex
 first. The bytes of open children form a prefix tree, and a word can only gain mass that is open on its own prefixes.
 So a word's lower bound is its closed mass, and its upper bound adds the open mass on its prefixes. After token healing
 (see distribution.py) the first tokens of a path must reproduce the bytes removed from the prompt.
-
-Worked example. After "The Duke of" a model gives " York" 0.40, " Norfolk" 0.35 and " Nor" 0.25. After " Nor" it gives
-"folk" 0.80 and "." 0.20; after every other path it gives "." only. One expansion per line:
-
-    expanded          closed  open  York            Norfolk
-    (the prompt)        0.00  1.00  0.00 to 0.40    0.00 to 0.60
-    " York"             0.40  0.60  0.40 to 0.40    0.00 to 0.60
-    " Norfolk"          0.75  0.25  0.40 to 0.40    0.35 to 0.60
-    " Nor"              0.80  0.20  0.40 to 0.40    0.35 to 0.55
-    " Nor" "folk"       1.00  0.00  0.40 to 0.40    0.55 to 0.55
-
-At first nothing is closed, because letters may follow each of the three tokens. Norfolk can reach 0.60 at most: 0.35 on
-its own bytes and 0.25 on its prefix "Nor". Expanding " Nor" closes the word "Nor" with 0.25 * 0.20 = 0.05, so Norfolk
-can no longer gain that. The last line certifies the order: York is the most probable token, but Norfolk, which has two
-tokenizations, is the most probable word.
+README.md has a worked example.
 """
 
 from __future__ import annotations

@@ -20,11 +20,9 @@ class Predictor(Protocol):
 
     def root(self) -> Tensor:
         """Returns the logits (V,) after the prompt."""
-        ...
 
     def expand(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Adds a node for each (parent node, token) and returns the logits (n, V) after the new nodes."""
-        ...
 
 
 class TreeCache(KVCache):

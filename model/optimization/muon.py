@@ -20,13 +20,9 @@ class Muon:
     """
 
     def __init__(
-        self,
-        parameters: dict[str, nn.Parameter],
-        config: OptimizerConfig,
-        *,
-        row_counts: dict[str, list[int]],
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+        self, parameters: dict[str, nn.Parameter], config: OptimizerConfig, *, row_counts: dict[str, list[int]],
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
         self.config, self.dtype, self.row_counts = config, dtype, row_counts
         self.momenta = {name: torch.zeros_like(sharded.to_local(p)) for name, p in parameters.items()}
         groups: defaultdict[object, list[tuple[str, nn.Parameter]]] = defaultdict(list)

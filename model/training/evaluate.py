@@ -1,9 +1,11 @@
-"""Evaluates a whole split, exactly on any number of ranks; the interfaces of training and evaluation data."""
+"""Evaluates a whole split, exactly on any number of ranks; samples a text; the interfaces of the data."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,10 @@ from torch import Tensor, nn
 
 from ..device import Compute
 from ..distributed import parallel, sharded
+from ..gpt import GPT
+from ..inference.sampling import SamplingConfig
+from ..inference.vocabulary import Tokenizer
+from ..language_model import LanguageModel
 from ..loss import IGNORE
 
 Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs, targets, document starts: each (B, T)
@@ -89,3 +95,22 @@ def evaluate(
     nats_sum, count = parallel.all_reduce_sum(totals).tolist()
     bits_per_byte = None if data.n_bytes is None else nats_sum / math.log(2) / max(1, data.n_bytes)
     return EvalResult(nats_sum / max(1, count), bits_per_byte, int(count))
+
+
+def sample_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, compute: Compute, max_new_tokens: int = 64, seed: int = 1
+) -> str:
+    """Continues `prompt` at temperature 0.8. The seed is fixed, so that the texts of a run can be compared.
+
+    Runs eagerly even if training is compiled: a growing cache would cause recompilation.
+    """
+    was_training = model.training
+    model.eval()
+    eager = torch.compiler.set_stance("force_eager") if compute.compile else contextlib.nullcontext()
+    try:
+        lm = LanguageModel(model, tokenizer, replace(compute, compile=False), Path())
+        sampling = SamplingConfig(temperature=0.8)
+        with sharded.unsharded(model), eager:
+            return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
+    finally:
+        model.train(was_training)

@@ -24,14 +24,9 @@ class MicroBatches:
         self.model, self.micro_batch_size, self.compute, self.world = model, micro_batch_size, compute, world
 
     def backward(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        *,
-        loss_weight: Tensor | float,
-        seed: int,
+        self, inputs: Tensor, targets: Tensor, *, loss_weight: Tensor | float, seed: int,
         doc_starts: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Adds the gradient of loss_weight * (the summed loss) to each parameter. Returns the summed loss, a tensor ().
 
         inputs, targets, doc_starts: (B, T). `seed` is for dropout. On out-of-memory it retries the step with at most
@@ -57,11 +52,8 @@ class MicroBatches:
             rows = slice(start, start + self.micro_batch_size)
             with strategies.no_sync(self.model, skip=rows.stop < len(inputs)):
                 with self.compute.autocast():
-                    loss = self.model(
-                        inputs[rows],
-                        doc_starts=None if doc_starts is None else doc_starts[rows],
-                        targets=targets[rows],
-                    )
+                    starts = None if doc_starts is None else doc_starts[rows]
+                    loss = self.model(inputs[rows], doc_starts=starts, targets=targets[rows])
                 (loss * loss_weight).backward()
             loss_sum += loss.detach()
         return loss_sum
@@ -69,10 +61,8 @@ class MicroBatches:
     def _lower(self, per_rank_batch: int) -> None:
         smaller = [size for size in divisors(per_rank_batch) if size <= self.micro_batch_size // 2]
         if not smaller:
-            raise InputError(
-                "out of memory with one sequence at a time; set activation_checkpointing=true, a smaller model or a "
-                "smaller model.context"
-            )
+            advice = "set activation_checkpointing=true, a smaller model or a smaller model.context"
+            raise InputError(f"out of memory with one sequence at a time; {advice}")
         if self.world.size > 1:  # the other ranks wait inside a collective that this rank cannot restart
             raise InputError(
                 f"rank {self.world.rank}: out of memory with micro_batch={self.micro_batch_size}; set "

@@ -6,19 +6,17 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from .. import InputError
 from ..checkpoints import writer
 from ..checkpoints.background import DIVERGED, Saver
-from ..checkpoints.reader import Checkpoint, check_types, newest, verify
+from ..checkpoints.reader import Checkpoint, check_types
 from ..checkpoints.tensors import COPY_AGAIN
-from ..distributed.parallel import World, exit_after_rank0
+from ..distributed.parallel import World
 from ..gpt import GPT
 from .evaluate import EvalResult
 
@@ -66,27 +64,6 @@ class Stateful(Protocol):
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-
-
-def newest_on_all_ranks(run_dir: Path, world: World, *, say: Callable[[str], None]) -> Checkpoint | None:
-    """Returns the newest intact checkpoint of run_dir, or None; rank 0 verifies it for all ranks."""
-    if world.size == 1:
-        return newest(run_dir, say=say)
-    none, failed = -1, -2
-    found, step = None, torch.tensor(failed)
-    # Verifying hundreds of gigabytes takes longer than collectives may usually wait.
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
-    try:
-        if world.is_main:
-            found = newest(run_dir, say=say)
-            step.fill_(found.step if found else none)
-    finally:
-        torch.distributed.broadcast(step, src=0, group=group)
-    if step == failed:
-        exit_after_rank0()
-    if not world.is_main and step != none:
-        found = verify(run_dir / f"step_{int(step):08d}", contents=False)
-    return found
 
 
 def restore(

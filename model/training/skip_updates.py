@@ -82,15 +82,12 @@ class UpdateGuard:
     skipped too.
     """
 
-    MAX_PENDING = 1000
-
     def __init__(self, device: torch.device, *, spike_deviations: float = 0.0) -> None:
         self.device = device
         self.pending: list[tuple[int, Tensor]] = []  # step and status () of the updates since the last sync_to_host()
         self.consecutive_bad = 0  # non-finite updates without a good one in between
-        self.counts = {NON_FINITE: 0, OVERFLOW: 0, SPIKE: 0}
+        self.counts = {NON_FINITE: 0, OVERFLOW: 0, SPIKE: 0}  # since the last report
         self.last_step = {NON_FINITE: 0, OVERFLOW: 0, SPIKE: 0}
-        self.reported = dict(self.counts)
         self.spikes = SpikeDetector(spike_deviations, device) if spike_deviations else None
 
     def check(self, norm: Tensor, step: int, scale: LossScale, *, loss: Tensor | None = None) -> Tensor:
@@ -105,8 +102,6 @@ class UpdateGuard:
         if self.spikes is not None and loss is not None:
             status = torch.where(self.spikes.check(norm, loss), SPIKE, status)
         self.pending.append((step, status))
-        if len(self.pending) == self.MAX_PENDING:
-            self.sync_to_host()
         return status != GOOD
 
     def sync_to_host(self) -> None:
@@ -142,9 +137,9 @@ class UpdateGuard:
             )
         warnings = []
         for status, cause in ((NON_FINITE, "a non-finite gradient"), (SPIKE, "a spike in loss or gradient norm")):
-            if new := self.counts[status] - self.reported[status]:
-                warnings.append(f"warning: skipped {new} update(s) with {cause}, {where(status)}")
-        self.reported = dict(self.counts)
+            if count := self.counts[status]:
+                warnings.append(f"warning: skipped {count} update(s) with {cause}, {where(status)}")
+        self.counts = dict.fromkeys(self.counts, 0)
         return warnings
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -95,7 +95,11 @@ def no_waiting_for_the_disk(monkeypatch):
 
 @pytest.mark.parametrize(
     "writers, number, for_good",
-    [(1, errno.ENOSPC, True), (1, errno.EIO, False), (2, errno.EIO, False)],
+    [
+        (1, errno.ENOSPC, True),
+        (1, errno.EIO, False),
+        pytest.param(2, errno.EIO, False, marks=pytest.mark.slow),
+    ],
 )
 def test_any_write_fsync_or_rename_may_fail(tmp_path, writers, number, for_good):
     base = tmp_path / "base"

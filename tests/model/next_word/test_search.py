@@ -212,7 +212,7 @@ class Fixed(Toy):
         ).log()
 
 
-def test_the_worked_example_of_the_docstring_and_the_readme():
+def test_the_worked_example_of_the_readme():
     tokens = (b" York", b" Norfolk", b" Nor", b"folk", b".", b"")
     vocabulary = Vocabulary(tokens, {5: "<|end|>"}, 5)
     after = {(): {0: 0.4, 1: 0.35, 2: 0.25}, (0,): {4: 1.0}, (1,): {4: 1.0}, (2,): {3: 0.8, 4: 0.2}, (2, 3): {4: 1.0}}
@@ -237,10 +237,9 @@ def test_the_worked_example_of_the_docstring_and_the_readme():
         "Nor",
     ]
     assert search.closed["word", b"Norfolk"].tokenizations == 2
-    for text in (module.__doc__, (Path(module.__file__).parent / "README.md").read_text(encoding="utf-8")):
-        shown = [line.strip() for line in (text or "").splitlines()]
-        start = shown.index(lines[0])
-        assert shown[start : start + len(lines)] == lines
+    shown = (Path(module.__file__).parent / "README.md").read_text(encoding="utf-8").splitlines()
+    start = shown.index(lines[0])
+    assert shown[start : start + len(lines)] == lines
 
 
 def test_the_most_probable_token_need_not_begin_the_most_probable_word():

@@ -82,7 +82,7 @@ def test_a_dry_run_of_fine_tuning_leaves_nothing(trained, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "measure", briefly)
     lines = [f'{{"prompt": "{number} to your", "completion": "body"}}\n' for number in range(20)]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
-    monkeypatch.setattr("data.labelled.examples.WIDTH", 8)  # so that rows can be shorter than the context
+    monkeypatch.setattr("data.labelled.rows.WIDTH", 8)  # so that rows can be shorter than the context
     before = snapshot(tmp_path)
     out = ok("finetune", f"checkpoint={trained}", "examples=labels.jsonl", "steps=3", "batch_size=4", "dry_run=true")
     assert "tok/s" in out and "peak memory" in out and "no forecast" in out and snapshot(tmp_path) == before

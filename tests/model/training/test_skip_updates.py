@@ -9,7 +9,7 @@ from model.training.skip_updates import NON_FINITE, OVERFLOW, SPIKE, LossScale, 
 ONE = torch.tensor(1.0)
 
 
-def test_the_guard_counts_overflows_separately(monkeypatch):
+def test_the_guard_counts_overflows_separately():
     cpu = torch.device("cpu")
     guard, plain = UpdateGuard(cpu), LossScale(torch.float32, cpu)
     flags = [
@@ -32,10 +32,8 @@ def test_the_guard_counts_overflows_separately(monkeypatch):
     assert bool(guard.check(torch.tensor(float("inf")), 1, half))
     guard.sync_to_host()
     assert guard.consecutive_bad == guard.counts[NON_FINITE] == guard.counts[OVERFLOW] == 1
-    monkeypatch.setattr(UpdateGuard, "MAX_PENDING", 5)
     for step in range(12):
         guard.check(torch.tensor(float("nan")), step, plain)
-        assert len(guard.pending) < 5
     assert guard.report(limit=99, describe=str) == [
         "warning: skipped 13 update(s) with a non-finite gradient, the last at step 12: 11"
     ]
