@@ -144,20 +144,17 @@ class LanguageModel:
         if branches < 1 or depth < 1:
             raise InputError(f"branches={branches} and depth={depth} must be at least 1")
 
-        def tree(text: str, parent: float, depth: int, *, ignore_trailing_spaces: bool) -> list[Continuation]:
+        def tree(text: str, parent: float, left: int) -> list[Continuation]:
             nodes = []
-            for outcome in self.next_words(
-                text, top=branches, ignore_trailing_spaces=ignore_trailing_spaces, rule=rule
-            ).words:
-                word = " " * (outcome.spaced > 0.5) + outcome.word
-                cumulative = parent * outcome.lower
-                is_leaf = depth == 1 or outcome.kind in ("special", "byte")
-                # Without token healing, which would remove a space that is a node of the tree.
-                children = [] if is_leaf else tree(text + word, cumulative, depth - 1, ignore_trailing_spaces=False)
-                nodes.append(Continuation(word, outcome.kind, outcome.lower, cumulative, children))
+            # Below the root without token healing, which would remove a space that is a node of the tree.
+            for found in self.next_words(text, top=branches, ignore_trailing_spaces=left == depth, rule=rule).words:
+                word, cumulative = " " * (found.spaced > 0.5) + found.word, parent * found.lower
+                is_leaf = left == 1 or found.kind in ("special", "byte")
+                children = [] if is_leaf else tree(text + word, cumulative, left - 1)
+                nodes.append(Continuation(word, found.kind, found.lower, cumulative, children))
             return nodes
 
-        return tree(prompt.rstrip(" "), 1.0, depth, ignore_trailing_spaces=True)
+        return tree(prompt.rstrip(" "), 1.0, depth)
 
     def overflow(self, prompt: str, max_new_tokens: int) -> str | None:
         """A sentence saying that prompt and new text may exceed the context, or None if they fit."""

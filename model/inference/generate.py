@@ -119,8 +119,13 @@ def generate(
     logits = decoder.prefill([row.window for row in rows])
     while True:
         ids, log_probs, stages = sampler.sample(logits, rows)
-        alternatives = most_probable(stages["model"].softmax(-1), top_logprobs) if top_logprobs else [[]] * len(rows)
-        ranks, filters = explained(stages, ids, sampling) if explain else ([None] * len(rows), [[]] * len(rows))
+        ranks: Sequence[int | None] = [None] * len(rows)
+        alternatives: Sequence[list[tuple[int, float]]] = [[]] * len(rows)
+        filters: Sequence[list[FilterStep]] = [[]] * len(rows)
+        if top_logprobs:
+            alternatives = most_probable(stages["model"].softmax(-1), top_logprobs)
+        if explain:
+            ranks, filters = explained(stages, ids, sampling)
         drawn = zip(rows, ids.tolist(), *log_probs.tolist(), alternatives, ranks, filters, strict=True)
         step: list[NewToken | None] = [None] * n_rows
         for row, token, log_p, model_log_p, *details in drawn:

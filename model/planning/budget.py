@@ -109,11 +109,9 @@ class StepBudget:
 
     def too_short(self, *, elapsed: float) -> str | None:
         """A sentence saying that not even one step fits the budget, or None. plan() must have measured the costs."""
-        needed = elapsed + self._total(1)
-        if self.seconds is None or needed <= self.seconds:
+        if self.seconds is None or (needed := elapsed + self._total(1)) <= self.seconds:
             return None
-        least = f"one step, evaluated and saved, takes about {needed:.0f}s"
-        return f"{self.seconds:g}s is too short for time_budget: {least}"
+        return f"{self.seconds:g}s is too short for time_budget: one step, evaluated and saved, takes {needed:.0f}s"
 
     def resume(
         self, steps: int, decay_restart: tuple[int, float] | None, *, done: int, elapsed: float, changed: bool

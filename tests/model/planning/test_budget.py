@@ -29,7 +29,7 @@ def test_a_budget_that_not_even_one_step_fits_says_so():
     for seconds, elapsed, needed in ((10, 4.0, None), (9.9, 4.0, 10), (2, 0.0, 6), (None, 9.0, None)):
         budget = StepBudget(OptimizerConfig(), steps=9, seconds=seconds)
         budget.plan(costs, elapsed=elapsed)
-        note = f"{seconds}s is too short for time_budget: one step, evaluated and saved, takes about {needed}s"
+        note = f"{seconds}s is too short for time_budget: one step, evaluated and saved, takes {needed}s"
         assert budget.too_short(elapsed=elapsed) == (note if needed else None)
 
 
