@@ -90,7 +90,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
             stack.enter_context(lock_run(Path(cfg.run_dir or "")))
-        stack.enter_context(parallel.process_group(world, compute.device, lambda: ""))
+        stack.enter_context(parallel.process_group(world, compute.device))
         if world.is_main:
             for index, example in enumerate(rows.examples[: cfg.preview]):
                 print(f"{example.place}: " + "|".join(f"[{text}]" if learned else text for text, learned in rows.tokens(index)))
