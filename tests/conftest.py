@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import signal
@@ -10,16 +11,33 @@ import zipfile
 import pytest
 import torch
 
+import train
+from conf.run import metrics_log
 from data.corpus import wikipedia as articles
 from data.files import sha256_of
 from model.checkpoints import reader
 from tests.programs import NANO, ok, one_line, run, snapshot
+from tests.toy_training import short_ends
 
 POEM = "Listen to your heart. Listen to your gut, your body; listen to the wind, that listens to nobody.\n"
 
 
 # A shell makes background jobs ignore interrupts, and the programs that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick():
+    gc.freeze()  # what was imported stays, so no collection needs to look at it
+    with short_ends():
+        yield
+
+
+@pytest.fixture
+def real_plots(monkeypatch, draw=metrics_log.draw_loss):
+    """For a test that looks at the loss.png of a run."""
+    for module in (metrics_log, train):
+        monkeypatch.setattr(module, "draw_loss", draw)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -28,7 +27,7 @@ from model.optimization.schedule import OptimizerConfig
 from model.training.microbatch import MicroBatches
 from tests import programs
 from tests.families import make
-from tests.toy_training import NoTokenizer, Rows, UnequalMasks
+from tests.toy_training import NoTokenizer, Rows, UnequalMasks, short_ends
 
 ADAMW = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=2)
 MUON = OptimizerConfig(warmup_steps=2, newton_schulz_dtype="float32")
@@ -61,7 +60,7 @@ def fit(
     start: str | None = None,
     **settings: Any,
 ) -> dict[str, torch.Tensor]:
-    """Trains a tiny model for twenty steps and returns its last weights.
+    """Trains a tiny model for eight steps and returns its last weights.
 
     built: the model is built as programs do, with random weights; start: the name of a run whose weights it loads.
     """
@@ -71,15 +70,14 @@ def fit(
         torch.manual_seed(3)
         model = strategies.build(model.config, strategy)
         assert model.embed.weight.is_meta == (strategy == "fsdp")
-    settings = {"steps": 20, "dtype": "float32", "log_every": 1, "eval_every": 10, "optimizer": ADAMW} | settings
+    settings = {"steps": 8, "dtype": "float32", "log_every": 1, "eval_every": 4, "optimizer": ADAMW} | settings
     cfg = train.LoopConfig(run_dir=str(run_dir), batch_size=8, device="cpu", **settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = None if start is None else reader.find(run_dir.parent / start)
-    with mock.patch("conf.display.plots.plot_loss"):  # a plot takes as long as the steps
-        train.fit(
-            cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=parallel.World.from_environment(),
-            compute=Compute.resolve("cpu", dtype=cfg.dtype), fingerprints={}, start=checkpoint,
-        )  # fmt: skip
+    train.fit(
+        cfg, model, NoTokenizer(), UnequalMasks(), Rows(7), world=parallel.World.from_environment(),
+        compute=Compute.resolve("cpu", dtype=cfg.dtype), fingerprints={}, start=checkpoint,
+    )  # fmt: skip
     return model.state_dict()
 
 
@@ -125,12 +123,12 @@ def save_in_parts(folder: Path) -> None:
 
 
 def move_between_strategies(folder: Path) -> None:
-    """Continues two runs that one process trained for 7 steps: 3 steps with DDP, then 4 with FSDP."""
+    """Continues two runs that one process trained for two steps: two steps with DDP, then two with FSDP."""
     original = StopSignal.agreed
     for name, optimizer in (("adamw", ADAMW), ("muon", MUON)):
-        stop_after(3)
+        stop_after(2)
         fit(folder / f"moved-{name}", parallel="ddp", optimizer=optimizer, resume=True)
-        stop_after(4)
+        stop_after(2)
         fit(folder / f"moved-{name}", parallel="fsdp", optimizer=optimizer, resume=True, save_sharded=True)
         StopSignal.agreed = original  # type: ignore[method-assign]
 
@@ -142,28 +140,28 @@ def meet_nan(folder: Path) -> None:
             gpt.head_loss = original
             poison(1, steps, micro_batches=2)
             try:
-                fit(folder / f"{name}-{strategy}", parallel=strategy, micro_batch=2, eval_every=99)
+                fit(folder / f"{name}-{strategy}", parallel=strategy, micro_batch=2, eval_every=99, nonfinite_limit=3)
             except InputError as error:
                 print(f"{name}-{strategy} rank {os.environ['RANK']}: {error}", flush=True)
     gpt.head_loss = original
 
 
+@short_ends()
 def run_commands(folder: Path) -> None:
-    """Runs train.py with each list of arguments in commands.json; rank 0 keeps what it printed in NAME.json."""
+    """Runs train.py with each list of arguments in commands.json; each rank keeps what it printed in NAME-RANK.json."""
     train.measure = functools.partial(train.measure, seconds=0.1)  # type: ignore[attr-defined]
     for number, (name, arguments) in enumerate(json.loads((folder / "commands.json").read_text()).items(), 1):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # a new process group in the same process
         ended = programs.run("train", *arguments)
-        if os.environ["RANK"] == "0":
-            (folder / f"{name}.json").write_text(json.dumps(asdict(ended)))
-        assert ended.status == 0, ended.err
+        (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(asdict(ended)))
+        assert (ended.status == 0) == (name != "missing"), ended.err
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     loss.LARGE_LOGITS, loss.CHUNK_TOKENS = 0, 50  # chunked here, plain in the process to compare with
     folder, part = Path(sys.argv[1]), sys.argv[2]
-    with parallel.process_group(parallel.World.from_environment(), torch.device("cpu")):
+    with short_ends(), parallel.process_group(parallel.World.from_environment(), torch.device("cpu")):
         if part == "families":
             fit_with_both(folder, FAMILIES)
         else:

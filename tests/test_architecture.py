@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import runpy
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT, finish, start
+from tests.programs import ROOT, capture, finish, start
 
 PACKAGES = ("model", "data", "conf", "scripts", "tests")
 ENTRY_POINTS = ("train", "finetune", "sample")
@@ -36,11 +38,17 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """The whole name of every module and of everything imported from one, wherever in the file it stands."""
     found = set()
     package = path.relative_to(ROOT).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -78,6 +86,7 @@ def test_a_package_imports_only_itself_the_library_and_what_it_is_allowed(packag
         assert tops(path) <= STDLIB | allowed | {package}, name_of(path)
 
 
+@cache
 def inner_imports(path: Path) -> set[Path]:
     """The files of the repository that a file imports."""
     found = set()
@@ -208,18 +217,18 @@ def test_importing_all_of_data_and_conf_brings_no_torch_and_nothing_optional(tmp
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_says_what_it_is_for_and_stays_short(path):
-    text = path.read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(text))
+    docstring = ast.get_docstring(parsed(path))
     assert docstring and docstring.splitlines()[0].endswith((".", ";", ","))
-    assert len(text.splitlines()) <= LONGEST_OF.get(
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_OF.get(
         name_of(path), LONGEST_TEST if path.is_relative_to(ROOT / "tests") else LONGEST
     )
 
 
-def test_each_program_shows_its_help(tmp_path):
-    running = {name: start(str(ROOT / f"{name}.py"), "--help", cwd=tmp_path) for name in ENTRY_POINTS}
-    for name, process in running.items():
-        ended = finish(process)
+def test_each_program_shows_its_help(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ENTRY_POINTS:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+        ended = capture(lambda: runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__"))  # noqa: B023
         assert ended.status == 0 and not ended.err, ended.err
         assert ended.out.startswith(f"usage: python {name}.py") and "checkpoint=" in ended.out
     assert list(tmp_path.iterdir()) == []

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import train
+from conf.run import metrics_log
 from data.batching.batches import IGNORE
 from model.checkpoints import reader
 from model.device import Compute
 from model.distributed import parallel
+from model.distributed.stop_signal import StopSignal
 from model.gpt import GPT
 from model.optimization.schedule import OptimizerConfig
+from model.planning import plan
 from model.training.settings import LoopConfig
 from tests.families import make
 
@@ -102,6 +110,33 @@ def fit(
     data, world = data_of(model), parallel.World()
     train.fit(cfg, model, NoTokenizer(), data, val_data, world=world, compute=compute, fingerprints={})
     return model
+
+
+def signal_in_step(step: int, number: int) -> None:
+    """Sends this process a signal during that step of its next run."""
+    steps, agreed = itertools.count(1), StopSignal.agreed
+
+    def signalled(self: StopSignal) -> bool:
+        if next(steps) == step:
+            os.kill(os.getpid(), number)
+        return agreed(self)
+
+    StopSignal.agreed = signalled  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def short_ends() -> Iterator[None]:
+    """Within, a run ends with an empty plot and measures the peak FLOP/s once: both take longer than a tiny run."""
+
+    def no_plot(run_dir: Path) -> None:
+        (run_dir / "loss.png").write_bytes(b"\x89PNG")
+
+    with (
+        mock.patch.object(metrics_log, "draw_loss", no_plot),
+        mock.patch.object(train, "draw_loss", no_plot),
+        mock.patch.object(plan, "peak_flops", functools.cache(plan.peak_flops)),
+    ):
+        yield
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -17,12 +17,28 @@ from model.distributed.stop_signal import StopSignal
 from tests.conftest import POEM
 from tests.families import make
 from tests.programs import NANO, finish, ok, run, start
-from tests.toy_training import digest, lines, weights
+from tests.toy_training import digest, lines, signal_in_step, weights
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resumed")
+    (folder / "poem.txt").write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
+    return [f"corpus={folder / 'poem.txt'}", f"datasets={folder / 'datasets'}", *NANO]
+
+
+@pytest.fixture(scope="module")
+def first(base, tmp_path_factory):
+    """A run of four steps. Tests only read it."""
+    run_dir = tmp_path_factory.mktemp("first") / "run"
+    ok("train", *base, "model.dropout=0.2", "steps=4", "eval_every=2", f"run_dir={run_dir}")
+    return run_dir
 
 
 @pytest.fixture
-def base(poem, tmp_path):
-    return [f"corpus={poem}", f"datasets={tmp_path / 'datasets'}", *NANO]
+def run_dir(first, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(first, tmp_path / "run")
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -58,17 +74,35 @@ def test_compiled_training_is_deterministic_and_resumes(base, tmp_path):
     assert set(weights(tmp_path / "one")) == set(make("modern", n_layer=1).state_dict())
 
 
+KILLED_IN_STEP_5 = """
+import train
+from conf import cli
+from tests.toy_training import signal_in_step
+
+signal_in_step(5, 9)
+cli.run(train.main, train.TrainConfig, name="train")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch, number):
+    killed = tmp_path / "killed"
+    options = [*base, "model.dropout=0.1", "steps=10", "save_every=2", "save_in_background=false", "log_every=1"]
+    ok("train", *options, f"run_dir={tmp_path / 'straight'}")
+    if number == signal.SIGTERM:
+        with monkeypatch.context() as patch:
+            patch.setattr(StopSignal, "agreed", StopSignal.agreed)
+            signal_in_step(5, number)
+            assert f"run_dir={killed} resume=true" in ok("train", *options, f"run_dir={killed}")
+    else:
+        assert finish(start("-c", KILLED_IN_STEP_5, *options, f"run_dir={killed}")).status == -number
+    assert reader.find(killed).step == (5 if number == signal.SIGTERM else 4)
+    assert "resuming" in ok("train", f"run_dir={killed}", "resume=true")
+    assert digest(killed) == digest(tmp_path / "straight")
+    assert [line["step"] for line in lines(killed) if "train_loss" in line] == list(range(1, 11))
+
+
 KILLED = ["model.dropout=0.1", "steps=400", "save_every=20", "eval_every=400", "log_every=50"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The options of a run, and the digest of its weights if nothing kills it."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "poem.txt").write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
-    options = [f"corpus={folder / 'poem.txt'}", f"datasets={folder / 'datasets'}", *NANO, *KILLED]
-    ok("train", *options, f"run_dir={folder / 'straight'}")
-    return options, digest(folder / "straight")
 
 
 def wait_for_step(run_dir: Path, step: int, process) -> None:
@@ -79,9 +113,11 @@ def wait_for_step(run_dir: Path, step: int, process) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path, number):
-    options, expected = undisturbed
+def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(base, tmp_path, number):
+    options = [*base, *KILLED]
+    ok("train", *options, f"run_dir={tmp_path / 'straight'}")
     process = start("train.py", *options, f"run_dir={tmp_path / 'killed'}")
     wait_for_step(tmp_path / "killed", 20, process)
     process.send_signal(number)
@@ -91,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path, number)
         assert f"python train.py run_dir={tmp_path / 'killed'} resume=true" in ended.out
     assert reader.find(tmp_path / "killed").step < 400
     ok("train", f"run_dir={tmp_path / 'killed'}", "resume=true")
-    assert digest(tmp_path / "killed") == expected
+    assert digest(tmp_path / "killed") == digest(tmp_path / "straight")
     steps = [line["step"] for line in lines(tmp_path / "killed") if "train_loss" in line]
     assert steps == sorted(set(steps))
 
@@ -99,14 +135,13 @@ def test_a_killed_run_resumes_to_the_same_weights(undisturbed, tmp_path, number)
 def test_an_extended_run_does_not_warm_up_again(base, tmp_path):
     options = [*base, "steps=20", "eval_every=1000", "log_every=1", f"run_dir={tmp_path / 'run'}"]
     ok("train", *options)
-    assert "warmup 2," in ok("train", f"run_dir={tmp_path / 'run'}", "resume=true", "steps=200")
+    assert "warmup 2," in ok("train", f"run_dir={tmp_path / 'run'}", "resume=true", "steps=50")
     rates = [line["learning_rate"] for line in lines(tmp_path / "run") if "learning_rate" in line]
-    assert len(rates) == 200 and rates[2] == rates[20] == max(rates) > rates[1] > rates[0]
+    assert len(rates) == 50 and rates[2] == rates[20] == max(rates) > rates[1] > rates[0]
 
 
-def test_resume_refuses_changed_settings(base, tmp_path):
-    run_dir = f"run_dir={tmp_path / 'run'}"
-    ok("train", *base, "steps=4", run_dir)
+def test_resume_refuses_changed_settings(base, run_dir, tmp_path):
+    run_dir = f"run_dir={run_dir}"
     refused = run("train", *base, "steps=4", run_dir)
     assert refused.status == 2 and "resume=true" in refused.err
     refused = run("train", run_dir, "resume=true", "optimizer.learning_rate=0.5", "seed=7", "steps=6")
@@ -119,17 +154,18 @@ def test_resume_refuses_changed_settings(base, tmp_path):
     assert refused.status == 2 and "no run to resume" in refused.err
 
 
-def test_resume_refuses_a_changed_corpus(base, poem, tmp_path):
-    run_dir = f"run_dir={tmp_path / 'run'}"
-    ok("train", *base, "steps=2", run_dir)
-    poem.write_text(poem.read_text().replace("3. Listen", "3. listen"), encoding="utf-8")
-    refused = run("train", run_dir, "resume=true", "steps=4")
+def test_resume_refuses_a_changed_corpus(base, run_dir):
+    corpus = Path(base[0].removeprefix("corpus="))
+    text = corpus.read_text(encoding="utf-8")
+    corpus.write_text(text.replace("3. Listen", "3. listen"), encoding="utf-8")
+    refused = run("train", f"run_dir={run_dir}", "resume=true", "steps=6")
+    corpus.write_text(text, encoding="utf-8")
     assert refused.status == 2 and "data fingerprint" in refused.err
 
 
 def test_the_settings_of_a_resumed_run_are_validated(base, tmp_path, monkeypatch):
     run_dir = f"run_dir={tmp_path / 'run'}"
-    ok("train", *base, "batch_size=10", "steps=2", run_dir)  # the default batch_size would divide among four
+    ok("train", *base, "batch_size=10", "steps=1", run_dir)  # the default batch_size would divide among four
     monkeypatch.setenv("WORLD_SIZE", "4")
     refused = run("train", run_dir, "resume=true", "steps=4", "parallel=ddp")
     assert refused.status == 2 and "batch_size=10 is not divisible by the 4 processes" in refused.err
@@ -155,9 +191,7 @@ def test_only_a_restart_of_the_same_job_resumes_automatically(base, tmp_path, mo
     assert run("train", *options).status == 2
 
 
-def test_a_resume_repairs_best_after_a_kill(base, tmp_path):
-    run_dir = tmp_path / "run"
-    ok("train", *base, "steps=4", "eval_every=2", f"run_dir={run_dir}")
+def test_a_resume_repairs_best_after_a_kill(run_dir):
     assert reader.find(run_dir / "best").step == 4
     writer.write_pointer(run_dir, "best", "step_00000002")
     (run_dir / "loss.png").unlink()
@@ -165,18 +199,16 @@ def test_a_resume_repairs_best_after_a_kill(base, tmp_path):
     assert reader.find(run_dir / "best").step == 4 and (run_dir / "loss.png").exists()
 
 
-def test_a_run_with_a_removed_setting_resumes(base, tmp_path):
-    run_dir = tmp_path / "run"
-    ok("train", *base, "steps=2", f"run_dir={run_dir}")
+def test_a_run_with_a_removed_setting_resumes(run_dir, tmp_path):
     config = run_dir / "config.yaml"
     config.write_text(config.read_text().replace("\nmodel:\n", "\nmodel:\n  zero_init: true\n"))
     assert "zero_init" in config.read_text()
     shape = tmp_path / "model.json"
-    written = json.loads((run_dir / "step_00000002" / "model.json").read_text())
+    written = json.loads((run_dir / "step_00000004" / "model.json").read_text())
     shape.write_text(json.dumps(written | {"zero_init": True}))
     assert asdict(reader.read_config(shape)) == written
     more = ["workers=1", "verify=true", f"datasets={tmp_path / 'elsewhere'}"]  # none of these makes it another run
-    assert "finished in" in ok("train", f"run_dir={run_dir}", "resume=true", "steps=4", *more)
+    assert "finished in" in ok("train", f"run_dir={run_dir}", "resume=true", "steps=6", *more)
     for step in reader.steps(run_dir):
         shutil.rmtree(step)
     assert f"note: {run_dir} holds no checkpoint" in ok("train", f"run_dir={run_dir}", "resume=true")
@@ -210,22 +242,19 @@ def test_a_run_of_an_older_version_resumes(base, tmp_path, monkeypatch):
     assert [rates[step] / peak for step in range(4, 9)] == pytest.approx([0.5 * (8 - step) / 6 for step in range(3, 8)])
 
 
-def test_training_from_a_checkpoint_uses_its_model_and_tokenizer(base, tmp_path):
-    ok("train", *base, "steps=4", f"run_dir={tmp_path / 'first'}")
-    common = [base[0], base[1], "device=cpu", "batch_size=4", "steps=2", f"checkpoint={tmp_path / 'first'}"]
+def test_training_from_a_checkpoint_uses_its_model_and_tokenizer(base, first, tmp_path):
+    common = [base[0], base[1], "device=cpu", "batch_size=4", "steps=2", f"checkpoint={first}"]
     ok("train", *common, f"run_dir={tmp_path / 'second'}", "optimizer.learning_rate=1e-9", "model.dropout=0.1")
-    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     hidden = "blocks.0.mlp.up.weight"
-    torch.testing.assert_close(first[hidden], second[hidden], atol=1e-4, rtol=0)
+    torch.testing.assert_close(weights(first)[hidden], weights(tmp_path / "second")[hidden], atol=1e-4, rtol=0)
     refused = run("train", *common, f"run_dir={tmp_path / 'third'}", "model.n_layer=3")
     assert refused.status == 2 and "model.n_layer=3" in refused.err and "1" in refused.err
     refused = run("train", *common, f"run_dir={tmp_path / 'third'}", "tokenizer=byte")
     assert refused.status == 2 and "byte" in refused.err and "char" in refused.err
 
 
-def test_the_same_command_twice_resumes_a_run_started_from_a_checkpoint(base, tmp_path):
-    ok("train", *base, "model.dropout=0.2", "steps=2", f"run_dir={tmp_path / 'first'}")
-    same = [*base, f"checkpoint={tmp_path / 'first'}", "steps=3", f"run_dir={tmp_path / 'second'}", "resume=auto"]
+def test_the_same_command_twice_resumes_a_run_started_from_a_checkpoint(base, first, tmp_path):
+    same = [*base, f"checkpoint={first}", "steps=3", f"run_dir={tmp_path / 'second'}", "resume=auto"]
     ok("train", *same)
     assert "is finished" in ok("train", *same)
     assert reader.find(tmp_path / "second").config.dropout == 0.2

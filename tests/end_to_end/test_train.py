@@ -82,6 +82,7 @@ def test_evaluating_more_often_changes_no_weight(base, tmp_path):
     assert digest(tmp_path / "rare") == digest(tmp_path / "often")
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_an_error_in_the_loop_is_not_hidden_by_one_at_its_end(tmp_path, monkeypatch):
     def no_room(*_, **__):
         raise OSError(28, "No space left on device")
@@ -109,6 +110,7 @@ def test_wandb_offline_writes_its_run(base, tmp_path, monkeypatch):
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_metrics_have_the_documented_fields(base, tmp_path):
     ok("train", *base, "steps=5", "eval_every=5", "log_every=2", f"run_dir={tmp_path / 'run'}")
     found = lines(tmp_path / "run")

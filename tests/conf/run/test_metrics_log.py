@@ -72,6 +72,7 @@ def test_sampling_during_training_changes_no_weight(here, tmp_path):
     assert "step 4: Listen to" in out
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_baselines_are_written_and_plotted(here, tmp_path):
     ok("train", *here, "steps=4", "log_every=1", "run_dir=run")
     found = json.loads((tmp_path / "run" / "references.json").read_text())
