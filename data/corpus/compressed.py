@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,28 +21,21 @@ MAX_ZSTD_WINDOW = 1 << 27  # bytes of history that a .zst file may require; the 
 
 def without_suffix(name: str) -> str:
     """Returns the name of the decompressed file in lower case."""
-    name = name.lower()
-    return name.removesuffix(_suffix(name))
+    stem, suffix = os.path.splitext(name.lower())
+    return stem if suffix in SUFFIXES else name.lower()
 
 
 def compression(name: str, start: bytes) -> str:
     """Returns the suffix of SUFFIXES that the first bytes of a file tell, or else its name; "" for a plain file."""
-    for suffix, magic in SUFFIXES.items():
-        if start.startswith(magic):
-            return suffix
-    return _suffix(name.lower())
-
-
-def _suffix(name: str) -> str:
-    return next(filter(name.endswith, SUFFIXES), "")
+    named = os.path.splitext(name.lower())[1]
+    return next((s for s, magic in SUFFIXES.items() if start.startswith(magic)), named if named in SUFFIXES else "")
 
 
 @contextmanager
 def open_stream(path: Path, *, place: str | None = None) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Opens (the decompressed stream, the file itself, whose position tells how much of it was read).
 
-    `place` is the name in error messages. Raises InputError if the file cannot be read, also while the body reads from
-    the stream.
+    place: the name in error messages. Raises InputError if the file cannot be read, also while the body reads.
     """
     place = place or str(path)
     try:

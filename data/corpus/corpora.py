@@ -45,7 +45,6 @@ class Corpus:
         self.given, self.options, self.cache = sources, options, cache
         self.stdin = StdinSpool(cache)
         self.left_out = Skipped()  # what the latest pass over the files left out without opening it
-        self.n_excluded = 0  # files and folders that exclude left out in the latest pass
         self.formats: Counter[str] = Counter()  # files in each format, in the latest pass
         self.format_examples: dict[str, list[str]] = {}
 
@@ -57,16 +56,15 @@ class Corpus:
 
     def files(self) -> Iterator[tuple[int, File]]:
         """Yields (index of the source, file) of the files that include and exclude may keep."""
-        self.left_out, self.n_excluded = Skipped(), 0
+        self.left_out = Skipped()
         for index, source in enumerate(self.sources):
             prefix = f"{name}/" if len(self.sources) > 1 and (name := name_prefix(source)) else ""
             prune = partial(self._is_pruned, prefix)
             for file in files_of(source, self.cache, self.stdin, prune=prune):
                 named = replace(file, name=prefix + file.name) if prefix else file
                 if matches(named.name, self.options.exclude, default=False):
-                    self.n_excluded += 1
-                    continue
-                if named.left_out:
+                    self.left_out.n_filtered += 1
+                elif named.left_out:
                     self.left_out.add(named.name, named.left_out, named.n_bytes)
                 elif may_be_selected(named.name, include=self.options.include):
                     yield index, named
@@ -75,7 +73,7 @@ class Corpus:
 
     def _is_pruned(self, prefix: str, folder: str) -> bool:
         excluded = is_excluded_folder(prefix + folder, exclude=self.options.exclude)
-        self.n_excluded += excluded
+        self.left_out.n_filtered += excluded
         return excluded
 
     def n_bytes(self) -> int:
@@ -126,7 +124,7 @@ class Corpus:
             found.append(f"document_separator={options.separator!r} equals no line of a text; write the whole line")
         if options.text_field != "text" and not self.formats.keys() & {"JSON Lines", "a table"}:
             found.append(f"text_field={options.text_field!r} has no effect: there are no JSON Lines and no tables")
-        if options.exclude and not self.n_excluded and not skipped.n_filtered:
+        if options.exclude and not skipped.n_filtered:
             found.append(f"exclude={options.exclude!r} matches no name; a pattern must match the whole name")
         return [f"note: {message}" for message in found]
 

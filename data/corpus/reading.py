@@ -58,7 +58,7 @@ class Skipped:
     bad_lines: list[str] = field(default_factory=list)  # an error message for each broken line of JSON
     n_found: int = 0  # documents, before include and exclude
     n_separators: int = 0  # lines that equal document_separator
-    n_filtered: int = 0  # documents that include and exclude left out
+    n_filtered: int = 0  # documents, files and folders that include and exclude left out
 
     def add(self, name: str, reason: str, n_bytes: int) -> None:
         documents, size = self.counts.get(reason, [0, 0])

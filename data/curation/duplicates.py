@@ -87,9 +87,8 @@ def duplicates(
     """Returns the documents that are copies: position -> Copy.
 
     digests: (N, 16 or more) uint8, a hash of each text. signatures: (N, SIGNATURE) uint8, or None to find only exact
-    copies. is_val: (N,) bool. digests and signatures may be memory maps; otherwise about 150 bytes per document are
-    needed. Documents are compared in their order, validation before training, with the documents that stay. So a
-    document that is only similar to a removed one stays.
+    copies. is_val: (N,) bool. digests and signatures may be memory maps. Documents are compared in their order,
+    validation before training, with the documents that stay: one that is only similar to a removed one stays.
     """
     order = np.argsort(~np.asarray(is_val, bool), kind="stable")  # rank in the comparison -> position
     found: dict[int, Copy] = {}

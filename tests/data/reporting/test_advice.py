@@ -39,11 +39,13 @@ class Corpus:
 
     def prepare(self, *arguments: str) -> dict[str, str]:
         """Returns the text of each document."""
-        base = [f"corpus={self.folder}", f"datasets={self.folder.parent / 'datasets'}", "val_fraction=0"]
-        given = {argument.partition("=")[0] for argument in arguments}
-        tokenizer = [] if given & {"tokenizer", "tokenizer.path"} else ["tokenizer=byte"]
-        base = [argument for argument in base if argument.partition("=")[0] not in given]
-        config, _ = cli.compose(PrepareConfig, name="prepare", arguments=[*base, *tokenizer, *arguments])
+        config = (
+            PrepareConfig() if not arguments else cli.compose(PrepareConfig, name="prepare", arguments=arguments)[0]
+        )
+        config.corpus, config.datasets = str(self.folder), str(self.folder.parent / "datasets")
+        config.val_fraction = 0
+        if not {argument.partition("=")[0] for argument in arguments} & {"tokenizer", "tokenizer.path"}:
+            config.tokenizer.kind = "byte"
         self.said: list[str] = []
         directory = prepare(config, say=self.said.append)
         self.found = findings(json.loads((directory / "report.json").read_text()))
