@@ -65,7 +65,7 @@ class Slowdown:
     """Notices when training becomes much slower than it was, by seconds per token over windows of some seconds."""
 
     WINDOW = 10.0  # seconds; a background save or a recompilation rarely slows down two windows in a row
-    RATIO = 2.0
+    RATIO = 1.5  # one busy process beside a run on two CPUs makes it 1.8 times as slow
 
     def __init__(self) -> None:
         self.usual: deque[float] = deque(maxlen=99)  # seconds per token of the windows that were not slow

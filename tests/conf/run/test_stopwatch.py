@@ -20,7 +20,7 @@ def lines(*windows: float) -> list[int]:
         ((10, 10, 30, 30, 10, 30, 30, 10), [3, 6]),  # again after it recovered
         ((10, 10, 30, 10, 30, 10), []),  # brief: a save, a compilation
         ((90, 10, 10, 10), []),  # the first is slow
-        ((10, 12, 14, 16, 18, 18), []),  # not twice as slow
+        ((10, 12, 14, 16, 18, 18), []),  # gradual
     ],
 )
 def test_a_lasting_slowdown_is_said_once(windows, expected):
