@@ -1,7 +1,7 @@
 """Batches: rows of tokens and their next tokens. Every training batch is a pure function of (seed, step).
 
 step -> row numbers -> part of the corpus (mixture.py) -> epoch and window (order.py)
-     -> pieces of the token stream (windows.py, packing.py) -> inputs, targets
+     -> pieces of the token stream (packing.py) -> inputs, targets
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from .. import InputError
 from ..preparation.shards import Part, Split
 from . import mixture
 from .order import epoch_order, keys
-from .packing import DocumentWindows
-from .windows import Piece, StreamWindows, Windows
+from .packing import DocumentWindows, Piece, StreamWindows, Windows
 
 IGNORE = -100  # a target without loss
 ROWS_PER_BLOCK = 512  # rows whose windows are looked up together: hardly slower than looking up one

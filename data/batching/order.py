@@ -1,8 +1,6 @@
 """Random order without state: a permutation that is computed where it is needed and stored nowhere.
 
-A usual loader shuffles a list and keeps its place in it. To resume, or to give each rank its own rows, that list or a
-random generator's state must be saved and kept in step on all ranks. Here the item at each position is a function of
-(seed, epoch, position). So a batch needs only the seed and the step number:
+The item at each position is a function of (seed, epoch, position), so a batch needs only the seed and the step number:
 
     row number     step * batch_size + r, for row r of the batch: one endless sequence of rows
     epoch          row number // size

@@ -75,9 +75,7 @@ def scan(rules: Rules, block: Block) -> Scanned:
         names.append(name)
         original_digest = digest if original is document else hashlib.sha256(original.text.encode()).digest()
         identities.append(hashlib.sha256(name + b"\0" + original_digest).digest())
-    return Scanned(
-        np.array(rows, ROW), b"".join(names), b"".join(signatures), b"".join(identities), skipped, removals
-    )
+    return Scanned(np.array(rows, ROW), b"".join(names), b"".join(signatures), b"".join(identities), skipped, removals)
 
 
 def training_text(rules: Rules, fraction: float, task: Task) -> list[str]:
@@ -92,10 +90,9 @@ def training_text(rules: Rules, fraction: float, task: Task) -> list[str]:
 
 def pretoken_counts(rules: Rules, fraction: float, config: TokenizerConfig, task: Task) -> dict[str, int]:
     """Counts the pretokens of that training text: all that BPE training needs."""
-    from ..tokenizers.pretokenize import Pattern, PretokenCounter
+    from ..tokenizers.pretokenize import count_batch
 
-    counter = PretokenCounter(Pattern(config.pattern))
-    return counter.add(config.ordinary_text(training_text(rules, fraction, task))) or counter.finish()
+    return count_batch(config.pattern, config.ordinary_text(training_text(rules, fraction, task)))
 
 
 def characters(rules: Rules, config: TokenizerConfig, task: Task) -> list[str]:
@@ -113,19 +110,14 @@ class Encoded:
     documents: list[tuple[int, int, bytes]] = field(default_factory=list)  # see SplitWriter.add
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """What encode() needs besides the documents."""
+def encode(
+    rules: Rules, folder: Path, fingerprint: str, dtype: str, sources: list[str], sample_fraction: float, task: Task
+) -> dict[str, Encoded]:
+    """Returns the tokens and statistics of a block's documents, by split.
 
-    tokenizer: tuple[str, str]  # its folder and fingerprint
-    dtype: str
-    sources: list[str]
-    sample_fraction: float  # of the documents, for the detailed statistics
-
-
-def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
-    """Returns the tokens and statistics of a block's documents, by split."""
-    tokenizer, dtype = _tokenizer(*encoding.tokenizer), encoding.dtype
+    folder, fingerprint: of the tokenizer. sample_fraction: of the documents, for the detailed statistics.
+    """
+    tokenizer = _tokenizer(folder, fingerprint)
     end = np.array([tokenizer.end_id], dtype).tobytes()
     parts = [
         (split, Document(document.name, text))
@@ -136,14 +128,14 @@ def encode(rules: Rules, encoding: Encoding, task: Task) -> dict[str, Encoded]:
     batch = tokenizer.encode_batch([part.text for _, part in parts])
     for (split, part), ids in zip(parts, batch, strict=True):
         if split not in found:
-            found[split] = Encoded(Statistics(tokenizer.vocab_size, sample_fraction=encoding.sample_fraction))
+            found[split] = Encoded(Statistics(tokenizer.vocab_size, sample_fraction=sample_fraction))
         encoded = found[split]
         if ids.size and ids.max() >= tokenizer.vocab_size:
             size = tokenizer.vocab_size
             raise InputError(f"token id {ids.max()} is not below vocab_size {size}, and may overflow {dtype} shards")
         encoded.ids += ids.astype(dtype).tobytes() + end
         encoded.documents.append((ids.size + 1, len(part.text.encode()), _name(part)))
-        encoded.statistics.add(part, ids, source=encoding.sources[task.block.source])
+        encoded.statistics.add(part, ids, source=sources[task.block.source])
         encoded.statistics.count_lost(part, tokenizer)
     return found
 
@@ -179,8 +171,8 @@ def _name(document: Document) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: str, fingerprint: str) -> Tokenizer:
+def _tokenizer(folder: Path, fingerprint: str) -> Tokenizer:
     """Loads a tokenizer once. The fingerprint is a key: the folder may hold another tokenizer later."""
     from ..tokenizers import build
 
-    return build.load(Path(folder))
+    return build.load(folder)

@@ -25,7 +25,7 @@ from . import passes
 from .config import PrepareConfig
 from .inventory import Inventory
 from .manifest import tokenizer_settings
-from .passes import Encoding, Rules, Task
+from .passes import Rules, Task
 from .shards import DTYPES, FORMAT, SplitWriter
 from .splitting import NONE, TRAIN, VAL, Splitting
 
@@ -164,13 +164,13 @@ class Pipeline:
         """Writes the shards. Returns each split's entry for index.json, and its statistics."""
         splits = [TRAIN] if self.rules.splitting.kind == NONE else [TRAIN, VAL]
         fraction = report_sample_fraction(self.totals.documents, self.totals.n_bytes)
-        tokenizer_id = (str(folder / "tokenizer"), tokenizer.fingerprint)
-        encoding = Encoding(tokenizer_id, DTYPES[dtype], self.corpus.sources, fraction)
+        sources, fingerprint = self.corpus.sources, tokenizer.fingerprint
+        encode = partial(passes.encode, self.rules, folder / "tokenizer", fingerprint, DTYPES[dtype], sources, fraction)
         statistics = {split: Statistics(tokenizer.vocab_size, sample_fraction=fraction) for split in splits}
         with ExitStack() as stack:
-            writer = partial(SplitWriter, folder, sources=self.corpus.sources, dtype=dtype, end_id=tokenizer.end_id)
+            writer = partial(SplitWriter, folder, sources=sources, dtype=dtype, end_id=tokenizer.end_id)
             writers = {split: stack.enter_context(writer(split)) for split in splits}
-            for task, found in self.map_blocks("encoding", partial(passes.encode, self.rules, encoding), self.tasks()):
+            for task, found in self.map_blocks("encoding", encode, self.tasks()):
                 for split, encoded in found.items():
                     writers[split].add(encoded.ids, encoded.documents, source=task.block.source)
                     statistics[split].merge(encoded.statistics)

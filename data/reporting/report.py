@@ -245,7 +245,7 @@ def windows(n_tokens: int, lengths: Sequence[dict[str, Any]], context: int) -> t
     documents, tokens = (
         sum(row[key] for row in longer) / max(1, sum(row[key] for row in lengths)) for key in ("documents", "tokens")
     )
-    return max(1, (n_tokens - 1) // context - 1), documents, tokens  # as in batching/windows.py
+    return max(1, (n_tokens - 1) // context - 1), documents, tokens  # as in batching/packing.py
 
 
 def _baselines(summary: Summary) -> list[str]:

@@ -76,24 +76,19 @@ class TokenizerConfig:
         if self.kind in ("bpe", "sentencepiece"):
             smallest = 256 + 1 + len(self.special_tokens) + (self.kind == "sentencepiece")
             if not smallest <= self.vocab_size <= MAX_VOCABULARY:
-                found.append(
-                    f"tokenizer.vocab_size={self.vocab_size} must be {smallest} (256 bytes and the special tokens) "
-                    f"to {MAX_VOCABULARY}"
-                )
+                found.append(f"tokenizer.vocab_size={self.vocab_size} must be {smallest} to {MAX_VOCABULARY}")
         if self.min_frequency < 1:
             found.append(f"tokenizer.min_frequency={self.min_frequency} must be at least 1")
         if self.kind in ("bpe", "tiktoken"):
             if self.pattern not in PATTERNS and re.fullmatch(r"[\w-]+", self.pattern):  # could match only itself
-                names = " nor ".join(PATTERNS)
-                found.append(f"tokenizer.pattern={self.pattern!r} is neither {names}, nor a regular expression")
+                found.append(f"tokenizer.pattern={self.pattern!r} is neither gpt2 nor gpt4, nor a regular expression")
             try:
                 tiktoken_encoding(SINGLE_BYTES, Pattern(self.pattern))
             except InputError as error:
                 found.append(str(error))
         if self.kind == "tiktoken" and self.pattern != "gpt2" and ranks_path(self.encoding) is None:
-            found.append(
-                f"tokenizer.pattern={self.pattern!r} is for ranks files; tokenizer.encoding={self.encoding} has its own"
-            )
+            own = f"tokenizer.encoding={self.encoding} has its own"
+            found.append(f"tokenizer.pattern={self.pattern!r} is for ranks files; {own}")
         return found
 
     def ordinary_text(self, texts: Iterable[str]) -> Iterator[str]:
@@ -107,9 +102,8 @@ class TokenizerConfig:
 class Tokenizer:
     """The base class of all kinds.
 
-    A kind implements train, restore and _encode, and also _extra_fields or _model_bytes if it has more to save. All
-    text survives encode and decode exactly, except lone surrogates, which become U+FFFD, and, with kind char,
-    characters that are not in the training text. unknown() counts both.
+    A kind implements train, restore and _encode. All text survives encode and decode exactly, except lone surrogates,
+    which become U+FFFD, and, with kind char, characters that are not in the training text. unknown() counts both.
     """
 
     kind = ""
@@ -117,13 +111,16 @@ class Tokenizer:
     allow_special = False  # a special token's name in a text is that token; build and load set it
     unknown_id = -1  # the id of all characters that are not in the vocabulary; -1: every character can be encoded
 
-    def __init__(self, ordinary: dict[int, bytes], special_tokens: dict[str, int]) -> None:
+    def __init__(
+        self, ordinary: dict[int, bytes], special_tokens: dict[str, int], *, model: bytes = b"", **fields: Any
+    ) -> None:
+        """ordinary, special_tokens: all tokens. model: content of model_file. fields: more fields of tokenizer.json."""
         table = ordinary | {token_id: token.encode() for token, token_id in special_tokens.items()}
         if END not in special_tokens or len(table) != len(ordinary) + len(special_tokens):
             raise ValueError(f"{END} is missing, or a special token has the id of another token")
         if any(type(token_id) is not int or not 0 <= token_id < 2 * MAX_VOCABULARY for token_id in table):
             raise ValueError("a token id is not a whole number, or is too large")
-        self.special_tokens = special_tokens
+        self.special_tokens, self._model, self._more_fields = special_tokens, model, fields
         self.vocab_size = max(table) + 1
         self.end_id = special_tokens[END]
         self._table = [table.get(token_id, b"") for token_id in range(self.vocab_size)]  # some encodings skip ids
@@ -142,14 +139,6 @@ class Tokenizer:
         """Returns the ids of each text as uint32. Special tokens in the text are ordinary text."""
         raise NotImplementedError
 
-    def _extra_fields(self) -> dict[str, Any]:
-        """Returns the fields that this kind adds to tokenizer.json."""
-        return {}
-
-    def _model_bytes(self) -> bytes:
-        """Returns the content of model_file."""
-        return b""
-
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text. Special tokens in it are ordinary text, unless the tokenizer allows them."""
         return self.encode_batch([text])[0].tolist()
@@ -158,9 +147,10 @@ class Tokenizer:
         """Returns the ids of each text as uint32, using several threads if the kind supports it."""
         split = [self._split(text) for text in texts]
         ordinary = iter(self._encode([part for parts in split for part in parts[::2]]))
+        special = {name: np.array([token], np.uint32) for name, token in self.special_tokens.items()}
         encoded = []
         for parts in split:
-            ids = [self._special_id(part) if index % 2 else next(ordinary) for index, part in enumerate(parts)]
+            ids = [special[part] if index % 2 else next(ordinary) for index, part in enumerate(parts)]
             encoded.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
         return encoded
 
@@ -178,9 +168,6 @@ class Tokenizer:
         """Matches the special tokens that a text may contain: not the end token, which only ends documents."""
         names = [name for name, token in self.special_tokens.items() if token not in (self.end_id, self.unknown_id)]
         return any_of(names) if names else None
-
-    def _special_id(self, name: str) -> np.ndarray:
-        return np.array([self.special_tokens[name]], np.uint32)
 
     def special_names(self, text: str) -> Counter[str]:
         """Returns the names of declared special tokens in a text, allowed or not, with their counts."""
@@ -205,9 +192,7 @@ class Tokenizer:
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
-            raise InputError(
-                f"token id {wrong} is not in 0 to {self.vocab_size - 1}; is it from another tokenizer? Use that one"
-            )
+            raise InputError(f"token id {wrong} is not in 0 to {self.vocab_size - 1}; use the tokenizer it is from")
         return b"".join([self._table[token] for token in ids])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -216,26 +201,21 @@ class Tokenizer:
 
     def _fields(self) -> dict[str, Any]:
         """Returns the content of tokenizer.json, except its sha256."""
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            "vocab_size": self.vocab_size,
-            "special_tokens": self.special_tokens,
-            **({"allow_special": True} if self.allow_special else {}),
-            **self._extra_fields(),
-        }
+        fields = {"format": FORMAT, "kind": self.kind, "vocab_size": self.vocab_size}
+        fields["special_tokens"] = self.special_tokens
+        return fields | ({"allow_special": True} if self.allow_special else {}) | self._more_fields
 
     @property
     def fingerprint(self) -> str:
         """The sha256 of everything that save writes: equal if and only if the tokenizers are."""
-        return digest(self._fields(), self._model_bytes())
+        return digest(self._fields(), self._model)
 
     def save(self, directory: Path) -> None:
         """Writes tokenizer.json and, if the kind has one, the model file."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if self.model_file:
-            (directory / self.model_file).write_bytes(self._model_bytes())
+            (directory / self.model_file).write_bytes(self._model)
         about = {**self._fields(), "sha256": self.fingerprint}
         (directory / "tokenizer.json").write_bytes(json.dumps(about, indent=1).encode() + b"\n")
 

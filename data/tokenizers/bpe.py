@@ -17,16 +17,16 @@ then come the merges in the order in which they were learned. For example:
 
 from __future__ import annotations
 
-import gc
+import base64
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
 
+from .. import InputError
 from .pretokenize import Pattern, count_pretokens
 
 SINGLE_BYTES = {bytes([byte]): byte for byte in range(256)}
@@ -46,19 +46,6 @@ def train(
     return learn_merges(counts, vocab_size=vocab_size, min_frequency=min_frequency)
 
 
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """Searching millions of live objects for garbage would take a tenth of the training time or more."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_garbage_collection_paused()
 def learn_merges(counts: dict[str, int], *, vocab_size: int, min_frequency: int = 1) -> dict[bytes, int]:
     """Learns tokens from pretokens, given the number of occurrences of each; see train.
 
@@ -132,7 +119,6 @@ def _count_pairs(words: list[str], occurrences: list[int]) -> tuple[defaultdict[
     codes, owner = (text[:-1] << 8 | text[1:])[within], owner[:-1][within]  # (n_pairs,): first byte * 256 + second
     order = np.argsort(codes, kind="stable")
     codes, owner = codes[order], owner[order]
-    del text, within, order  # tens of megabytes, which the lists below need
     numbers = np.array(range(len(words)), object)  # one int object per index, shared by all lists
     borders = np.flatnonzero(codes[1:] != codes[:-1]) + 1
     for start, stop in pairwise([0, *borders.tolist(), len(codes)] if len(codes) else []):
@@ -158,3 +144,26 @@ def encode(text: str, ranks: dict[bytes, int], *, pattern: str = "gpt2") -> list
             tokens[place : place + 2] = [best]
         ids += [ranks[token] for token in tokens]
     return ids
+
+
+def format_ranks(ranks: dict[bytes, int]) -> bytes:
+    """Returns a ranks file in tiktoken's format: on each line a token's bytes in base64, a space, its rank."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+
+
+def parse_ranks(content: bytes, *, place: str) -> dict[bytes, int]:
+    """Parses a ranks file, ours or another program's. Raises InputError, which names the place and the line."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            if not 0 <= int(rank) < 2 * MAX_VOCABULARY:
+                raise ValueError(rank)
+        except ValueError:
+            raise InputError(f"{place}:{number}: {line[:60]!r} is not a token in base64 and its rank") from None
+        if len(ranks) != number:
+            raise InputError(f"{place}:{number}: the token {line[:60]!r} is a duplicate")
+    if not ranks.keys() >= SINGLE_BYTES.keys() or b"" in ranks or len(set(ranks.values())) != len(ranks):
+        raise InputError(f"{place}: not a ranks file: a single byte has no token, or two tokens have the same rank")
+    return ranks

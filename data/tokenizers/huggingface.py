@@ -7,7 +7,6 @@ their tokens can differ.
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 from .. import InputError
@@ -15,15 +14,10 @@ from .base import Tokenizer
 from .bpe import SINGLE_BYTES
 from .kinds import BytePairTokenizer, ByteTokenizer
 
-
-def _byte_characters() -> list[str]:
-    """Returns the character that GPT-2 writes for each byte: itself if it is visible, else one from U+0100 on."""
-    visible = {*chain(range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]
-
-
-BYTE_CHARS = _byte_characters()
+# The character that GPT-2 writes for each byte: itself if it is visible, else the next one from U+0100 on.
+VISIBLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+HIDDEN = sorted({*range(256)} - VISIBLE)
+BYTE_CHARS = [chr(byte if byte in VISIBLE else 0x100 + HIDDEN.index(byte)) for byte in range(256)]
 
 
 def _spell(token: bytes) -> str:
@@ -32,39 +26,24 @@ def _spell(token: bytes) -> str:
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the content of tokenizer.json. Raises InputError for a kind that is not byte-level."""
-    split: list[dict[str, Any]] = []
+    cut: list[dict[str, Any]] = []
     if isinstance(tokenizer, BytePairTokenizer):
-        ranks = tokenizer.ranks
-        split = [
-            {"type": "Split", "pattern": {"Regex": tokenizer.pattern.source}, "behavior": "Isolated", "invert": False}
-        ]
+        ranks, pattern = tokenizer.ranks, {"Regex": tokenizer.pattern.source}
+        cut = [{"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}]
     elif isinstance(tokenizer, ByteTokenizer):
         ranks = SINGLE_BYTES
     else:
-        raise InputError(
-            f"a tokenizer of kind {tokenizer.kind} cannot be exported to tokenizer.json; only the kinds bpe, tiktoken "
-            "and byte can"
-        )
+        raise InputError(f"a tokenizer of kind {tokenizer.kind} cannot be exported; only bpe, tiktoken and byte can")
     level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     vocabulary = {_spell(token): rank for token, rank in ranks.items()} | tokenizer.special_tokens
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
         "added_tokens": [{"id": token, "content": name, **special} for name, token in tokenizer.special_tokens.items()],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*split, level]},
-        "post_processor": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cut, level]},
         "decoder": level,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
             "ignore_merges": True,  # a pretoken that is a token needs no merges
             "vocab": vocabulary,
             "merges": _merge_pairs(ranks),

@@ -12,10 +12,9 @@ import numpy as np
 
 from .. import InputError
 from .base import END, UNKNOWN, Tokenizer, TokenizerConfig, ranks_path, read_file
-from .bpe import learn_merges
+from .bpe import format_ranks, learn_merges, parse_ranks
 from .encoder import Encoder
 from .pretokenize import Pattern, count_pretokens
-from .ranks_file import format_ranks, parse_ranks
 
 REPLACEMENT = "\ufffd".encode()
 
@@ -46,9 +45,9 @@ class CharTokenizer(Tokenizer):
     kind = "char"
 
     def __init__(self, characters: str, special_tokens: dict[str, int]) -> None:
-        super().__init__({index: character.encode() for index, character in enumerate(characters)}, special_tokens)
+        ordinary = {index: character.encode() for index, character in enumerate(characters)}
+        super().__init__(ordinary, special_tokens, characters=characters)
         self.unknown_id = special_tokens[UNKNOWN]
-        self.characters = characters
         self._table[self.unknown_id] = REPLACEMENT
         self._id_of = np.full(0x110000, self.unknown_id, np.uint32)
         self._id_of[[ord(character) for character in characters]] = range(len(characters))
@@ -63,9 +62,6 @@ class CharTokenizer(Tokenizer):
         if list(about["characters"]) != sorted(set(about["characters"])):
             raise ValueError("the characters are not in order")
         return cls(about["characters"], about["special_tokens"])
-
-    def _extra_fields(self) -> dict[str, Any]:
-        return {"characters": self.characters}
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         return [self._id_of[np.frombuffer(text.encode("utf-32-le"), "<u4")] for text in texts]
@@ -86,8 +82,10 @@ class BytePairTokenizer(Tokenizer):
     model_file = "ranks.tiktoken"
 
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], *, pattern: str) -> None:
-        super().__init__({rank: token for token, rank in ranks.items()}, special_tokens)
         self.ranks, self.pattern = ranks, Pattern(pattern)
+        ordinary = {rank: token for token, rank in ranks.items()}
+        # The expression, not its name: the folder must keep its meaning if a later version changes what gpt2 is.
+        super().__init__(ordinary, special_tokens, model=format_ranks(ranks), pattern=self.pattern.expression)
         self._encoder = Encoder(ranks, self.pattern)
 
     @classmethod
@@ -104,13 +102,6 @@ class BytePairTokenizer(Tokenizer):
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
         return cls(parse_ranks(content, place=cls.model_file), about["special_tokens"], pattern=about["pattern"])
-
-    def _extra_fields(self) -> dict[str, Any]:
-        # The expression, not its name: the folder must keep its meaning if a later version changes what gpt2 is.
-        return {"pattern": self.pattern.expression}
-
-    def _model_bytes(self) -> bytes:
-        return format_ranks(self.ranks)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         return self._encoder.encode_batch(texts)
@@ -161,13 +152,12 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model: bytes, special_tokens: dict[str, int]) -> None:
         import sentencepiece
 
-        self._model = model
         self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         pieces = [processor.id_to_piece(index) for index in range(processor.vocab_size())]
         ordinary = {index: piece.replace("\u2581", " ").encode() for index, piece in enumerate(pieces)}
         ordinary |= {i: bytes([int(piece[1:-1], 16)]) for i, piece in enumerate(pieces) if processor.is_byte(i)}
         ordinary[processor.unk_id()] = REPLACEMENT
-        super().__init__(ordinary, special_tokens)
+        super().__init__(ordinary, special_tokens, model=model)
         self._bypass_ids = {
             character: [processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
             for character in "\n\u2581"
@@ -210,9 +200,6 @@ class SentencePieceTokenizer(Tokenizer):
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
         return cls(content, about["special_tokens"])
-
-    def _model_bytes(self) -> bytes:
-        return self._model
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         split = [self.bypass.split(text) for text in texts]  # lines at even positions, bypassed characters at odd ones

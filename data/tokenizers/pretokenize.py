@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, islice, pairwise
 
 import regex
@@ -20,7 +20,6 @@ from ..pool import Pool, available_cpus
 MAX_RUN = 1024  # characters; see Pattern.segments
 BATCH = 500_000  # characters that a process counts at a time
 MIN_POOL_BATCHES = 16  # from this many batches on, starting worker processes pays
-MAX_SPANS = 400_000  # distinct spans that a process counts before it cuts them into pretokens
 
 PATTERNS = {
     # A contraction; letters, digits or other characters, each with at most one space before; white space, except one
@@ -116,33 +115,22 @@ class Pattern:
         return [match[0] for segment in self.segments(text) for match in self.compiled.finditer(segment)]
 
 
-class PretokenCounter:
-    """Counts the pretokens of texts that arrive one after the other; counts spans first, if the pattern has them."""
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.counts: Counter[str] = Counter()  # of spans, or of pretokens
-
-    def add(self, texts: Iterable[str]) -> dict[str, int]:
-        """Counts the texts. Returns finish()'s result once there are many distinct spans, otherwise {}."""
+def count_batch(pattern: str, texts: Iterable[str]) -> dict[str, int]:
+    """Returns the count of each pretoken in the texts. Counts spans first, if the pattern (a name or an expression) has
+    them.
+    """
+    compiled, spans, pretokens = Pattern(pattern), Counter[str](), Counter[str]()
+    if not compiled.spans:
         for text in texts:
-            if self.pattern.spans:
-                for segment in self.pattern.segments(text):
-                    self.counts.update(self.pattern.spans.findall(segment))
-            else:
-                self.counts.update(self.pattern.pretokens(text))
-        return self.finish() if len(self.counts) > MAX_SPANS else {}
-
-    def finish(self) -> dict[str, int]:
-        """Returns the count of each pretoken since the last call, and starts over."""
-        counts, self.counts = self.counts, Counter()
-        if not self.pattern.spans:
-            return counts
-        pretokens: dict[str, int] = {}
-        for span, count in counts.items():
-            for pretoken in self.pattern.compiled.findall(span):
-                pretokens[pretoken] = pretokens.get(pretoken, 0) + count
+            pretokens.update(compiled.pretokens(text))
         return pretokens
+    for text in texts:
+        for segment in compiled.segments(text):
+            spans.update(compiled.spans.findall(segment))
+    for span, count in spans.items():
+        for pretoken in compiled.compiled.findall(span):
+            pretokens[pretoken] = pretokens.get(pretoken, 0) + count
+    return pretokens
 
 
 def count_pretokens(texts: Iterable[str], pattern: Pattern, *, workers: int = 0) -> Counter[str]:
@@ -153,16 +141,8 @@ def count_pretokens(texts: Iterable[str], pattern: Pattern, *, workers: int = 0)
     total: Counter[str] = Counter()
     stream = batches(part for text in texts for part in pattern.split_long(text))
     first = list(islice(stream, MIN_POOL_BATCHES))
-    if len(first) < MIN_POOL_BATCHES or (workers or available_cpus()) < 2:
-        counter = PretokenCounter(pattern)
-        for batch in chain(first, stream):
-            total.update(counter.add(batch))
-        total.update(counter.finish())
-        return total
-    with Pool(workers or available_cpus()) as pool:
-        # The pool deals items out in turn, so each worker gets one None at the end, and returns its remaining counts.
-        work = chain(first, stream, [None] * len(pool.workers))
-        for _, counts in pool.map(partial(_count_in_worker, pattern.expression), work):
+    with Pool((workers or available_cpus()) if len(first) == MIN_POOL_BATCHES else 1) as pool:
+        for _, counts in pool.map(partial(count_batch, pattern.expression), chain(first, stream)):
             total.update(counts)
     return total
 
@@ -179,14 +159,3 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _count_in_worker(expression: str, texts: list[str] | None) -> dict[str, int]:
-    """Counts the texts in a worker process; None: returns the counts that the process still holds."""
-    counter = _counter(expression)
-    return counter.finish() if texts is None else counter.add(texts)
-
-
-@lru_cache(maxsize=1)
-def _counter(expression: str) -> PretokenCounter:
-    return PretokenCounter(Pattern(expression))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import gc
 import random
 from collections import Counter
 from itertools import pairwise
@@ -77,11 +76,6 @@ def test_worker_processes_learn_the_same_tokens(monkeypatch: pytest.MonkeyPatch)
 def test_the_example_in_the_docstring_is_right() -> None:
     result = doctest.testmod(bpe)
     assert result.attempted == 3 and not result.failed
-
-
-def test_garbage_collection_is_on_again_after_training() -> None:
-    bpe.train(["some text"], vocab_size=260)
-    assert gc.isenabled()
 
 
 def test_two_pairs_with_the_same_bytes_are_one_token() -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from data import InputError
 from data.tokenizers import bpe
+from data.tokenizers.bpe import format_ranks
 from data.tokenizers.build import END, Tokenizer, TokenizerConfig, build
 from data.tokenizers.huggingface import BYTE_CHARS, to_tokenizer_json
 from data.tokenizers.pretokenize import MAX_RUN
-from data.tokenizers.ranks_file import format_ranks
 from tests.data.tokenizers.test_encoder import WORDS
 from tests.data.tokenizers.test_pretokenize import ALPHABETS, random_text
 

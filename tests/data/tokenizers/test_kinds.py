@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from data import InputError
 from data.tokenizers import bpe
 from data.tokenizers.base import NAMES, digest
+from data.tokenizers.bpe import format_ranks
 from data.tokenizers.build import END, UNKNOWN, Tokenizer, TokenizerConfig, build, load
 from data.tokenizers.kinds import KINDS
-from data.tokenizers.ranks_file import format_ranks
 
 CORPUS = [
     "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind  to suffer\n\tThe slings and arrows",

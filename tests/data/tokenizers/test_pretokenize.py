@@ -49,9 +49,7 @@ def test_the_fast_count_is_exact(name: str) -> None:
     source = random.Random(2)
     for _ in range(10_000):
         text = random_text(source)
-        counting = pretokenize.PretokenCounter(Pattern(name))
-        counting.add([text])
-        assert counting.finish() == Counter(regex.findall(PATTERNS[name], text)), ascii(text)
+        assert pretokenize.count_batch(name, [text]) == Counter(regex.findall(PATTERNS[name], text)), ascii(text)
 
 
 @pytest.mark.slow
@@ -60,11 +58,9 @@ def test_the_fast_count_is_exact_a_million_times(name: str) -> None:
     source = random.Random(3)
     for _ in range(20_000):
         texts = [random_text(source) for _ in range(50)]
-        counting = pretokenize.PretokenCounter(Pattern(name))
-        counting.add(texts)
-        assert counting.finish() == Counter(pretoken for t in texts for pretoken in regex.findall(PATTERNS[name], t)), (
-            texts
-        )
+        assert pretokenize.count_batch(name, texts) == Counter(
+            pretoken for t in texts for pretoken in regex.findall(PATTERNS[name], t)
+        ), texts
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
@@ -83,9 +79,9 @@ def test_long_runs_are_counted_as_pretokens_returns_them(name: str) -> None:
     source = random.Random(5)
     for _ in range(150):
         texts = [random_runs(source) for _ in range(2)]
-        counting = pretokenize.PretokenCounter(Pattern(name))
-        counting.add(texts)
-        assert counting.finish() == Counter(pretoken for text in texts for pretoken in Pattern(name).pretokens(text))
+        assert pretokenize.count_batch(name, texts) == Counter(
+            pretoken for text in texts for pretoken in Pattern(name).pretokens(text)
+        )
 
 
 def test_long_runs_are_cut_by_their_definition() -> None:
@@ -105,14 +101,6 @@ def test_any_number_of_processes_counts_the_same(name: str, workers: int, monkey
     texts = [random_text(source) for _ in range(200)] + ["some words\n" * 100, " ".join(ALPHABETS), ""]
     expected = Counter(pretoken for text in texts for pretoken in Pattern(name).pretokens(text))
     assert pretokenize.count_pretokens(iter(texts), Pattern(name), workers=workers) == expected
-
-
-def test_counts_are_returned_once_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretokenize, "MAX_SPANS", 10)
-    counting = pretokenize.PretokenCounter(Pattern("gpt2"))
-    assert counting.add(["a b c"]) == {}
-    assert len(counting.add([" ".join(map(str, range(20)))])) >= 20
-    assert counting.finish() == {}
 
 
 def test_texts_are_read_one_by_one() -> None:

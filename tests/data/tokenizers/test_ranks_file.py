@@ -6,7 +6,7 @@ import pytest
 
 from data import InputError
 from data.tokenizers import bpe
-from data.tokenizers.ranks_file import format_ranks, parse_ranks
+from data.tokenizers.bpe import format_ranks, parse_ranks
 
 
 def test_ranks_survive_their_file() -> None:
