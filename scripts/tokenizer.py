@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from conf import cli
-from conf.display.tokens import comparison_table, show_cuts
+from conf.display.tables import comparison_table, show_cuts
 from data import InputError
 from data.corpus.corpora import documents
 from data.corpus.reading import ReadOptions, Skipped

@@ -9,7 +9,10 @@ A field's metadata may say:
   - "output": as a path, of a file to write; its folder is checked before the program starts.
 - "list": True if [a, "b c"] means a list of such values.
 - "group": its heading in --help.
-- "needs": what else must be set for it to have an effect (unused.py).
+- "needs": the conditions, such as ("weight_average=ema",), that must all hold for it to have an effect:
+  - KEY=A|B: the field KEY, of the same dataclass, has one of these values, written as they are typed;
+  - KEY!=A: it has another value;
+  - KEY|OTHER: one of these fields is neither null, false nor empty.
 """
 
 from __future__ import annotations
@@ -17,10 +20,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
+
+from .renamed import RENAMED
 
 
 class Key(NamedTuple):
@@ -99,3 +106,32 @@ def nearest(key: str, known: list[str]) -> list[str]:
     """The known keys whose last part is this misspelt one, or else the closest one, if any is close."""
     last = [candidate for candidate in known if candidate.endswith(f".{key}")]
     return last or difflib.get_close_matches(key, known, n=1)
+
+
+def unused(config: Any, arguments: Iterable[str]) -> list[str]:
+    """Returns a message for each setting among the arguments, KEY=VALUE, that has no effect in this config.
+
+    A run that resumes uses its saved settings, which are not known here, so there are no messages then.
+    """
+    found = []
+    for argument in arguments if not getattr(config, "resume", False) else ():
+        key = argument.partition("=")[0]
+        owner, _, name = RENAMED.get(key, key).rpartition(".")
+        node = attrgetter(owner)(config) if owner else config
+        fields = {field.name: field for field in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
+        needs = fields[name].metadata.get("needs", ()) if name in fields else ()
+        reasons = filter(None, (unmet(node, condition, f"{owner}." if owner else "") for condition in needs))
+        found += [f"{key}= has no effect {reason}" for reason in itertools.islice(reasons, 1)]
+    return found
+
+
+def unmet(node: Any, condition: str, prefix: str) -> str | None:
+    """Returns why a condition on the fields of a dataclass does not hold, or None. prefix: of its keys."""
+    key, equals, values = condition.partition("=")
+    if not equals:
+        keys = key.split("|")
+        known = any(attrgetter(one)(node) for one in keys)
+        return None if known else "without " + " or ".join(prefix + one for one in keys)
+    negated, key = key.endswith("!"), key.removesuffix("!")
+    value = typed(attrgetter(key)(node))
+    return None if (value in values.split("|")) != negated else f"with {prefix}{key}={value}"

@@ -22,42 +22,40 @@ LAST = "advanced"  # settings to leave alone in the first month
 
 def help_text(schema: type, config: Any, options: dict[str, list[str]]) -> str:
     """Usage, the config groups with their choices, and the keys under their headings."""
-    lines = usage(options)
-    keys, comments, values = keys_of(schema), comments_of(schema), dict(leaves(dataclasses.asdict(config)))
-    found = dict.fromkeys(keys[key].group for key in values)
-    order = [heading for heading in HEADINGS if heading in found]
-    order += [heading for heading in found if heading not in (*HEADINGS, LAST)]
-    for heading in [*order, *([LAST] if LAST in found else [])]:
-        lines += ["", f"{heading}:"]
-        lines += [line(key, value, comments) for key, value in values.items() if keys[key].group == heading]
-    return "\n".join(lines)
+    keys, comments = keys_of(schema), comments_of(schema)
+    sections: dict[str, list[str]] = {heading: [] for heading in HEADINGS}
+    for key, value in leaves(dataclasses.asdict(config)):
+        sections.setdefault(keys[key].group, []).append(line(key, value, comments))
+    sections[LAST] = sections.pop(LAST, [])
+    return page(options, sections)
 
 
 def help_of_modes(modes: Modes, configs: dict[str, Any], options: dict[str, list[str]]) -> str:
     """Usage, the keys of every mode, then the keys of each mode in `configs`. Each key is explained once."""
     shared = set.intersection(*(set(keys_of(schema)) for schema in modes.schemas.values()))
-    comments = {mode: comments_of(modes.schemas[mode]) for mode in configs}
-    values = {mode: dict(leaves(dataclasses.asdict(config))) for mode, config in configs.items()}
-    first = next(iter(configs))
-    lines = [*usage(options), "", "every mode:"]
-    lines += [line(key, value, comments[first]) for key, value in values[first].items() if key in shared]
+    sections: dict[str, list[str]] = {"every mode": []}
     explained: set[str] = set()
-    for mode in configs:
-        own = {key: value for key, value in values[mode].items() if key not in shared}
-        lines += ["", f"{mode}:", *(line(key, own[key], comments[mode]) for key in own if key not in explained)]
+    for mode, config in configs.items():
+        comments, values = comments_of(modes.schemas[mode]), dict(leaves(dataclasses.asdict(config)))
+        lines = {key: line(key, value, comments) for key, value in values.items()}
+        sections["every mode"] = sections["every mode"] or [lines[key] for key in lines if key in shared]
+        own = [key for key in lines if key not in shared]
+        sections[mode] = [lines[key] for key in own if key not in explained]
         if again := [key for key in own if key in explained]:
             text = f"and, explained above: {', '.join(again)}"
-            lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ")
-        explained |= own.keys()
-    return "\n".join(lines)
+            sections[mode] += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="  ")
+        explained.update(own)
+    return page(options, sections)
 
 
-def usage(options: dict[str, list[str]]) -> list[str]:
+def page(options: dict[str, list[str]], sections: dict[str, list[str]]) -> str:
+    """The usage, the config groups, and the lines under each heading that has some."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m scripts.prepare`
     program = f"-m {spec.name}" if spec else os.path.basename(sys.argv[0])
-    lines = [f"usage: python {program} [KEY=VALUE ...] [--multirun] [--cfg job] [--help]"]
-    lines += [""] if options else []
-    return lines + [f"{group}=  one of {', '.join(choices) or '(none)'}" for group, choices in options.items()]
+    usage = f"usage: python {program} [KEY=VALUE ...] [--multirun] [--cfg job] [--help]"
+    groups = [f"{group}=  one of {', '.join(choices) or '(none)'}" for group, choices in options.items()]
+    blocks = [[usage], groups, *([f"{heading}:", *lines] for heading, lines in sections.items() if lines)]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def line(key: str, value: Any, comments: dict[str, str]) -> str:

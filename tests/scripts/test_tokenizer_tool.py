@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.display.tokens import readable
+from conf.display.tables import readable
 from data.tokenizers.build import TokenizerConfig, build, load, shortfall
 from tests.programs import Ended, run
 

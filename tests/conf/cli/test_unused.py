@@ -8,8 +8,7 @@ import importlib
 import pytest
 
 from conf import cli
-from conf.cli.fields import keys_of
-from conf.cli.unused import unused
+from conf.cli.fields import keys_of, unused
 from tests.programs import CONFIGS, run
 
 TRAIN = "corpus=x run_dir=y"

@@ -73,7 +73,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_importing_is_cheap() -> None:
     code = (
-        "import sys, conf.cli\nfrom conf.display import chat, data_report, page, plots, progress, tables, tokens\n"
+        "import sys, conf.cli\nfrom conf.display import chat, data_report, page, plots, progress, tables\n"
         "sys.exit(any(name in sys.modules for name in ('rich', 'matplotlib', 'hydra')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

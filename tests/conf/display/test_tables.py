@@ -199,3 +199,14 @@ def test_a_joiner_inside_a_word_is_shown_as_it_is() -> None:
     page = tables.Page()
     assert page.named("می\u200cروم") == "می\u200cروم"
     assert page.named("می\u200c") == r"'می\u200c'" and page.named("a\u200b") == r"'a\u200b'"
+
+
+def test_without_colours_tokens_are_separated_and_bytes_named(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show_cuts([b"a|", b" b", b"\xc3", b"\xa9", b"\n", b"\x00c"], title="three")
+    assert capsys.readouterr().out == "three\na|¦ b¦<C3>¦<A9>¦↵\n<\\x00>c\n"
+
+
+def test_with_colours_nothing_is_inserted(terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show_cuts([b"a", b" b", b"c"], title="three")
+    out = capsys.readouterr().out
+    assert out.count("\x1b[30;48;") == 3 and "|" not in out  # 256 colours or all: rich caches the codes
