@@ -67,10 +67,8 @@ class WindowBatches:
         mixture_weights: Sequence[float] | None = None,
     ) -> None:
         if mixture_weights is not None and len(mixture_weights) != len(split.parts):
-            raise InputError(
-                f"mixture_weights={list(mixture_weights)} has {len(mixture_weights)} numbers, but {split.directory} "
-                f"has {len(split.parts)} parts; if an older version prepared it, delete it"
-            )
+            given = f"mixture_weights={list(mixture_weights)} has {len(mixture_weights)} numbers"
+            raise InputError(f"{given}, but {split.directory} has {len(split.parts)} parts; give one for each")
         self.split, self.context, self.batch_size, self.document_mask = split, context, batch_size, document_mask
         self.weights = [1] if mixture_weights is None else mixture.whole_numbers(mixture_weights)
         parts = [(Part("the corpus", 0, split.n_tokens), seed)]

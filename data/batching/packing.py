@@ -50,10 +50,8 @@ class StreamWindows:
         self.first = max(1, part.start) - 1  # the first input: the end token before the part's first document
         targets = part.stop - self.first - 1
         if targets < context:
-            raise InputError(
-                f"{split.directory}: the {split.name} split of {part.name} has {targets + 1} tokens, fewer than "
-                f"model.context + 1 = {context + 1}: set model.context={targets} or smaller, or add text"
-            )
+            has = f"{split.directory}: the {split.name} split of {part.name} has {targets + 1} tokens"
+            raise InputError(f"{has}, fewer than model.context + 1 = {context + 1}: set model.context={targets}")
         self.count = max(1, targets // context - 1)
         self.slack = targets - self.count * context
 
@@ -160,8 +158,6 @@ class DocumentWindows:
         return list(zip(self.remainder_starts[chosen].tolist(), self.remainder_sizes[chosen].tolist(), strict=True))
 
     def describe(self) -> str:
-        return (
-            f"documents of {self.name}: {self.documents:,} in {len(self):,} windows of {self.context} tokens, "
-            f"{self.utilization:.2%} used, {1 - self.utilization:.2%} padding; none cropped (0 % of the tokens), "
-            f"{self.divided:,} longer than a window and divided"
-        )
+        windows = f"documents of {self.name}: {self.documents:,} in {len(self):,} windows of {self.context} tokens"
+        used = f"{self.utilization:.2%} used, {1 - self.utilization:.2%} padding; none cropped (0 % of the tokens)"
+        return f"{windows}, {used}, {self.divided:,} longer than a window and divided"

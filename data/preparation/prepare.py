@@ -69,10 +69,8 @@ def prepare(
         say(f"interrupted: nothing of {name} was kept in {folder}; run the command again to start over")
         raise
     except OSError as error:
-        raise InputError(
-            f"datasets={config.datasets}: cannot write {error.filename or folder}: {error.strerror or error}; "
-            "fix the permissions, free some space, or choose another folder"
-        ) from None
+        failed = f"cannot write {error.filename or folder}: {error.strerror or error}"
+        raise InputError(f"datasets={config.datasets}: {failed}; free some space or choose another folder") from None
     for line in notes(json.loads((target / "index.json").read_text(encoding="utf-8"))["splits"]):
         say(line)
     say(f"{target} is already prepared: {plural(pipeline.inventory.documents, 'document')} read, unchanged")
@@ -121,9 +119,8 @@ def _prepare_anew(pipeline: Pipeline, target: Path, show: Show) -> None:
     for split, figures in splits.items():
         say(f"{target}: {split} {plural(figures['documents'], 'document')}, {figures['tokens']:,} tokens")
     if index["split"] == POSITION:
-        say(
-            f"too few documents to hold out whole ones: validation is the last {config.val_fraction:g} of each document"
-        )
+        last = f"the last {config.val_fraction:g} of each document"
+        say(f"too few documents to hold out whole ones: validation is {last}")
     if number := len(findings(summary)):
         also = f" ({PICTURE} shows plots)" if (target / PICTURE).exists() else ""
         say(f"{plural(number, 'finding')} need{'s' if number == 1 else ''} a decision: {target / 'report.md'}{also}")

@@ -1,23 +1,18 @@
-"""The split: decides which documents, or which part of each document, are held out for validation.
-
-The kind of split is the first of these that applies:
-
-names     val_include= is set: hold out the documents whose names match
-none      val_fraction=0: no validation split
-hash      hold out the documents whose text hashes to less than val_fraction
-position  hold out the last val_fraction of every document: for corpora of few or very unequal documents, where a hash
-          split would hold out less than half or more than twice val_fraction of the text
-"""
+"""The split: decides which documents, or which part of each document, are held out for validation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .. import InputError
 from ..corpus.reading import matches
 
 TRAIN, VAL = "train", "val"
-NONE, NAMES, HASH, POSITION = "none", "names", "hash", "position"
+# The kind of split is the first of these that applies.
+NAMES = "names"  # val_include= is set: hold out the documents whose names match
+NONE = "none"  # val_fraction=0: no validation split
+HASH = "hash"  # hold out the documents whose text hashes to less than val_fraction
+POSITION = "position"  # if that is below half or above twice val_fraction of the text: the end of every document
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,8 @@ class Splitting:
         """Returns the splitting with its kind. Raises InputError if val_include matches all documents or none."""
         if self.val_include:
             if totals.candidates in (0, totals.documents):
-                raise InputError(
-                    f"val_include={self.val_include!r} matches {'all' if totals.candidates else 'none'} of the "
-                    f"{totals.documents} documents, such as {totals.example!r}; it must match some but not all"
-                )
+                which = f"{'all' if totals.candidates else 'none'} of the {totals.documents} documents"
+                raise InputError(f"val_include={self.val_include!r} matches {which}, such as {totals.example!r}")
             return replace(self, kind=NAMES)
         if self.val_fraction == 0:
             return replace(self, kind=NONE)
@@ -70,9 +63,9 @@ class Splitting:
 class Totals:
     """Sizes of a corpus, and of the part that is held out if whole documents are (the candidates)."""
 
-    documents: int = 0
-    n_bytes: int = 0
-    candidates: int = 0
-    candidate_bytes: int = 0
-    example: str = ""  # the name of a document
-    candidate_names: list[str] = field(default_factory=list)  # the first few
+    documents: int
+    n_bytes: int
+    candidates: int
+    candidate_bytes: int
+    example: str  # the name of a document
+    candidate_names: list[str]  # the first few

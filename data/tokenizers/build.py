@@ -37,11 +37,9 @@ def build(
 
 def shortfall(config: TokenizerConfig, tokenizer: Tokenizer) -> str | None:
     """Returns a message if the text gave fewer tokens than config asks for, otherwise None."""
-    if config.path is not None or config.kind not in ("bpe", "sentencepiece"):
+    size, has_size = tokenizer.vocab_size, config.path is None and config.kind in ("bpe", "sentencepiece")
+    if not has_size or size >= config.vocab_size:
         return None
-    if tokenizer.vocab_size >= config.vocab_size:
-        return None
-    size = tokenizer.vocab_size
     return f"tokenizer.vocab_size={config.vocab_size} is lowered to {size}: the text gives no more tokens"
 
 

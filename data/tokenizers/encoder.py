@@ -37,23 +37,20 @@ def tiktoken_encoding(ranks: dict[bytes, int], pattern: Pattern) -> Any:
     try:
         return tiktoken.Encoding("bpe", pat_str=pattern.source, mergeable_ranks=ranks, special_tokens={})
     except ValueError as error:  # its regular expressions are nearly, but not quite, those of `regex`
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"tokenizer.pattern={pattern.expression!r} is not supported by tiktoken: {reason}; simplify it"
-        ) from None
+        reason = f"{str(error).splitlines()[0]}; simplify it"
+        raise InputError(f"tokenizer.pattern={pattern.expression!r} is not supported by tiktoken: {reason}") from None
 
 
 def _cut_table(pattern: str) -> np.ndarray:
     """True at left + 256 * right if a pretoken ends between these two bytes in any context. Covers only ASCII."""
-    space, line_end, letter, digit = " \t\n\v\f\r", "\r\n", string.ascii_letters, string.digits
-    symbol = string.punctuation
+    space, letter, digit, symbol = " \t\n\v\f\r", string.ascii_letters, string.digits, string.punctuation
     pairs = [(letter, digit), (digit, letter), (letter + digit, symbol)]
     if pattern == PATTERNS["gpt2"]:
         # Not after an apostrophe, which can start a contraction.
         pairs += [(letter + digit + symbol, space), (symbol.replace("'", ""), letter + digit)]
     else:
         # A symbol takes the line ends after it along, and a letter the symbol before it.
-        pairs += [(letter + digit + symbol, " \t\v\f"), (letter + digit, line_end), (symbol, digit)]
+        pairs += [(letter + digit + symbol, " \t\v\f"), (letter + digit, "\r\n"), (symbol, digit)]
     table = np.zeros((256, 256), bool)
     for left, right in pairs:
         table[np.ix_([*right.encode()], [*left.encode()])] = True

@@ -126,10 +126,8 @@ class TiktokenTokenizer(BytePairTokenizer):
         try:
             encoding = tiktoken.get_encoding(config.encoding)
         except (OSError, ValueError) as error:  # ValueError: the download has the wrong sha256
-            raise InputError(
-                f"tokenizer.encoding={config.encoding!r} could not be downloaded ({type(error).__name__}): "
-                "without a network, give the path of a ranks file: tokenizer.encoding=PATH.tiktoken"
-            ) from None
+            failed = f"tokenizer.encoding={config.encoding!r} could not be downloaded ({type(error).__name__})"
+            raise InputError(f"{failed}; give a ranks file: tokenizer.encoding=PATH.tiktoken") from None
         theirs = encoding._special_tokens
         ours = [token for token in [END, *config.special_tokens] if token not in theirs]
         special_tokens = {**theirs, **assign_ids(ours, first=encoding.n_vocab)}
