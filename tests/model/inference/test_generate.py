@@ -52,13 +52,15 @@ def compare_modes(n_rows, length, **shape):
         options = {"max_new_tokens": length, "sampling": sampling, "seed": 7}
         modes = {
             "batch": lm.generate(prompts, **options),
-            "single": [lm.generate([p], indices=[i], **options)[0] for i, p in enumerate(prompts)],
+            "single": [lm.generate([p], indices=[i], **options)[0] for i, p in enumerate(prompts[:3])],
             "speculative": lm.generate(prompts, speculative=True, **options),
         }
         for mode, rows in modes.items():
-            found[mode] += count_near_ties(lm.model, prompts, [row.tokens for row in rows], sampling, seed=7)
+            ids = [row.tokens for row in rows]
+            found[mode] += count_near_ties(lm.model, prompts[: len(rows)], ids, sampling, seed=7)
         if not any(found.values()):
-            assert len({str([row.tokens for row in rows]) for rows in modes.values()}) == 1
+            batch, single, speculative = ([row.tokens for row in rows] for rows in modes.values())
+            assert batch == speculative and single == batch[:3]
         assert "".join(lm.stream(texts[0], **options)) == modes["single"][0].text
         generated += sum(len(row.tokens) for row in modes["batch"])
     return generated, dict(found)
