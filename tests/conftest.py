@@ -122,7 +122,7 @@ def starts(tmp_path, poem):
     return {
         "sample": (*common, "prompt=Listen", "max_new_tokens=3"),
         "finetune": (*common, "examples=labels.jsonl", "run_dir=new", "steps=1", "batch_size=2"),
-        "train": (*common, f"corpus={poem}", "datasets=datasets", "run_dir=new", "steps=1", "batch_size=2"),
+        "train": (*common, f"corpus={poem.name}", "datasets=datasets", "run_dir=new", "steps=1", "batch_size=2"),
     }
 
 

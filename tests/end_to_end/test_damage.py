@@ -7,18 +7,37 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from conf.cli import program
+from conf.cli.config import compose
 from data.tokenizers.build import TokenizerConfig, build
 from model.checkpoints import reader, writer
 from tests.programs import ok, one_line, run
 
 PROGRAMS = ("sample", "finetune", "train")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composed_once():
+    """The tests differ in the files and not in the settings, so each command line is composed once."""
+    known = {}
+
+    def composed(schema, *, name, arguments):
+        key = (name, *arguments)
+        if key not in known:
+            known[key] = compose(schema, name=name, arguments=arguments)
+        return deepcopy(known[key])
+
+    with mock.patch.object(program, "compose", composed):
+        yield
 
 
 def cover_up(step: Path) -> None:

@@ -65,18 +65,15 @@ def test_from_text_to_text_to_labels(trained, tmp_path):
     assert ended.out.startswith("Listen to your heart. Listen to your gut, your body;")
 
     result = elsewhere / "next.json"
-    ended = finish(
-        start(
-            str(ROOT / "sample.py"), f"checkpoint={moved}", "mode=next_token", "prompt=Listen to your hear",
-            f"json={result}", f"plot={elsewhere / 'next.png'}", "top=5", cwd=elsewhere,
-        )
+    out = ok(
+        "sample", f"checkpoint={moved}", "mode=next_token", "prompt=Listen to your hear", f"json={result}",
+        f"plot={elsewhere / 'next.png'}", "top=5",
     )  # fmt: skip
-    assert ended.status == 0, ended.err
     table = json.loads(result.read_text())
     assert table["prompt"] == "Listen to your hear" and len(table["tokens"]) == 5
     assert table["tokens"][0]["text"] == "t" and table["tokens"][0]["probability"] > 0.9
     assert table["tokens"][0].keys() == {"id", "text", "probability"}
-    assert "rank" in ended.out and "'t'" in ended.out
+    assert "rank" in out and "'t'" in out
     assert (elsewhere / "next.png").read_bytes().startswith(b"\x89PNG")
 
     examples = tmp_path / "labels.jsonl"
