@@ -62,15 +62,16 @@ class Chat:
         with line_history() if interactive else contextlib.nullcontext():
             while True:
                 try:
-                    line = input("> ") if interactive else next_line()
+                    line = input("> ") if interactive else sys.stdin.readline()
                 except (EOFError, KeyboardInterrupt):
-                    if interactive:
-                        print()
+                    print()
+                    return 0
+                if not (line or interactive):  # the end of a file
                     return 0
                 try:
                     if not line.startswith("/"):
-                        self.answer(line)
-                    elif self.command(line) == "quit":
+                        self.answer(cli.given_text(line))
+                    elif self.command(cli.given_text(line)) == "quit":
                         return 0
                 except Exception as error:
                     if not cli.is_user_mistake(error):
@@ -87,7 +88,6 @@ class Chat:
             self.told = True
         if note := self.note(line):
             print(f"({note})")
-        self.earlier.append(self.text)
         if self.history:
             print(joined.removeprefix("\n"), end="", flush=True)
         try:
@@ -96,11 +96,9 @@ class Chat:
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             pass
-        except BaseException:
-            self.earlier.pop()
-            raise
         finally:
             print()
+        self.earlier.append(self.text)
         self.text = text
         self.turn += 1
 
@@ -128,13 +126,6 @@ class Chat:
             hint = f"did you mean /{near[0]}?" if near else "/help lists the commands"
             raise cli.InputError(f"there is no command /{name}; {hint}")
         return name
-
-
-def next_line() -> str:
-    """Reads a line from standard input without its line end. Raises EOFError at the end of the input."""
-    if line := sys.stdin.readline():
-        return cli.given_text(line)
-    raise EOFError
 
 
 def changed(settings: Any, argument: str, *, keys: Sequence[str]) -> Any:

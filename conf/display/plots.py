@@ -12,26 +12,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-BLUE, ORANGE, GREY, INK = "#2563eb", "#ea580c", "#9ca3af", "#1f2937"
+BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#9ca3af"
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 10,
-    "text.color": INK,
     "text.parse_math": False,  # a prompt may contain dollar signs
     "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "axes.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.titlepad": 12,
     "axes.grid": True,
     "grid.color": "#e5e7eb",
-    "xtick.color": "#4b5563",
-    "ytick.color": "#4b5563",
     "legend.frameon": False,
-    "figure.facecolor": "white",
 }
 Series = tuple[list[int], list[float]]  # steps, and a metric's values there
 

@@ -133,16 +133,19 @@ class MetricsLog:
         """Recent, in this process, without evaluating and saving; None before the second line."""
         return self.pace.seconds_per_step
 
-    @property
-    def tokens_per_second(self) -> float | None:
-        return self.timed_tokens / self.timed_seconds if self.timed_tokens else None
+    def log_evaluation(
+        self, step: int, tokens: int, *, loss: float, bits_per_byte: float | None, best: bool,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Logs an evaluation with the `metrics` of its task.
 
-    def log_evaluation(self, step: int, tokens: int, *, loss: float, bits_per_byte: float | None, best: bool) -> None:
-        """Logs an evaluation. bits_per_byte: None, and not written, if the tokenizer cannot give the text back."""
-        self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte)
+        bits_per_byte: None, and not written, if the tokenizer cannot give the text back.
+        """
+        self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte, **(metrics or {}))
         mark = "  (best so far)" if best else ""
         bits = "no bits/byte: unknown characters" if bits_per_byte is None else f"{bits_per_byte:.4f} bits/byte"
-        self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits}{mark}")
+        others = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in (metrics or {}).items())
+        self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits}{others}{mark}")
 
     def log_sample(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
         """Logs a text that the model wrote at this step."""
@@ -159,11 +162,12 @@ class MetricsLog:
         flops_per_token: float,
         peak_flops: float | None,
         peak_memory: float | None,
-        best_val_loss: float | None,
+        best: str | None,
     ) -> list[str]:
         """Time, speed, memory and result of a finished run, in lines. peak_flops: per second, of all devices."""
-        speed, figures = self.tokens_per_second, []
-        if speed is not None:
+        figures = []
+        if self.timed_tokens:
+            speed = self.timed_tokens / self.timed_seconds
             figures.append(f"{count(speed)} tok/s")
             if peak_flops:
                 figures.append(f"{speed * flops_per_token / peak_flops:.1%} of the device's peak FLOP/s (MFU)")
@@ -172,7 +176,7 @@ class MetricsLog:
         self._write_timing(peak_memory)
         taken = f"finished in {duration(self.elapsed_seconds)}: {count(self.tokens)} tokens"
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.watch.shares().items())
-        best = "" if best_val_loss is None else f"; {self.run_dir / 'best'}: validation loss {best_val_loss:.4f}"
+        best = "" if best is None else f"; {self.run_dir / 'best'}: {best}"
         return [
             ", ".join([taken, *figures]),
             f"share of the time: training {1 - sum(self.watch.shares().values()):.1%}, {shares}",
