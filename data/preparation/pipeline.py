@@ -113,8 +113,8 @@ class Pipeline:
         totals, read = self.inventory.totals(), self.inventory.documents
         if not totals.documents:
             rules = ", ".join(f"{rule} {entry['documents']:,}" for rule, entry in self.removals.to_dict().items())
-            removed = f"curation removed all of its {plural(read, 'document')} ({rules})"
-            raise InputError(f"corpus={self.config.corpus!r}: {removed}; relax the curate.* rules")
+            reason = f"curation removed all of its {plural(read, 'document')} ({rules})"
+            raise InputError(f"corpus={self.config.corpus!r}: {reason}; relax the curate.* rules")
         self.rules = replace(self.rules, splitting=self.rules.splitting.decide(totals))
         self.inventory.remove_copies(self.rules.splitting, self.config.curate, self.removals)
         self.totals = self.inventory.totals()

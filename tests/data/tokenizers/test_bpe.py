@@ -13,7 +13,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tokenizers import bpe, pretokenize
+from data.tokenizers import bpe
 from data.tokenizers.pretokenize import PATTERNS
 
 # tiktoken and regex may know different versions of Unicode: no characters that Python itself does not know.
@@ -63,14 +63,6 @@ def test_merges_equal_those_of_the_definition(pattern: str) -> None:
         ranks = bpe.train(texts, vocab_size=vocab_size, pattern=pattern, min_frequency=least)
         assert list(ranks) == naive_train(texts, vocab_size, pattern, least), texts
         assert list(ranks.values()) == list(range(len(ranks)))
-
-
-def test_worker_processes_learn_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretokenize, "BATCH", 100)
-    source = random.Random(8)
-    texts = [" ".join(random_corpus(source)) for _ in range(100)]
-    trained = [bpe.train(texts, vocab_size=300, workers=workers) for workers in (1, 2)]
-    assert list(trained[0]) == list(trained[1])
 
 
 def test_the_example_in_the_docstring_is_right() -> None:
