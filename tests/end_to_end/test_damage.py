@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from conf.cli import program
+from conf.cli import program as command_line
 from conf.cli.config import compose
 from data.tokenizers.build import TokenizerConfig, build
 from model.checkpoints import reader, writer
@@ -36,7 +36,7 @@ def composed_once():
             known[key] = compose(schema, name=name, arguments=arguments)
         return deepcopy(known[key])
 
-    with mock.patch.object(program, "compose", composed):
+    with mock.patch.object(command_line, "compose", composed):
         yield
 
 

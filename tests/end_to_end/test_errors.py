@@ -52,7 +52,7 @@ from tests.programs import NANO, finish, ok, one_line, run, snapshot, start
         (["device=meta"], ("device='meta'", "cuda")),
         (["parallel=dp"], ("parallel='dp'", "ddp")),
         (["compile=maybe"], ('compile="maybe"', "true")),
-        (["resume=maybe"], ('resume="maybe"', "auto")),
+        (["resume=maybe"], ("resume='maybe'", "auto")),
         (["wandb.mode=on"], ("wandb.mode='on'", "offline")),
         (["val_fraction=2"], ("val_fraction=2", "below 1")),
         (["run_dir=null"], ("run_dir is required", "run_dir=out/first")),
