@@ -1,4 +1,4 @@
-"""Fine-tuning: trains all weights of a checkpoint on labelled examples, with the same fit() as pretraining."""
+"""Fine-tuning: trains a checkpoint on labelled examples with the same fit() as pretraining, then compares both."""
 
 from __future__ import annotations
 
@@ -8,31 +8,42 @@ if __name__ == "__main__":
     end_on_interrupt()  # while torch is imported
 
 import contextlib
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from conf import cli
+from conf.display import answers as display
 from conf.run.resume import resume_config
-from data.labelled.examples import (
-    Example,
-    fingerprint,
-    note_overlap,
-    note_unknown,
-    split_examples,
-    write_examples,
-)
+from data.evaluation import calibration
+from data.labelled import results
+from data.labelled.answers import answer, with_label_set
+from data.labelled.audit import Audit
+from data.labelled.examples import Example, fingerprint, note_unknown, split_examples, write_examples
 from data.labelled.formats import read_examples
-from data.labelled.rows import ExampleBatches, ExampleEvaluation, Rows
+from data.labelled.results import baselines
+from data.labelled.rows import PACKINGS, ExampleBatches, ExampleEvaluation, Rows
+from data.labelled.templates import Task, chat_template, check_templates
+from data.preparation.shards import open_split
+from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
+from model import InputError
 from model.checkpoints import reader
 from model.checkpoints.lock import lock_run
 from model.device import Compute, keep_freed_memory
 from model.distributed import parallel, strategies
+from model.gpt import GPT
+from model.language_model import LanguageModel
+from model.sample_settings import as_list
 from train import LoopConfig, fit
 
 PATH = {"kind": "path"}
+TEXT = {"kind": "text"}
+DOCUMENTS = 200  # held-out documents on which forgetting is measured
 
 
 @dataclass
@@ -41,14 +52,30 @@ class FinetuneConfig(LoopConfig):
 
     # start from this checkpoint: its weights, model and tokenizer
     checkpoint: str | None = field(default=None, metadata=PATH)
-    # JSONL file of {"prompt": ..., "completion": ..., optional "group": ...}
+    # a JSONL, CSV or TSV file with the fields prompt and completion, text and label, or messages
     examples: str | None = field(default=None, metadata=PATH)
-    # held-out examples, JSONL; null: hold out val_fraction of `examples`, in whole groups
+    # held-out examples; null: hold out val_fraction of `examples`, in whole groups
     val_examples: str | None = field(default=None, metadata=PATH)
     # fraction of the examples to hold out
     val_fraction: float = field(default=0.1, metadata={"group": "data", "needs": ("val_examples=null",)})
+    text_field: str = field(default="text", metadata=TEXT | {"group": "data"})  # the field with the text to label
+    label_field: str = field(default="label", metadata=TEXT | {"group": "data"})  # the field with its label
+    # what the model reads for a text, default "{text}\n\nLabel:"; a checkpoint that was fine-tuned has its own
+    prompt_template: str | None = field(default=None, metadata=TEXT | {"group": "data"})
+    # what it learns to write for a label, default " {label}"
+    completion_template: str | None = field(default=None, metadata=TEXT | {"group": "data"})
+    # for messages: plain | chatml | zephyr | a JSON file with a prefix and a suffix for each role; default plain
+    chat_template: str | None = field(default=None, metadata=TEXT | {"group": "data"})
+    packing: str = field(default="none", metadata={"group": "data"})  # none | packed: several examples in a row
     dropout: float = 0.0  # replaces the checkpoint's dropout
     preview: int = 2  # number of examples to print before the first step, with the part that is trained on
+    answer_limit: int = 1000  # held-out examples that are answered at each evaluation
+    compare: bool = True  # at the end, compare with the checkpoint, the commonest label and a bag of words
+    from_scratch: bool = False  # also with the same network trained on the examples alone, for as many steps
+    # texts after which to show the next words whose probability changed most
+    probes: Any = field(default=None, metadata=TEXT | {"list": True})
+    # where the checkpoint's prepared corpus is, to measure how much of it the model forgets
+    datasets: str = field(default="datasets", metadata=PATH)
 
     def validate(self) -> list[str]:
         found = super().validate()
@@ -60,63 +87,185 @@ class FinetuneConfig(LoopConfig):
             found.append(f"val_fraction={self.val_fraction} must be between 0 and 1")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout={self.dropout} must be in [0, 1)")
-        if self.preview < 0:
-            found.append(f"preview={self.preview} must be 0 or above")
-        return found
+        for name in ("preview", "answer_limit"):
+            if getattr(self, name) < 0:
+                found.append(f"{name}={getattr(self, name)} must be 0 or above")
+        if self.packing not in PACKINGS:
+            found.append(f"packing={self.packing!r} is not one of {', '.join(PACKINGS)}")
+        return found + check_templates(self.prompt_template or Task.prompt, self.completion_template or Task.completion)
 
 
-def read_splits(cfg: FinetuneConfig) -> tuple[list[Example], list[Example]]:
-    """Returns the training and the held-out examples."""
-    examples = read_examples(cfg.examples or "")
-    if cfg.val_examples is not None:
-        return examples, read_examples(cfg.val_examples)
-    return split_examples(examples, val_fraction=cfg.val_fraction)
+def task_of(cfg: FinetuneConfig, start: Path) -> Task:
+    """The templates: those of the command line, else those of the checkpoint, else the defaults."""
+    task = Task.load(start) or Task()
+    return Task(
+        cfg.prompt_template or task.prompt,
+        cfg.completion_template or task.completion,
+        chat=chat_template(cfg.chat_template) if cfg.chat_template else task.chat or chat_template("plain"),
+    )
+
+
+def read_splits(cfg: FinetuneConfig, task: Task) -> tuple[list[Example], list[Example], Task]:
+    """Returns the training and the held-out examples, and the task with its label set, if there is one."""
+
+    def read(path: str) -> list[Example]:
+        return read_examples(path, task=task, text_field=cfg.text_field, label_field=cfg.label_field)
+
+    examples = read(cfg.examples or "")
+    if cfg.val_examples is None:
+        examples, task = with_label_set(examples, task)
+        return *split_examples(examples, val_fraction=cfg.val_fraction), task
+    train, task = with_label_set(examples, task)
+    held_out = read(cfg.val_examples)
+    if task.labels and held_out[0].label is None:
+        held_out = [replace(example, label=example.completion) for example in held_out]
+    return train, held_out, task
+
+
+class TaskEvaluation:
+    """Answers the held-out examples at each evaluation of a run; each checkpoint keeps the task in task.json."""
+
+    def __init__(self, rows: Rows, task: Task, tokenizer: Tokenizer, compute: Compute, *, limit: int) -> None:
+        self.rows, self.task, self.tokenizer, self.compute, self.limit = rows, task, tokenizer, compute, limit
+
+    def __call__(self, model: GPT) -> dict[str, float]:
+        """Returns the metrics by name, and fits the temperature of the label probabilities."""
+        if not self.limit:
+            return {}
+        lm = LanguageModel(model, self.tokenizer, self.compute, Path())
+        found = answer(lm, self.rows, self.task, limit=self.limit)
+        if found.labels:
+            self.task = replace(self.task, temperature=calibration.fit_temperature(*found.known))
+        return found.metrics
+
+    def save(self, directory: Path) -> None:
+        self.task.save(directory)
+
+
+def show_audit(audit: Audit, rows: Rows, preview: int) -> None:
+    """Prints the first examples and the audit. Raises InputError for examples that must be refused."""
+    for index in range(min(preview, len(rows))):
+        display.show_example(rows.examples[index].place, rows.tokens(index))
+    display.audit_table({"training": asdict(audit.train), "held out": asdict(audit.held_out)}, audit.labels)
+    for count, what in (
+        (audit.copied, "are training examples too"),
+        (audit.same_prompt - audit.copied, "have the prompt of a training example and another completion"),
+        (audit.near_copies, "are near copies of training examples"),
+    ):
+        if count:
+            print(f"note: {count:,} held-out examples {what}, so their scores are too good")
+    for note in audit.notes:
+        print(f"note: {note}")
+    if audit.problems:
+        raise InputError(*audit.problems)
 
 
 def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     cfg = resume_config(cfg, overrides)
+    run_dir = Path(cfg.run_dir or "")
     world = parallel.World.from_environment()
     compute = Compute.resolve(cfg.device, dtype=cfg.dtype, compile=cfg.compile, local_rank=world.local_rank)
     keep_freed_memory()
     start = reader.source(cfg.run_dir, cfg.checkpoint, resume=bool(cfg.resume))
     tokenizer = load_tokenizer(start.directory / "tokenizer")
     start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
-    train_examples, val_examples = read_splits(cfg)
+    train_examples, val_examples, task = read_splits(cfg, task_of(cfg, start.directory))
     model_config = replace(start.config, dropout=cfg.dropout)
-    context, one_width = model_config.context, compute.compile
-    rows = Rows(train_examples, tokenizer, context=context)
-    train_data = ExampleBatches(rows, batch_size=cfg.batch_size, seed=cfg.seed, one_width=one_width)
-    val_data = ExampleEvaluation(Rows(val_examples, tokenizer, context=context), one_width=one_width)
+    rows, val_rows = (Rows(some, tokenizer, context=model_config.context) for some in (train_examples, val_examples))
+    how: dict[str, Any] = {
+        "batch_size": cfg.batch_size,
+        "seed": cfg.seed,
+        "packing": cfg.packing,
+        "one_width": compute.compile,
+    }
+    train_data, val_data = ExampleBatches(rows, **how), ExampleEvaluation(val_rows, one_width=compute.compile)
     with contextlib.ExitStack() as stack:
         if world.is_main and not cfg.dry_run:
-            stack.enter_context(lock_run(Path(cfg.run_dir or "")))
+            stack.enter_context(lock_run(run_dir))
         stack.enter_context(parallel.process_group(world, compute.device))
         if world.is_main:
-            for index, example in enumerate(rows.examples[: cfg.preview]):
-                print(f"{example.place}: " + "|".join(f"[{text}]" if learned else text for text, learned in rows.tokens(index)))
+            show_audit(Audit.of(rows, val_rows, chat=task.chat), rows, cfg.preview)
             for line in note_unknown(train_examples + val_examples, tokenizer, "the examples"):
                 print(f"note: {line}")
-            for line in note_overlap(train_examples, val_examples):
-                print(line)
-            print(
-                f"{len(train_data)} training examples, {len(val_data)} held out; {len(rows.truncated)} prompts "
-                f"truncated to the context, {len(rows.dropped)} examples dropped"
-            )
         torch.manual_seed(cfg.seed)
-        model = strategies.build(model_config, cfg.parallel)
         fingerprints = {
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
-        resuming = start.directory.parent == Path(cfg.run_dir or "")  # then the file exists already
+        resuming = start.directory.parent == run_dir  # then the file exists already
         if world.is_main and cfg.val_examples is None and not resuming and not cfg.dry_run:
-            held_out = Path(cfg.run_dir or "") / "held_out.jsonl"
-            write_examples(val_examples, held_out)
-            print(f"the held-out examples are in {held_out}")
-        fit(
-            cfg, model, tokenizer, train_data, val_data,
-            world=world, compute=compute, fingerprints=fingerprints, start=start,
-        )  # fmt: skip
+            write_examples(val_examples, run_dir / "held_out.jsonl")
+            print(f"the held-out examples are in {run_dir / 'held_out.jsonl'}")
+
+        def train(cfg: FinetuneConfig, start: reader.Checkpoint | None) -> None:
+            fit(
+                cfg, strategies.build(model_config, cfg.parallel), tokenizer, train_data, val_data,
+                world=world, compute=compute, fingerprints=fingerprints, start=start,
+                task=TaskEvaluation(val_rows, task, tokenizer, compute, limit=cfg.answer_limit),
+            )  # fmt: skip
+
+        train(cfg, start)
+        others = {}
+        if cfg.from_scratch and not cfg.dry_run:
+            others["from scratch"] = run_dir / "from_scratch"
+            train(replace(cfg, run_dir=str(others["from scratch"]), trainable="all", resume="auto"), None)
+    if world.is_main and cfg.compare and not cfg.dry_run:
+        compare(cfg, others, rows, val_rows, task)
+
+
+def compare(cfg: FinetuneConfig, others: dict[str, Path], rows: Rows, val_rows: Rows, task: Task) -> None:
+    """Prints how the tuned model does on the held-out examples beside the models and baselines that it should beat.
+
+    Writes the same to comparison.json, and the confusion matrix with the reliability diagram to answers.png.
+    """
+    run_dir, tokenizer = Path(cfg.run_dir or ""), rows.tokenizer
+    tuned, base = open_model(run_dir, cfg, tokenizer), open_model(Path(cfg.checkpoint or ""), cfg, tokenizer)
+    answers = {"fine-tuned": answer(tuned, val_rows, task), "before": answer(base, val_rows, task)}
+    answers |= {name: answer(open_model(path, cfg, tokenizer), val_rows, task) for name, path in others.items()}
+    answers |= baselines(rows, val_rows, task, seed=cfg.seed) if task.labels else {}
+    content = {"checkpoint": str(tuned.directory)} | results.compare(answers, seed=cfg.seed)
+    content["forgetting"] = forgetting(base, tuned, cfg, tokenizer)
+    content["probes"] = [next_words_moved(base, tuned, prompt) for prompt in as_list(cfg.probes)]
+    display.show_results(content)
+    (run_dir / "comparison.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if task.labels:
+        display.plot_answers(run_dir / "answers.png", content, title=str(run_dir))
+        print(f"confusion matrix and reliability diagram: {run_dir / 'answers.png'}")
+
+
+def open_model(run_dir: Path, cfg: FinetuneConfig, tokenizer: Tokenizer) -> LanguageModel:
+    """Opens the best checkpoint of a run, or its newest one if none was evaluated, in float32."""
+    found = reader.find(run_dir / "best" if (run_dir / "best").exists() else run_dir)
+    compute = Compute.resolve(cfg.device, dtype="float32", compile=False)
+    return LanguageModel(found.model(compute.device), tokenizer, compute, found.directory)
+
+
+def forgetting(
+    base: LanguageModel, tuned: LanguageModel, cfg: FinetuneConfig, tokenizer: Tokenizer
+) -> dict[str, float] | None:
+    """The bits/byte of both models on held-out documents of the corpus that the base was trained on, if it is there."""
+    manifest = json.loads((base.directory / "manifest.json").read_text(encoding="utf-8"))
+    prepared = list(Path(cfg.datasets).glob(f"*-{str(manifest.get('data_fingerprint'))[:12]}/index.json"))
+    if not prepared:
+        print(
+            f"note: the corpus of {cfg.checkpoint} is not prepared in datasets={cfg.datasets}: no measure of forgetting"
+        )
+        return None
+    documents = open_split(prepared[0].parent, "val").beginnings(DOCUMENTS, base.model.config.context)
+    end_id = tokenizer.end_id
+    n_bytes = np.array([len(tokenizer.decode_bytes([i for i in ids if i != end_id])) for ids in documents])
+    before, after = (np.array(lm.losses(documents)) for lm in (base, tuned))
+    return results.forgetting(before, after, n_bytes, seed=cfg.seed)
+
+
+def next_words_moved(base: LanguageModel, tuned: LanguageModel, prompt: str) -> dict[str, Any]:
+    """The next words whose probability changed most, with their probabilities before and after."""
+    before, after = ({row.word: row.lower for row in lm.next_words(prompt, top=50).words} for lm in (base, tuned))
+    rows: list[dict[str, Any]] = [
+        {"word": word, "before": before.get(word, 0.0), "after": after.get(word, 0.0)} for word in before | after
+    ]
+    rows.sort(key=lambda row: -abs(row["after"] - row["before"]))
+    return {"prompt": prompt, "words": rows[:10]}
 
 
 if __name__ == "__main__":

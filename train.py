@@ -49,12 +49,21 @@ from model.planning.budget import StepBudget
 from model.planning.depth import settings_for
 from model.threads import share_cpus
 from model.training.average import WeightAverage
-from model.training.evaluate import EvalResult, EvaluationData, TrainingData, evaluate, sample_text, to_device
+from model.training.evaluate import (
+    EvalResult,
+    EvaluationData,
+    TaskEvaluation,
+    TrainingData,
+    evaluate,
+    sample_text,
+    to_device,
+)
 from model.training.measure import estimate_run, measure
 from model.training.microbatch import MicroBatches, recompute_activations
 from model.training.run_state import RunState, restore, save
 from model.training.settings import LoopConfig, resolve_auto, resolve_compile, runtime_info, use_sharded_checkpoint
 from model.training.train_step import TrainStep, global_mean_loss
+from model.training.trainable import train_only
 
 
 @dataclass
@@ -73,6 +82,8 @@ class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
             found.append(f"model.vocab_size={self.model.vocab_size} follows the tokenizer; set tokenizer.vocab_size")
         if self.depth is not None and not 1 <= self.depth <= 1000:
             found.append(f"depth={self.depth} must be between 1 and 1,000")
+        if self.select != "loss":
+            found.append(f"select={self.select} is for finetune.py; leave it out")
         if self.gpu and not self.dry_run:
             found.append(f"gpu={self.gpu} is for dry_run=true, an estimate; set device= to choose where to train")
         return found
@@ -81,19 +92,20 @@ class TrainConfig(LoopConfig, PrepareConfig, BatchConfig):
 def fit(
     cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, train_data: TrainingData, val_data: EvaluationData | None, *,
     world: parallel.World, compute: Compute, fingerprints: dict[str, Any], start: reader.Checkpoint | None = None,
-    references: dict[str, float] | None = None,
+    references: dict[str, float] | None = None, task: TaskEvaluation | None = None,
 ) -> EvalResult | None:  # fmt: skip
     """Trains `model` in place for cfg.steps updates. Returns the last evaluation, or None if there was none.
 
     Resumes from run_dir's newest checkpoint if cfg.resume; otherwise starts from `start`, or from random init.
     `fingerprints` of data and tokenizer go into each manifest; a run resumes only if they are unchanged.
-    `references` are baseline losses to print and plot.
+    `references` are baseline losses to print and plot. `task` answers held-out examples at each evaluation.
     """
     watch = Stopwatch()
     device = compute.device
     run_dir = Path(cfg.run_dir or "")
     say = print if world.is_main else (lambda line: None)
     model.train()
+    train_only(model, cfg.trainable)
     if cfg.activation_checkpointing:
         recompute_activations(model)
     cfg = resolve_auto(cfg, model, compute, world, document_mask=train_data.document_mask)
@@ -137,7 +149,7 @@ def fit(
                 state.steps, state.decay_restart, done=state.step, elapsed=state.elapsed_seconds, changed=changed
             )
     state.time_budget = cfg.time_budget
-    if state.step >= budget.steps:
+    if state.step >= budget.steps or state.out_of_patience(cfg.patience):
         end_finished_run(state, budget, run_dir, world)
         return None
     if cfg.time_budget:
@@ -149,6 +161,7 @@ def fit(
         (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")
 
     facts = {"seed": cfg.seed, **fingerprints}  # for the manifests
+    save_files = [lambda step: tokenizer.save(step / "tokenizer")]
     last_result = None
     with (
         StopSignal() as stop,
@@ -160,7 +173,7 @@ def fit(
             report_slow=device.type == "cpu",
         ) as log,
         Saver(
-            run_dir, keep_last=cfg.keep_last, best_val_loss=state.best_val_loss, background=cfg.save_in_background,
+            run_dir, keep_last=cfg.keep_last, best_score=state.best_score, background=cfg.save_in_background,
             peers=Peers(world.rank, writers=world.size if use_sharded_checkpoint(cfg, model) else 1),
         ) as saver,
     ):  # fmt: skip
@@ -210,30 +223,46 @@ def fit(
                             last_result = result = evaluate(
                                 model, val_data, compute=compute, batch_size=micro_batch_size, world=world
                             )
-                        best = state.update_best(result.loss, best_on_disk=saver.best_on_disk())
-                        bits = result.bits_per_byte
-                        log.log_evaluation(done, state.tokens, loss=result.loss, bits_per_byte=bits, best=best)
-                    if best or saving:
+                            if task is not None:
+                                last_result = result = replace(result, metrics=task(model))
+                                save_files[1:] = [task.task.save]
+                        best = state.update_best(result, select=cfg.select, best_on_disk=saver.best_on_disk())
+                        log.log_evaluation(
+                            done, state.tokens, loss=result.loss, bits_per_byte=result.bits_per_byte, best=best,
+                            metrics=result.metrics,
+                        )  # fmt: skip
+                    if best or saving or state.out_of_patience(cfg.patience):
                         state.elapsed_seconds = log.elapsed_seconds
                         state.steps, state.decay_restart = budget.steps, budget.decay_restart
                         with watch("saving"):
-                            save(state, saver, model, stateful, result, tokenizer.save, best=best, facts=facts)
+                            save(
+                                state, saver, model, stateful, result, list(save_files), best=best, facts=facts,
+                                select=cfg.select,
+                            )  # fmt: skip
                     if sampling:
                         with watch("sampling"):
                             text = sample_text(model, tokenizer, cfg.sample_prompt, compute=compute)
                         log.log_sample(done, state.tokens, prompt=cfg.sample_prompt, text=text)
-            if stopping:
+            if stopping or state.out_of_patience(cfg.patience):
                 break
-    if state.step < budget.steps:
+    if state.out_of_patience(cfg.patience):
+        say(f"ended early: no better {cfg.select} in {cfg.patience} evaluations")
+    elif state.step < budget.steps:
         say(f"stopped after step {state.step} of {budget.steps}, saved; {how_to_resume(cfg, world)}")
         return last_result
     peak = plan.peak_flops(device, compute.dtype)
     lines = log.summary(
         flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
-        peak_memory=memory.peak(device), best_val_loss=state.best_val_loss,
+        peak_memory=memory.peak(device), best=describe_best(cfg.select, state.best_score),
     )  # fmt: skip
     say("\n".join(lines))
     return last_result
+
+
+def describe_best(select: str, score: float | None) -> str | None:
+    if score is None:
+        return None
+    return f"validation loss {score:.4f}" if select == "loss" else f"{select.replace('_', ' ')} {-score:.4f}"
 
 
 def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: parallel.World) -> None:
@@ -245,7 +274,8 @@ def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: 
     if world.is_main:
         if not (run_dir / "loss.png").exists():  # the process was killed before drawing it
             draw_loss(run_dir)
-        print(f"{run_dir} is finished: {state.step} of {budget.steps} steps")
+        early = "" if state.step >= budget.steps else ", ended early; raise patience to continue"
+        print(f"{run_dir} is finished: {state.step} of {budget.steps} steps{early}")
 
 
 def describe_run(cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, data: TrainingData, steps: int) -> str:

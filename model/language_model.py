@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import InputError
 from .device import Compute
 from .gpt import GPT
+from .inference.classify import LabelProbabilities, Labels, label_log_probabilities, label_probabilities
 from .inference.generate import NewToken, generate, overflow, per_row
 from .inference.inspect import most_probable
 from .inference.quantize import QualityLoss, compare_logits
 from .inference.sampling import NOT_FINITE, SamplingConfig, checked, probabilities
-from .inference.score import OptionScore, TextScore, score_options, score_text
+from .inference.score import OptionScore, TextScore, log_probabilities, score_options, score_text
 from .inference.vocabulary import Tokenizer, Vocabulary
 from .next_word.distribution import NextWords, next_word_distribution
 from .next_word.word_table import Tables
 from .next_word.words import WordRule
+
+GREEDY_ROWS = 32  # prompts that greedy() continues together
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     compute: Compute
     directory: Path  # the checkpoint's step directory
+    labels: Labels | None = None  # the label set that the checkpoint was fine-tuned on
 
     def __repr__(self) -> str:
         with torch.device("meta"):  # the network as configured: prepare_for_decoding unties heads and packs weights
@@ -282,6 +287,35 @@ class LanguageModel:
         return score_options(
             self.model, self.tokenizer, questions, method=method, neutral=neutral, compute=self.compute
         )
+
+    def classify(self, texts: str | Sequence[str]) -> list[LabelProbabilities]:
+        """The probability of every label for each text, for a checkpoint that was fine-tuned on a label set."""
+        if self.labels is None or not self.labels.labels:
+            raise InputError(f"{self.directory} was not fine-tuned on a label set; score options with choose()")
+        texts, ask = [texts] if isinstance(texts, str) else texts, self.labels
+        ids = [[*self.tokenizer.encode(ask.completion_of(label)), self.tokenizer.end_id] for label in ask.labels]
+        scores = self.label_scores([self.encode(ask.prompt_of(text)) for text in texts], ids)
+        return label_probabilities(texts, ask, scores)
+
+    def label_scores(self, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Tensor:
+        """log p (N, L) of whole labels, ids that end with the end token, after each prompt of ids."""
+        return label_log_probabilities(self.model, prompts, labels, compute=self.compute)
+
+    def greedy(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
+        """The most probable text after each prompt of ids, and whether it ended by itself."""
+        found: dict[int, tuple[str, bool]] = {}
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
+        for rows in (order[start : start + GREEDY_ROWS] for start in range(0, len(order), GREEDY_ROWS)):
+            sampling = SamplingConfig(temperature=0)
+            answers = self.generate([prompts[i] for i in rows], max_new_tokens=max_new_tokens, sampling=sampling)
+            found |= {i: (answer.text, answer.ended == "end") for i, answer in zip(rows, answers, strict=True)}
+        return [found[i] for i in range(len(prompts))]
+
+    def losses(self, documents: Sequence[Sequence[int]]) -> list[float]:
+        """The negative log-probability (nats) of each document, ids after an end token."""
+        pairs = [([self.tokenizer.end_id], ids) for ids in documents]
+        figures = log_probabilities(self.model, pairs, compute=self.compute)
+        return [-math.fsum(figure.log_probability for figure in row) for row in figures]
 
     @torch.no_grad()
     def quality_loss(self, exact: LanguageModel, prompt: str) -> QualityLoss:

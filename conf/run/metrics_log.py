@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ class MetricsLog:
         id_file, about = self.run_dir / WANDB_ID, settings["wandb"]
         run_id, name = id_file.read_text() if id_file.exists() else None, self.run_dir.resolve().name
         try:
-            self.wandb = wandb.init(id=run_id, resume="allow", dir=self.run_dir, name=name, config=settings, **about)
+            self.wandb = wandb.init(
+                id=run_id, resume="allow", dir=self.run_dir.resolve(), name=name, config=settings, **about
+            )
         except wandb.errors.Error as error:
             raise InputError(f"wandb.mode={about['mode']}: {error}, or set wandb.mode=disabled") from None
         id_file.write_text(self.wandb.id)

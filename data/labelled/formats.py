@@ -42,7 +42,7 @@ def read_examples(
                 f"{place}: fields {', '.join(second)}, but {where} has {', '.join(first)}; put one kind in each file"
             )
         check_fields(record, place, required=fields, strings=("group",))
-        common = {"group": record.get("group"), "place": place, "weight": weight_of(record, place)}
+        common: dict[str, Any] = {"group": record.get("group"), "place": place, "weight": weight_of(record, place)}
         kept = {name: record[name] for name in (*fields, *OPTIONAL) if name in record}
         if fields == ("messages",):
             examples.append(chat_example(record, place, task.chat or CHAT_TEMPLATES["plain"], common, kept))
@@ -90,7 +90,7 @@ def chat_example(record: Record, place: str, template: ChatTemplate, common: dic
     messages = record["messages"]
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{place}: 'messages' is {json.dumps(messages)[:60]}, not a list of messages")
-    turns = []
+    turns: list[str] = []
     for number, message in enumerate(messages, start=1):
         where = f"{place}, message {number}"
         if not isinstance(message, dict):

@@ -175,6 +175,14 @@ class Split:
     def document_names(self) -> list[str]:
         return [self.document_name(index) for index in range(len(self.documents))]
 
+    def beginnings(self, count: int, tokens: int) -> list[list[int]]:
+        """Returns the first tokens of up to `count` documents, spread evenly over the split."""
+        starts = self.document_offsets
+        ends = [*starts[1:], self.n_tokens]
+        chosen = dict.fromkeys(i * len(starts) // count for i in range(count)) if len(starts) else {}
+        found = [self.tokens[int(starts[i]) : min(int(ends[i]), int(starts[i]) + tokens)].tolist() for i in chosen]
+        return [ids for ids in found if ids]
+
     def document_at(self, position: int) -> str:
         """Returns the name of the document that contains this token position. Its end token belongs to it."""
         return self.document_name(max(0, int(np.searchsorted(self.document_offsets, position, side="right")) - 1))

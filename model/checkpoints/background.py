@@ -15,14 +15,14 @@ DIVERGED = "start again in a new run_dir with a lower optimizer.learning_rate, o
 class Saver:
     """Writes snapshots of a run. If a save fails, the run logs a warning and continues; the next save tries again.
 
-    The run ends with an error only if its last save fails. `best_val_loss` is the loss of the best step on disk.
+    The run ends with an error only if its last save fails. `best_score` is the score of the best step on disk.
     """
 
     def __init__(
-        self, run_dir: Path, *, keep_last: int, background: bool, peers: Peers, best_val_loss: float | None = None
+        self, run_dir: Path, *, keep_last: int, background: bool, peers: Peers, best_score: float | None = None
     ) -> None:
         self.run_dir, self.keep_last, self.background, self.peers = run_dir, keep_last, background, peers
-        self.best_val_loss = best_val_loss
+        self.best_score = best_score
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.succeeded = self.reported = True
@@ -40,7 +40,7 @@ class Saver:
             raise InputError(f"{self.failure()}; make room, then set resume=true")
 
     def save(self, new: Snapshot, *, best: float | None) -> None:
-        """Starts writing a snapshot after the previous one is written. `best`: its loss, if it is the best so far.
+        """Starts writing a snapshot after the previous one is written. `best`: its score, if it is the best so far.
 
         Raises InputError on all ranks, and writes nothing, if weights or optimizer state hold NaN or infinity.
         """
@@ -76,13 +76,13 @@ class Saver:
                 raise self.error
             self.succeeded = self.peers.all_succeeded(self.error is None)
             if self.succeeded and self.best is not None:
-                self.best_val_loss = self.best
+                self.best_score = self.best
         return self.succeeded
 
     def best_on_disk(self) -> float | None:
-        """Waits for the current save, then returns the validation loss of the best published step."""
+        """Waits for the current save, then returns the score of the best published step."""
         self.wait()
-        return self.best_val_loss
+        return self.best_score
 
     def warnings(self) -> list[str]:
         """Returns a warning about a save that failed, once."""

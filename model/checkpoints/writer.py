@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Snapshot:
     index: dict[str, str]  # the file name of every weight, if there are several files
     state: dict[str, Any]
     manifest: dict[str, Any]  # further entries of the manifest
-    save_tokenizer: Callable[[Path], None]
+    save_files: Sequence[Callable[[Path], None]]  # each writes its files into the step directory
 
     def is_finite(self) -> bool:
         """True if no tensor that this rank writes holds NaN or infinity."""
@@ -75,12 +75,12 @@ class Snapshot:
 
 def snapshot(
     step: int, *, model: GPT, tensors: Mapping[str, Tensor], state: dict[str, Any], manifest: dict[str, Any],
-    save_tokenizer: Callable[[Path], None], peers: Peers,
+    save_files: Sequence[Callable[[Path], None]], peers: Peers,
 ) -> Snapshot:  # fmt: skip
     """Copies weights and training state to CPU memory, about an equal part on each writer; all ranks must call this."""
     weights, index = copy_part(model.state_dict(), "model", peers.rank, peers.writers)
     train_state, _ = copy_part(tensors, "train_state", peers.rank, peers.writers)
-    return Snapshot(step, model.config, weights | train_state, index, copy.deepcopy(state), manifest, save_tokenizer)
+    return Snapshot(step, model.config, weights | train_state, index, copy.deepcopy(state), manifest, save_files)
 
 
 def copy_part(
@@ -145,7 +145,8 @@ def publish(run_dir: Path, temporary: Path, final: Path, new: Snapshot, *, best:
     write_json(temporary / "train_state.json", new.state)
     if new.index:  # the name and format that transformers uses
         write_json(temporary / "model.safetensors.index.json", {"metadata": {}, "weight_map": new.index})
-    new.save_tokenizer(temporary / "tokenizer")
+    for save in new.save_files:
+        save(temporary)
     paths = sorted(path for path in temporary.rglob("*") if path.is_file())
     files = {str(path.relative_to(temporary)): flush_and_describe(path) for path in paths}
     write_json(temporary / "manifest.json", {"format": FORMAT, "step": new.step, **new.manifest, "files": files})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,45 @@ from .decode import Decoder
 from .sampling import NOT_FINITE
 
 TOKENS_PER_BATCH = 8192  # in the cache, padding included
+
+
+class Labels(Protocol):
+    """The label set of a fine-tuned checkpoint and its templates."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def temperature(self) -> float: ...
+    def prompt_of(self, text: str) -> str: ...
+    def completion_of(self, label: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class LabelProbability:
+    label: str
+    probability: float  # among the labels, calibrated by the checkpoint's temperature
+    log_probability: float  # nats, of the whole label with its end token
+
+
+@dataclass(frozen=True)
+class LabelProbabilities:
+    """The labels of a text, the likeliest first."""
+
+    text: str
+    labels: list[LabelProbability]
+    outside: float  # the model's probability of anything that is not a label
+
+
+def label_probabilities(texts: Sequence[str], ask: Labels, scores: Tensor) -> list[LabelProbabilities]:
+    """scores (N, L): the log-probabilities of the labels for each text."""
+    shares = (scores.double() / ask.temperature).softmax(-1)
+    found = []
+    for text, row, share in zip(texts, scores.double(), shares, strict=True):
+        rows = map(LabelProbability, ask.labels, share.tolist(), row.tolist())
+        ranked = sorted(rows, key=lambda one: -one.probability)
+        found.append(LabelProbabilities(text, ranked, max(0.0, 1 - float(row.exp().sum()))))
+    return found
+
 
 Tree = dict[int, Any]  # token -> the Tree of the labels that continue with it, or the label that ends with it
 

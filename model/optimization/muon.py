@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,20 @@ class Muon:
     """Updates hidden matrices in place. Parameters of one shape are stacked, so that each product is batched.
 
     `row_counts` lists the rows of each matrix in a parameter that holds several (queries, keys and values); each is
-    orthogonalised on its own. Under FSDP each rank keeps its rows of the momentum. For each parameter all ranks compute
-    the whole update, as with DDP, one parameter after another, and then apply their rows.
+    orthogonalised on its own. `scales` multiply the learning rate, by parameter. Under FSDP each rank keeps its rows of
+    the momentum. For each parameter all ranks compute the whole update, as with DDP, one parameter after another, and
+    then apply their rows.
     """
 
     def __init__(
         self, parameters: dict[str, nn.Parameter], config: OptimizerConfig, *, row_counts: dict[str, list[int]],
-        dtype: torch.dtype,
+        dtype: torch.dtype, scales: Mapping[str, float],
     ) -> None:  # fmt: skip
-        self.config, self.dtype, self.row_counts = config, dtype, row_counts
+        self.config, self.dtype, self.row_counts, self.scales = config, dtype, row_counts, scales
         self.momenta = {name: torch.zeros_like(sharded.to_local(p)) for name, p in parameters.items()}
         groups: defaultdict[object, list[tuple[str, nn.Parameter]]] = defaultdict(list)
         for name, p in parameters.items():
-            alike = name if sharded.is_sharded(p) else (p.shape, *row_counts.get(name, ()))
+            alike = name if sharded.is_sharded(p) else (p.shape, scales[name], *row_counts.get(name, ()))
             groups[alike].append((name, p))
         self.groups = list(groups.values())
 
@@ -37,9 +39,10 @@ class Muon:
 
         divisor and skip are tensors ().
         """
-        config, lr = self.config, multiplier * self.config.learning_rate
+        config = self.config
         active = 1 - skip.float()  # 0 if skip is true: a factor, since an `if` would wait for the device
         for group in self.groups:
+            lr = multiplier * config.learning_rate * self.scales[group[0][0]]
             directions = []
             for name, p in group:
                 gradient = torch.zeros_like(p) if p.grad is None else p.grad

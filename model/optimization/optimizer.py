@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,15 +17,26 @@ from .muon import Muon
 from .schedule import OptimizerConfig
 
 # Older checkpoints hold the momenta of queries, keys and values apart: the end of a name, such as .0-128.
+BLOCK = re.compile(r"blocks\.(\d+)\.")
 ROWS = re.compile(r"\.(\d+)-\d+$")
 FUSED_ON = ("cpu", "cuda")  # elsewhere (MPS) torch's fused AdamW ignores grad_scale and found_inf
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Returns the hidden matrices, which Muon updates, and all other parameters: embeddings, head, norms, biases."""
-    matrices = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
-    others = {name: p for name, p in model.named_parameters() if name not in matrices}
-    return matrices, others
+    """Returns the hidden matrices, which Muon updates, and all others (embeddings, head, norms, biases), if trained."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {name: p for name, p in trained.items() if name.startswith("blocks.") and p.dim() == 2}
+    return matrices, {name: p for name, p in trained.items() if name not in matrices}
+
+
+def lr_scales(names: Iterable[str], n_layer: int, layer_decay: float) -> dict[str, float]:
+    """Returns the factor of each parameter's learning rate: layer_decay for each layer between it and the output."""
+    scales = {}
+    for name in names:
+        block = BLOCK.match(name)
+        depth = int(block[1]) + 1 if block else 0 if name.startswith(("embed.", "position_embed.")) else n_layer + 1
+        scales[name] = layer_decay ** (n_layer + 1 - depth)
+    return scales
 
 
 class Optimizer:
@@ -44,17 +55,22 @@ class Optimizer:
         self.parameters = others | matrices
         self.sharded = any(map(sharded.is_sharded, self.parameters.values()))
         # The rows of queries, keys and values in each qkv matrix.
-        attentions = ((path, m) for path, m in model.named_modules() if isinstance(m, Attention))
-        row_counts = {f"{path}.qkv.weight": m.qkv_widths for path, m in attentions}
-        self.muon = Muon(matrices, config, row_counts=row_counts, dtype=newton_schulz_dtype)
+        attentions = {path: m for path, m in model.named_modules() if isinstance(m, Attention)}
+        row_counts = {f"{path}.qkv.weight": m.qkv_widths for path, m in attentions.items()}
+        scales = lr_scales(self.parameters, len(attentions), config.layer_decay)
+        self.muon = Muon(matrices, config, row_counts=row_counts, dtype=newton_schulz_dtype, scales=scales)
         # This rank's rows, or without FSDP all of them; they share the memory of the model's parameters.
         self.adamw_parameters = {name: nn.Parameter(sharded.to_local(p)) for name, p in others.items()}
         self.adamw_lr = config.learning_rate if config.name == "adamw" else config.adamw_learning_rate
-        decayed = [p for p in self.adamw_parameters.values() if p.dim() >= 2]
-        not_decayed = [p for p in self.adamw_parameters.values() if p.dim() < 2]
+        groups: defaultdict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+        for name, p in self.adamw_parameters.items():
+            groups[p.dim() >= 2, scales[name]].append(p)
         fused = next(iter(self.parameters.values())).device.type in FUSED_ON
         self.adamw = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}],
+            [
+                {"params": some, "weight_decay": config.weight_decay * decayed, "scale": scale}
+                for (decayed, scale), some in groups.items()
+            ] or [{"params": [], "scale": 1.0}],
             betas=(config.beta1, config.beta2), eps=config.eps, fused=fused,
         )  # fmt: skip
         for p in self.adamw_parameters.values():  # as torch does at the first update
@@ -87,7 +103,7 @@ class Optimizer:
                 if p.grad is not None:
                     p.grad.div_(divisor)
         for group in adamw.param_groups:
-            group["lr"] = multiplier * self.adamw_lr
+            group["lr"] = multiplier * self.adamw_lr * group["scale"]
         adamw.step()
         self.muon.step(multiplier, divisor=divisor, skip=skip)
 

@@ -17,6 +17,8 @@ class OptimizerConfig:
     learning_rate: float = 0.02  # peak
     # muon: peak for embeddings, head, norms and biases
     adamw_learning_rate: float = field(default=0.004, metadata=MUON)
+    # learning rate of each block relative to the next one; below 1, layers near the input change less
+    layer_decay: float = field(default=1.0, metadata=ADVANCED)
     weight_decay: float = 0.1  # decoupled; never on norms and biases
     beta1: float = field(default=0.9, metadata=ADVANCED)  # AdamW: decay of the mean gradient
     beta2: float = field(default=0.95, metadata=ADVANCED)  # AdamW: decay of the mean squared gradient
@@ -50,6 +52,8 @@ class OptimizerConfig:
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 errors.append(f"optimizer.{name}={getattr(self, name)} must be 0 or above")
+        if not 0 < self.layer_decay <= 1:
+            errors.append(f"optimizer.layer_decay={self.layer_decay} must be in (0, 1]")
         for name in ("decay_ratio", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 errors.append(f"optimizer.{name}={getattr(self, name)} must be in [0, 1]")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .. import InputError
 from ..device import Compute
 from ..distributed import parallel, sharded
 from ..gpt import GPT
@@ -53,6 +54,24 @@ class EvalResult:
     loss: float  # nats per token
     bits_per_byte: float | None  # bits of all targets, end tokens included, over the bytes of their text, if known
     tokens: int
+    metrics: dict[str, float] = field(default_factory=dict)  # of a TaskEvaluation, each better the higher it is
+
+    def score(self, select: str) -> float:
+        """Returns the figure by which evaluations are compared: the lower, the better."""
+        if select == "loss":
+            return self.loss
+        if select not in self.metrics:
+            known = ", ".join(["loss", *self.metrics])
+            raise InputError(f"select={select} is not among the figures of this run's evaluations: {known}")
+        return -self.metrics[select]
+
+
+class TaskEvaluation(Protocol):
+    """Answers held-out examples at each evaluation of a run."""
+
+    task: Any  # what each checkpoint keeps of it: save(directory) writes it
+
+    def __call__(self, model: GPT) -> dict[str, float]: ...  # metrics; all ranks call it
 
 
 def to_device(batch: Any, device: torch.device) -> Batch:

@@ -20,7 +20,11 @@ from ..distributed.parallel import World
 from ..gpt import GPT
 from .evaluate import EvalResult
 
-FORMER_NAMES = {"bend": "decay_restart", "budget": "time_budget"}  # fields of older train_state.json files
+FORMER_NAMES = {
+    "bend": "decay_restart",
+    "budget": "time_budget",
+    "best_val_loss": "best_score",
+}  # fields of older train_state.json files
 
 
 @dataclass
@@ -30,22 +34,28 @@ class RunState:
     step: int = 0  # completed updates
     tokens: int = 0  # read in training over all ranks, padding of labelled rows included
     elapsed_seconds: float = 0.0
-    best_val_loss: float | None = None
+    best_score: float | None = None  # of the best evaluation, see EvalResult.score
+    evaluations_since_best: int = 0
     steps: int = 0  # of the whole run, as last planned
     decay_restart: tuple[int, float] | None = None  # see StepBudget
     time_budget: str | None = None  # the budget for which `steps` was planned
     resolved: dict[str, Any] = field(default_factory=dict)  # runtime_info()
 
-    def update_best(self, loss: float, *, best_on_disk: float | None) -> bool:
-        """Sets best_val_loss. Returns True if `loss` beats the best checkpoint on disk (a save may have failed).
+    def update_best(self, result: EvalResult, *, select: str, best_on_disk: float | None) -> bool:
+        """Sets best_score. Returns True if the result beats the best checkpoint on disk (a save may have failed).
 
-        Raises InputError if `loss` is not a finite number: a run must not end as if it had trained a model.
+        Raises InputError if the loss is not a finite number: a run must not end as if it had trained a model.
         """
-        if not math.isfinite(loss):
-            raise InputError(f"step {self.step} has validation loss {loss}, so it is not saved; {DIVERGED}")
-        best = loss < (math.inf if best_on_disk is None else best_on_disk)
-        self.best_val_loss = loss if best else best_on_disk
+        if not math.isfinite(result.loss):
+            raise InputError(f"step {self.step} has validation loss {result.loss}, so it is not saved; {DIVERGED}")
+        score = result.score(select)
+        best = score < (math.inf if best_on_disk is None else best_on_disk)
+        self.best_score = score if best else best_on_disk
+        self.evaluations_since_best = 0 if best else self.evaluations_since_best + 1
         return best
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        return patience is not None and self.evaluations_since_best >= patience
 
     @staticmethod
     def of(checkpoint: Checkpoint, values: dict[str, Any]) -> RunState:
@@ -88,7 +98,10 @@ def restore(
         if before != resolved.get(name):
             was, now = json.dumps(before), json.dumps(resolved.get(name))
             say(f"note: {name} was {was}, is now {now}; results may differ in the last bits")
-    if world.is_main and checkpoint.manifest.get("val_loss", math.nan) == state.best_val_loss:
+    if (
+        world.is_main
+        and checkpoint.manifest.get("score", checkpoint.manifest.get("val_loss", math.nan)) == state.best_score
+    ):
         # A kill may have prevented this.
         writer.write_pointer(checkpoint.directory.parent, "best", checkpoint.directory.name)
     say(f"resuming {checkpoint.directory} at step {state.step}")
@@ -97,19 +110,23 @@ def restore(
 
 def save(
     state: RunState, saver: Saver, model: GPT, stateful: Sequence[Stateful], result: EvalResult | None,
-    save_tokenizer: Callable[[Path], None], *, best: bool, facts: dict[str, Any],
+    save_files: Sequence[Callable[[Path], None]], *, best: bool, facts: dict[str, Any], select: str = "loss",
 ) -> None:  # fmt: skip
     """Saves the present step, with its evaluation if there was one. A collective: all ranks must call it.
 
-    `facts` go into the manifest. With `best`, the checkpoint becomes the run's best one.
+    `facts` go into the manifest; save_files write the other files into the step directory. With `best`, the checkpoint
+    becomes the run's best one.
     """
     measured = {} if result is None else {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
     measured = {name: value for name, value in measured.items() if value is not None}
+    if result is not None and select != "loss":
+        measured |= {"score": result.score(select)}
+    measured |= {} if result is None else result.metrics
     tensors: dict[str, Tensor] = {}
     for part in stateful:
         tensors |= part.state_dict()
     snapshot = writer.snapshot(
-        state.step, model=model, tensors=tensors, state=asdict(state), save_tokenizer=save_tokenizer,
+        state.step, model=model, tensors=tensors, state=asdict(state), save_files=save_files,
         manifest={"tokens": state.tokens, **measured, **facts}, peers=saver.peers,
     )  # fmt: skip
-    saver.save(snapshot, best=result.loss if best and result else None)
+    saver.save(snapshot, best=result.score(select) if best and result else None)

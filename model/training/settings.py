@@ -55,6 +55,8 @@ class LoopConfig:
     compile: Any = "auto"  # auto (on a GPU; train.py: also on a CPU, for runs of about ten minutes) | true | false
     parallel: str = field(default="none", metadata=DISTRIBUTED)  # none | ddp | fsdp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # what to train, the rest stays as it is: all | embed | head | norms | biases | blocks.-2: | *.mlp.* | [several]
+    trainable: Any = "all"
     # evaluate and save averaged weights: none | ema | tail (mean of the last steps)
     weight_average: str = field(default="none", metadata=SAVING)
     ema_decay: float = field(default=0.99, metadata=SAVING | {"needs": ("weight_average=ema",)})  # ema: decay per step
@@ -68,6 +70,10 @@ class LoopConfig:
     sample_every: int | None = field(default=None, metadata=SAVING)  # steps between sampled texts; null: none
     # prompt of the sampled texts; empty: the start of a document
     sample_prompt: str = field(default="", metadata=TEXT | SAVING | {"needs": ("sample_every",)})
+    # which evaluation is the best: loss | accuracy | macro_f1 | exact_match (the last three: finetune.py)
+    select: str = field(default="loss", metadata=SAVING)
+    # end the run after this many evaluations without a better one; null: never
+    patience: int | None = field(default=None, metadata=SAVING)
     keep_last: int = field(default=2, metadata=SAVING)  # newest checkpoints to keep, besides the best one
     # write checkpoints from a copy while training continues
     save_in_background: bool = field(default=True, metadata=ADVANCED)
@@ -96,6 +102,7 @@ class LoopConfig:
             ("parallel", self.parallel, strategies.STRATEGIES),
             ("save_sharded", self.save_sharded, (False, True, "auto")),
             ("weight_average", self.weight_average, KINDS),
+            ("select", self.select, ("loss", "accuracy", "macro_f1", "exact_match")),
             ("wandb.mode", self.wandb.mode, ("disabled", "offline", "online")),
         ):
             if value not in allowed:
@@ -104,7 +111,16 @@ class LoopConfig:
         if self.micro_batch not in (None, "auto") and type(self.micro_batch) is not int:
             found.append(f"micro_batch={json.dumps(self.micro_batch)} is not a number, null or auto")
         micro_batch = self.micro_batch if isinstance(self.micro_batch, int) else None
-        counts = ("steps", "batch_size", "log_every", "eval_every", "save_every", "sample_every", "keep_last")
+        counts = (
+            "steps",
+            "batch_size",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "sample_every",
+            "keep_last",
+            "patience",
+        )
         values = {name: getattr(self, name) for name in (*counts, "nonfinite_limit")} | {"micro_batch": micro_batch}
         small = {name: value for name, value in values.items() if value is not None and value < 1}
         found += [f"{name}={value} must be at least 1" for name, value in small.items()]

@@ -19,15 +19,15 @@ GROUPS: dict[str, Callable[[str], bool]] = {  # by the name of a parameter
 }
 
 
-def train_only(model: GPT, patterns: Sequence[str]) -> None:
-    """Freezes every parameter that no pattern names.
+def train_only(model: GPT, patterns: str | Sequence[str]) -> None:
+    """Freezes every parameter that none of the patterns (or the only one) names.
 
     A pattern is a key of GROUPS, a block or a range of blocks counted as in Python (blocks.0, blocks.-2:, blocks.1:3),
     or a parameter name with wildcards (*.mlp.*). Raises InputError for a pattern that names nothing.
     """
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = {name for name in names if matches(name, pattern, model.config.n_layer)}
         if not found:
             why = "the head is tied to the embedding: name embed" if pattern == "head" else "this model has none"

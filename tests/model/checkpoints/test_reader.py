@@ -21,14 +21,14 @@ from tests.families import make
 
 
 def save_tokenizer(directory: Path) -> None:
-    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer" / "tokenizer.json").write_text("{}")
 
 
 def snapshot_of(step: int, seed: int = 0) -> writer.Snapshot:
     return writer.snapshot(
         step,
         model=make("modern", seed=seed, n_layer=1),
-        save_tokenizer=save_tokenizer,
+        save_files=[save_tokenizer],
         tensors={"adamw.exp_avg.embed.weight": torch.ones(128, 64)},
         state={"step": step},
         manifest={"tokens": step * 10},

@@ -37,7 +37,7 @@ def peers(writers: int) -> list[writer.Peers]:
 
 
 def save_tokenizer(directory: Path) -> None:
-    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer" / "tokenizer.json").write_text("{}")
 
 
 def save(run_dir: Path, step: int, *, writers: int = 1, best: bool = False) -> list[BaseException]:
@@ -47,7 +47,7 @@ def save(run_dir: Path, step: int, *, writers: int = 1, best: bool = False) -> l
 
     def work(one: writer.Peers) -> None:
         new = writer.snapshot(
-            step, model=model, save_tokenizer=save_tokenizer, tensors={"adamw.step.embed.weight": torch.tensor(1.0)},
+            step, model=model, save_files=[save_tokenizer], tensors={"adamw.step.embed.weight": torch.tensor(1.0)},
             state={"step": step}, manifest={}, peers=one,
         )  # fmt: skip
         try:
@@ -170,7 +170,7 @@ def snapshot(
     model, step: int, tensors: dict[str, torch.Tensor] | None = None, peers: writer.Peers | None = None
 ) -> writer.Snapshot:
     return writer.snapshot(
-        step, model=model, save_tokenizer=save_tokenizer, tensors=tensors or {}, state={}, manifest={},
+        step, model=model, save_files=[save_tokenizer], tensors=tensors or {}, state={}, manifest={},
         peers=peers or writer.Peers(),
     )  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_training_continues_while_a_snapshot_is_written(tmp_path, monkeypatch):
         saver.save(snapshot(model, 1), best=2.5)
         for p in model.parameters():
             p.data.add_(1)
-        assert not reader.steps(tmp_path) and saver.best_val_loss is None
+        assert not reader.steps(tmp_path) and saver.best_score is None
         released.set()
         assert saver.best_on_disk() == 2.5
         saver.save(snapshot(model, 2), best=None)
@@ -244,7 +244,7 @@ def test_a_bug_in_the_background_thread_is_raised(tmp_path):
     new = writer.snapshot(
         1,
         model=make("modern", n_layer=1),
-        save_tokenizer=broken,
+        save_files=[broken],
         tensors={},
         state={},
         manifest={},

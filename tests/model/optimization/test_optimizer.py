@@ -142,3 +142,20 @@ def test_an_incomplete_state_or_another_optimizers_is_refused(kind):
         with pytest.raises(InputError, match="is another optimizer's or model's"):
             optimizer.load_state_dict(wrong)
     optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_frozen_parameters_stay_and_layers_near_the_input_move_less(name):
+    config = OptimizerConfig(name=name, learning_rate=0.01, adamw_learning_rate=0.01, layer_decay=0.5, weight_decay=0.0)
+    model = make("modern")
+    model.embed.weight.requires_grad_(False)
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    optimizer = Optimizer(model, config)
+    for p in optimizer.parameters.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step(1.0, divisor=torch.tensor(1.0), skip=torch.tensor(False))
+    moved = {key: float((p.detach() - before[key]).abs().mean()) for key, p in model.named_parameters()}
+    assert moved["embed.weight"] == 0 and not any("embed" in key for key in optimizer.state_dict())
+    steps = [moved[f"blocks.{number}.mlp.up.weight"] for number in range(3)]
+    assert steps[0] == pytest.approx(steps[1] / 2, rel=1e-3) and steps[1] == pytest.approx(steps[2] / 2, rel=1e-3)
+    assert moved["lm_head.weight"] == pytest.approx(0.01, rel=1e-3)

@@ -1,0 +1,116 @@
+"""What a model answers to labelled examples: the most probable label of a label set, or greedy text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..evaluation.comparison import Comparison, macro_f1
+from .examples import Example
+from .rows import Rows
+from .templates import Task
+
+MOST_COMPLETIONS = 100  # more different completions are free text, not a label set
+PER_COMPLETION = 10  # and so are completions that occur less often on average
+EXTRA_TOKENS = 4  # that an answer may have beyond the longest completion
+
+
+class Model(Protocol):
+    """A language model, as far as it is needed here. `compute` and weights are its own matter."""
+
+    def label_scores(self, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Any:
+        """Returns log p (N, L) of whole labels, whose ids end with the end token, after each prompt."""
+
+    def greedy(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
+        """Returns the most probable text after each prompt, and whether it ended by itself."""
+
+
+def with_label_set(examples: Sequence[Example], task: Task) -> tuple[list[Example], Task]:
+    """Returns the examples and the task with its label set: of labels, or of completions that repeat often.
+
+    Free text has no label set.
+    """
+    if any(example.chat for example in examples):
+        return list(examples), task
+    if examples[0].label is None:
+        completions = {example.completion for example in examples}
+        if len(completions) > min(MOST_COMPLETIONS, len(examples) / PER_COMPLETION):
+            return list(examples), task
+        task = replace(task, prompt="{text}", completion="{label}")
+        examples = [replace(example, label=example.completion) for example in examples]
+    return list(examples), replace(task, labels=tuple(sorted({e.label for e in examples if e.label is not None})))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to n examples. With a label set: scores (n, L), truth (n,) and chosen (n,) label numbers.
+
+    `truth` is -1 for a label that is not in the set. Without one: `stopped` (n,), whether the text ended by itself.
+    """
+
+    right: np.ndarray  # (n,) bool
+    groups: list[str]
+    labels: tuple[str, ...] = ()
+    scores: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    stopped: np.ndarray | None = None
+
+    @property
+    def chosen(self) -> np.ndarray:
+        assert self.scores is not None
+        return self.scores.argmax(1)
+
+    @property
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """The scores and the truth of the examples whose label is in the set."""
+        assert self.scores is not None and self.truth is not None
+        inside = self.truth >= 0
+        return self.scores[inside], self.truth[inside]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures that a run logs; each is better the higher it is."""
+        if self.scores is None or self.truth is None:
+            found = {"exact_match": float(self.right.mean())}
+            return found if self.stopped is None else found | {"stopped": float(self.stopped.mean())}
+        return {"accuracy": float(self.right.mean()), "macro_f1": macro_f1(self.chosen, self.truth, len(self.labels))}
+
+    def versus(self, other: Answers, *, seed: int = 1) -> Comparison:
+        """Compares `other` (b) with these answers (a), to the same examples."""
+        return Comparison.of(self.right, other.right, groups=self.groups, seed=seed)
+
+
+def groups_of(examples: Sequence[Example]) -> list[str]:
+    return [f"group {e.group}" if e.group is not None else f"example {i}" for i, e in enumerate(examples)]
+
+
+def label_numbers(examples: Sequence[Example], task: Task) -> np.ndarray:
+    """Returns the number of each example's label, or -1 if it is not in the label set."""
+    number = {label: index for index, label in enumerate(task.labels)}
+    return np.array([number.get(example.label or "", -1) for example in examples])
+
+
+def label_ids(rows: Rows, task: Task) -> list[list[int]]:
+    """Returns the ids of each label as a completion, with the end token."""
+    encoded = rows.tokenizer.encode_batch([task.completion_of(label) for label in task.labels])
+    return [[*ids.tolist(), rows.tokenizer.end_id] for ids in encoded]
+
+
+def answer(model: Model, rows: Rows, task: Task, *, limit: int | None = None) -> Answers:
+    """Returns the model's answers to the first `limit` examples, or all."""
+    indices = range(len(rows) if limit is None else min(limit, len(rows)))
+    examples = [rows.examples[index] for index in indices]
+    prompts = [rows.prompt_ids(index).tolist() for index in indices]
+    groups = groups_of(examples)
+    if task.labels:
+        scores = np.asarray(model.label_scores(prompts, label_ids(rows, task)), dtype=np.float64)
+        truth = label_numbers(examples, task)
+        return Answers(scores.argmax(1) == truth, groups, task.labels, scores, truth)
+    longest = max(int(rows.n_targets[index]) for index in indices) + EXTRA_TOKENS
+    texts = model.greedy([prompt[-max(1, rows.context - longest) :] for prompt in prompts], max_new_tokens=longest)
+    stopped = np.array([ended for _, ended in texts])
+    right = np.array([text == e.completion for (text, _), e in zip(texts, examples, strict=True)]) & stopped
+    return Answers(right, groups, stopped=stopped)
