@@ -88,18 +88,22 @@ def wandb_records(run_dir: Path) -> list:
     from wandb.proto.wandb_internal_pb2 import Record
 
     [path] = (run_dir / "wandb").glob("offline-run-*/*.wandb")
-    data, place, whole, records = path.read_bytes(), 7, b"", []
-    while place + 7 <= len(data):
-        if (left := 32768 - place % 32768) < 7:  # no room for a header: the block is padded
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            records.append(Record.FromString(whole))
-            whole = b""
-    return records
+    for _ in range(200):  # wandb writes on after finish()
+        data, place, whole, records = path.read_bytes(), 7, b"", []
+        while place + 7 <= len(data):
+            if (left := 32768 - place % 32768) < 7:  # no room for a header: the block is padded
+                place += left
+                continue
+            _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+            whole += data[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4) and place <= len(data):  # a whole record, or the last part of one
+                records.append(Record.FromString(whole))
+                whole = b""
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"{path} ends after {len(records)} records")
 
 
 def test_wandb_offline_has_config_metrics_and_a_table_of_texts(here, tmp_path):
