@@ -85,11 +85,13 @@ def test_from_text_to_text_to_labels(trained, tmp_path):
         for j in range(3)
     ]
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"prompt": "ear .,:", "completion": " short"}))
     out = ok(
-        "finetune", f"checkpoint={moved}", f"examples={examples}", f"val_examples={examples}", "device=cpu",
+        "finetune", f"checkpoint={moved}", f"examples={examples}", f"val_examples={held_out}", "device=cpu",
         "dtype=float32", "batch_size=9", "steps=60", "optimizer.learning_rate=0.01", f"run_dir={tmp_path / 'labels'}",
     )  # fmt: skip
-    assert "with loss:  |l|o|n|g|<|endoftext|>" in out or "with loss:  |s|h|o|r|t|<|endoftext|>" in out
+    assert "[ |l|o|n|g|<|endoftext|>]" in out or "[ |s|h|o|r|t|<|endoftext|>]" in out
     scores = tmp_path / "scores.json"
     out = ok(
         "evaluate", f"checkpoint={tmp_path / 'labels'}", f"versus={moved}", f"examples={examples}", f"json={scores}",

@@ -184,7 +184,7 @@ def test_a_corpus_that_cannot_be_used(refused, base, tmp_path, content, argument
         (None, ("labels.jsonl", "No such file", "check the path")),
         ("", ("labels.jsonl", "no examples", '"completion"')),
         ('{"prompt": "a", "completion": "b"}\n{oops\n', ("labels.jsonl:2", "not JSON", "column 2")),
-        ('{"prompt": "a"}\n', ("labels.jsonl:1", "'completion'", "add it")),
+        ('{"prompt": "a"}\n', ("labels.jsonl:1", "fields 'prompt'", 'is {"prompt": "...", "completion": "..."}')),
         ('{"prompt": "a", "completion": 4}\n', ("labels.jsonl:1", "'completion'", "quotes")),
         ('{"prompt": "a", "completion": "b"}\n', ("val_fraction=0.1", "1 groups")),
         ("".join(f'{{"prompt": "{n}", "completion": "{"b" * 99}"}}\n' for n in range(3)), ("context=32", "shorten")),

@@ -18,7 +18,7 @@ def strange(trained, tmp_path):
     (tmp_path / "strange.txt").write_text(STRANGE, encoding="utf-8")
     (tmp_path / "poem.txt").write_text("Listen to your heart. " * 60, encoding="utf-8")
     lines = [
-        json.dumps({"prompt": f"Listen {'日' * (n % 2)}", "completion": "日本", "group": str(n)}) for n in range(9)
+        json.dumps({"prompt": f"{n} Listen {'日' * (n % 2)}", "completion": "日本", "group": str(n)}) for n in range(9)
     ]
     (tmp_path / "labels.jsonl").write_text("\n".join(lines))
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines[:4]))
@@ -106,7 +106,7 @@ def test_special_tokens_of_a_corpus_are_one_token_in_the_templates_of_fine_tunin
     out = ok("train", "corpus=chat.txt", *NANO, special, "tokenizer.allow_special=true", "steps=1", "run_dir=run")
     assert "ordinary text" not in out
     out = ok("finetune", "checkpoint=run", "examples=labels.jsonl", "run_dir=tuned", "steps=1", "batch_size=2")
-    assert "|<|bot|>\n" in out and "prompt:    <|user|>|" in out
+    assert "\n<|user|>|" in out and "|<|bot|>[w|e|l|l|<|endoftext|>]" in out
     ok(
         "sample",
         "checkpoint=tuned",
