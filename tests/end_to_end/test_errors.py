@@ -174,8 +174,10 @@ def test_a_corpus_that_cannot_be_used(refused, base, tmp_path, content, argument
     elif content is not None:
         text.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused("train", *base, "corpus=text", *arguments, parts=parts)
-    if "datasets=text" not in arguments:
-        refused("prepare", "corpus=nowhere", "datasets=datasets", parts=("corpus='nowhere'",))
+
+
+def test_preparation_refuses_a_corpus_that_does_not_exist(refused):
+    refused("prepare", "corpus=nowhere", "datasets=datasets", parts=("corpus='nowhere'",))
 
 
 @pytest.mark.parametrize(
