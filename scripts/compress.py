@@ -9,10 +9,12 @@ from pathlib import Path
 from conf import cli
 from data import InputError
 from data.preparation.shards import Split, open_split
+from data.reporting.baselines import xz_size
 from data.tokenizers.build import load
 from model.checkpoints import reader
 
 PATH = {"kind": "path"}
+EXTREME = 9 | lzma.PRESET_EXTREME
 
 
 @dataclass
@@ -41,13 +43,6 @@ def prepared_corpus(datasets: Path, fingerprint: str) -> Path:
     raise InputError(f"datasets={datasets} lacks the run's prepared corpus {fingerprint[:12]}; prepare it again")
 
 
-def xz_size(content: bytes) -> int:
-    """The size after xz -9e, with a dictionary as large as the content (at most 1 GiB)."""
-    dict_size = min(max(len(content), 2**26), 2**30)
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dict_size}]
-    return len(lzma.compress(content, filters=filters))
-
-
 def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "")
     best = reader.find(run_dir / "best")
@@ -59,7 +54,7 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     model = best.manifest["val_bits_per_byte"]
     prepared = prepared_corpus(Path(cfg.datasets), best.manifest["data_fingerprint"])
     train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))
-    xz = (xz_size(train + val) - xz_size(train)) * 8 / len(val)
+    xz = (xz_size(train + val, preset=EXTREME) - xz_size(train, preset=EXTREME)) * 8 / len(val)
     print(f"{len(val):,} bytes of held-out text after {len(train):,} bytes of training text:")
     print(f"  xz -9e    {xz:.3f} bits/byte")
     print(f"  model    {model:.3f} bits/byte, {model / xz:.2f} of xz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import math
 from collections.abc import Sequence
@@ -43,21 +44,51 @@ def counting_losses(
     pieces: Sequence[np.ndarray], targets: Sequence[np.ndarray], *, vocab_size: int
 ) -> dict[str, float]:
     """Returns the losses of `unigram` and `bigram`, counted on `pieces` and scored on `targets`: lists of ids (n,)."""
-    counts = np.bincount(np.concatenate(pieces), minlength=vocab_size) + 1
-    unigram = counts / counts.sum()
-    pairs, pair_counts = np.unique(_pairs(pieces, vocab_size), return_counts=True)
-    firsts = pairs // vocab_size
-    n_followers = np.bincount(firsts, weights=pair_counts, minlength=vocab_size)
-    n_different = np.bincount(firsts, minlength=vocab_size)  # different followers
+    losses = ngram_losses(pieces, targets, vocab_size=vocab_size, order=2)
+    return dict(zip(("unigram", "bigram"), losses, strict=True))
 
-    scored = _pairs(targets, vocab_size)
-    index = np.minimum(np.searchsorted(pairs, scored), len(pairs) - 1)
-    times = np.where(pairs[index] == scored, pair_counts[index], 0)
-    first, second = scored // vocab_size, scored % vocab_size
-    total = n_followers[first] + n_different[first]
-    interpolated = (times + n_different[first] * unigram[second]) / np.maximum(total, 1)
-    bigram = np.where(total > 0, interpolated, unigram[second])
-    return {"unigram": float(-np.log(unigram[second]).mean()), "bigram": float(-np.log(bigram).mean())}
+
+def ngram_losses(
+    pieces: Sequence[np.ndarray], targets: Sequence[np.ndarray], *, vocab_size: int, order: int
+) -> list[float]:
+    """Returns the losses, nats/token, of models that read 0 to order - 1 previous tokens.
+
+    Counted on `pieces` and scored on `targets`, lists of ids (n,), without the first token of each. Every model is
+    interpolated with the one before it (Witten and Bell 1991); the first one adds one to each count.
+    """
+    ids, scored = np.concatenate(pieces), np.concatenate(targets)
+    inside, wanted = _follows(pieces), _follows(targets)
+    counts = np.bincount(ids, minlength=vocab_size) + 1
+    p = (counts / counts.sum())[scored]  # of each token to score
+    losses = [float(-np.log(p[wanted]).mean())]
+    # The number of the context that ends at each token, or -1 if training text does not have it.
+    context, other = ids, scored
+    for length in range(1, order):
+        before, other_before = (np.append(-1, numbers[:-1]) for numbers in (context, other))
+        before[~inside] = other_before[~wanted] = -1
+        grams, at, times = np.unique(before * vocab_size + ids, return_inverse=True, return_counts=True)
+        known = grams >= 0
+        n_contexts = int(max(before.max(initial=0), other_before.max(initial=0))) + 1
+        total = np.bincount(grams[known] // vocab_size, weights=times[known], minlength=n_contexts)
+        different = np.bincount(grams[known] // vocab_size, minlength=n_contexts)  # different followers
+
+        key = other_before * vocab_size + scored
+        place = np.minimum(np.searchsorted(grams, key), len(grams) - 1)
+        seen = (grams[place] == key) & (other_before >= 0)
+        all_of, kinds = (np.where(other_before >= 0, sums[other_before], 0) for sums in (total, different))
+        mixed = (np.where(seen, times[place], 0) + kinds * p) / np.maximum(all_of + kinds, 1)
+        p = np.where(all_of > 0, mixed, p)
+        losses.append(float(-np.log(p[wanted]).mean()))
+        if length + 1 < order:
+            context, other = np.where(before >= 0, at, -1), np.where(seen, place, -1)
+    return losses
+
+
+def _follows(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns whether each token of the pieces follows another one of its piece, (n,) bool."""
+    found = np.ones(sum(map(len, pieces)), bool)
+    found[np.cumsum([0, *(len(piece) for piece in pieces if len(piece))])[:-1]] = False
+    return found
 
 
 def sample(split: TokenStream, *, max_tokens: int) -> list[np.ndarray]:
@@ -67,11 +98,6 @@ def sample(split: TokenStream, *, max_tokens: int) -> list[np.ndarray]:
     length = max_tokens // PIECES
     starts = np.linspace(0, split.n_tokens - length, PIECES).astype(int).tolist()
     return [split.tokens[start : start + length].astype(np.int64) for start in starts]
-
-
-def _pairs(pieces: Sequence[np.ndarray], vocab_size: int) -> np.ndarray:
-    """Returns each pair of adjacent ids in the pieces as one number, (n,)."""
-    return np.concatenate([piece[:-1] * vocab_size + piece[1:] for piece in pieces])
 
 
 def corpus_baselines(
@@ -92,11 +118,11 @@ def corpus_baselines(
     found: dict[str, Any] = {name: loss * to_bits_per_byte for name, loss in losses.items()}
     first, held_out = train_text[:MAX_BYTES], val_text[: MAX_BYTES // 4]
     found |= {"train_bytes": len(train_text), "val_bytes": len(val_text), "compressed_bytes": len(first)}
-    train_size = _xz_size(first)
+    train_size = xz_size(first)
     found["xz"] = 8 * train_size / max(1, len(first))
     if held_out:
-        found["xz_val"] = 8 * _xz_size(held_out) / len(held_out)
-        found["xz_val_after"] = 8 * (_xz_size(first + held_out) - train_size) / len(held_out)
+        found["xz_val"] = 8 * xz_size(held_out) / len(held_out)
+        found["xz_val_after"] = 8 * (xz_size(first + held_out) - train_size) / len(held_out)
         found["val_verbatim"] = verbatim(val_text, train_text)
     return found
 
@@ -107,6 +133,13 @@ def verbatim(text: bytes, other: bytes) -> float:
     return sum(text[start : start + VERBATIM_BYTES] in other for start in starts) / VERBATIM_PIECES
 
 
-def _xz_size(content: bytes) -> int:
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 22}]  # 4 MiB: covers all of the text
+def xz_size(content: bytes, *, preset: int = 6) -> int:
+    """Returns the size after xz, with a dictionary as large as the content, from 4 MiB to 1 GiB."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": min(max(len(content), 1 << 22), 1 << 30)}]
     return len(lzma.compress(content, filters=filters))
+
+
+def text_baselines(text: bytes) -> dict[str, float]:
+    """Returns the bits/byte of a text after gzip -9 and after xz -9e, each of the text alone."""
+    sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz -9e": xz_size(text, preset=9 | lzma.PRESET_EXTREME)}
+    return {name: 8 * size / max(1, len(text)) for name, size in sizes.items()}

@@ -11,7 +11,7 @@ import pytest
 
 from data.preparation.shards import Split, Tokens
 from data.reporting import baselines
-from data.reporting.baselines import baseline_losses, corpus_baselines
+from data.reporting.baselines import baseline_losses, corpus_baselines, ngram_losses, text_baselines
 from data.tokenizers import build
 from data.tokenizers.build import TokenizerConfig
 
@@ -63,3 +63,42 @@ def test_baselines_are_bits_per_byte_of_the_text():
     for name in ("unigram", "bigram", "xz", "xz_val", "xz_val_after"):
         assert 1.95 < found[name] < 2.7, name
     assert found["train_bytes"] == found["val_bytes"] == 40_000
+
+
+def naive_ngram(pieces, targets, size, order) -> list[float]:
+    """The same models, one token after the other."""
+    lengths = range(1, order + 1)
+    grams = Counter(tuple(x[i : i + n]) for n in lengths for x in pieces for i in range(len(x) - n + 1))
+    total = sum(map(len, pieces))
+
+    def p(before: tuple, token: int) -> float:
+        if not before:
+            return (grams[(token,)] + 1) / (total + size)
+        follow = {gram[-1]: n for gram, n in grams.items() if len(gram) == len(before) + 1 and gram[:-1] == before}
+        lower = p(before[1:], token)
+        return (follow.get(token, 0) + len(follow) * lower) / (sum(follow.values()) + len(follow)) if follow else lower
+
+    found = []
+    for n in range(order):
+        each = [p(tuple(t[max(0, i - n) : i]), t[i]) for t in targets for i in range(1, len(t))]
+        found.append(-sum(map(math.log, each)) / len(each))
+    return found
+
+
+def test_five_grams_equal_a_naive_count_and_do_not_cross_pieces():
+    generator = np.random.default_rng(2)
+    pieces, targets = (
+        [generator.integers(0, 3, length).tolist() for length in lengths] for lengths in ((60, 1, 80), (30, 2, 25))
+    )
+    expected = naive_ngram(pieces, targets, 4, 5)
+    found = ngram_losses([np.array(x) for x in pieces], [np.array(x) for x in targets], vocab_size=4, order=5)
+    assert found == pytest.approx(expected)
+    assert found[0] != pytest.approx(found[4])
+
+
+def test_a_repeated_text_compresses_and_five_grams_learn_it():
+    text = b"to be or not to be, that is the question. " * 200
+    found, ids = text_baselines(text), np.frombuffer(text, np.uint8).astype(np.int64)
+    assert 0 < found["xz -9e"] < 0.5 and 0 < found["gzip -9"] < 0.5
+    losses = ngram_losses([ids[:4000]], [ids[4000:]], vocab_size=256, order=5)
+    assert losses == sorted(losses, reverse=True) and losses[4] < 0.3
