@@ -176,7 +176,6 @@ def test_multirun_sweeps_in_one_process(tmp_path: Path) -> None:
     bad = {
         ("seed=1,2", "run_dir=out/a"): "${seed}",
         (run_dir, "hydra/launcher=nowhere"): "nowhere",
-        (run_dir, "hydra.sweep.dirr=x"): "dirr",
         (run_dir, "seed=1,x"): "x",
         ("run_dir='a-${sede}'", "seed=1"): "sede",
         (run_dir, "seed=[1"): "seed=[1",
