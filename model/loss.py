@@ -1,4 +1,4 @@
-"""Cross-entropy of the output head, in chunks of tokens where the logits would be large."""
+"""Cross-entropy of the output head: only where there is a target, and in chunks where the logits would be large."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def head_loss(head: Callable[[Tensor], Tensor], weight: Tensor, h: Tensor, targets: Tensor) -> Tensor:
     """h (N, D), targets (N,) -> summed_loss(head(h), targets); `weight` (V, D) is the head's matrix.
 
-    On a CPU, large logits are computed in chunks and never held as a whole. GPUs keep the plain form, which compilers
-    fuse.
+    On a CPU, tokens without a target (prompts in fine-tuning) skip the head, and large logits are computed in chunks
+    and never held as a whole. GPUs and compiled models keep the plain form, whose shapes are fixed.
     """
-    large = len(targets) * len(weight) >= LARGE_LOGITS
-    if not large or h.device.type != "cpu" or torch.compiler.is_compiling():
+    if h.device.type != "cpu" or torch.compiler.is_compiling():
+        return summed_loss(head(h), targets)
+    kept = (targets != IGNORE).nonzero()[:, 0]
+    if len(kept) < len(targets):
+        h, targets = h.index_select(0, kept), targets.index_select(0, kept)
+    if len(targets) * len(weight) < LARGE_LOGITS:
         return summed_loss(head(h), targets)
     if torch.is_grad_enabled() and weight.requires_grad:
         return ChunkedLoss.apply(h, weight, head, targets)

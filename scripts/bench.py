@@ -13,6 +13,7 @@ BENCHMARKS = {
     "decode": "decoding one text: tokens per second, against transformers and nanoGPT with the same weights",
     "bulk": "decoding many prompts in batches, against one at a time",
     "contention": "training and decoding on a CPU beside a busy process, of equal and of lower priority",
+    "finetune": "steps of fine-tuning with the output head on targets only, against the head on all tokens",
     "next_word": "seconds until the order of the next words is certified",
     "tokenizer": "training vocabularies and encoding text, against other libraries",
     "prepare": "preparing a corpus of 2 GB: MB/s and peak memory",

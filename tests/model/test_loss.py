@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of 50 tokens; 12 targets, among them the whole second chunk, carry no loss."""
+    """Inputs and targets of 50 tokens; 12 targets carry no loss."""
     ids = torch.randint(90, (2, 26), generator=torch.Generator().manual_seed(1))
     targets = ids[:, 1:].clone()
     targets[0, 3:15] = loss.IGNORE
@@ -56,7 +56,7 @@ def test_chunks_give_the_plain_loss_and_gradient(family, dtype, chunked, sizes):
     plain, expected = gradients(model, dtype)
     chunked()
     total, found = gradients(model, dtype)
-    assert sizes == [50] + [7] * 7 + [1]
+    assert sizes == [38] + [7] * 5 + [3]  # the tokens with a target
     torch.testing.assert_close(total, plain, rtol=1e-6, atol=0)
     bound = 1e-5 if dtype == torch.float32 else 0.01  # bfloat16 rounds to 0.004
     for name, gradient in expected.items():
@@ -66,7 +66,7 @@ def test_chunks_give_the_plain_loss_and_gradient(family, dtype, chunked, sizes):
 def test_only_large_logits_are_chunked(monkeypatch, sizes):
     model = make("modern")  # 96 ids, padded to 128
     monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)
-    for limit, calls in ((50 * 128 + 1, [50]), (50 * 128, [7] * 7 + [1])):
+    for limit, calls in ((38 * 128 + 1, [38]), (38 * 128, [7] * 5 + [3])):
         monkeypatch.setattr(loss, "LARGE_LOGITS", limit)
         gradients(model, torch.float32)
         assert sizes == calls
@@ -80,7 +80,7 @@ def test_evaluation_in_chunks_gives_the_plain_sum(chunked, sizes):
         plain = model(inputs, targets=targets)
         chunked()
         torch.testing.assert_close(model(inputs, targets=targets), plain, rtol=1e-6, atol=0)
-    assert sizes == [50] + [7] * 7 + [1]
+    assert sizes == [38] + [7] * 5 + [3]  # the tokens with a target
     logits = model(inputs)
     torch.testing.assert_close(loss.summed_loss(logits.flatten(0, 1), targets.flatten()), plain, rtol=1e-6, atol=0)
 
@@ -91,7 +91,30 @@ def test_a_frozen_head_gives_the_plain_gradient_too(chunked, sizes):
     chunked()
     model.lm_head.weight.requires_grad_(False)
     _, found = gradients(model, torch.float32)
-    assert sizes == [50] + [7] * 7 + [1]
+    assert sizes == [38] + [7] * 5 + [3]  # the tokens with a target
     assert found.pop("lm_head.weight") is None and found["embed.weight"] is not None
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_sees_only_tokens_with_a_target(family, sizes):
+    inputs, targets = batch()
+    model = make(family).train()
+    found = gradients(model, torch.float32)
+    assert sizes == [38]
+    model.zero_grad()
+    logits = model(inputs)
+    everything = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    (everything / 64).backward()
+    torch.testing.assert_close(found[0], everything.detach(), rtol=1e-6, atol=0)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[1][name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient():
+    model = make("modern").train()
+    inputs, targets = batch()
+    total = model(inputs, targets=torch.full_like(targets, loss.IGNORE))
+    total.backward()
+    assert total == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())

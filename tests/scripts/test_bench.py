@@ -72,6 +72,12 @@ def test_bulk_counts_the_tokens_of_each_batch_size():
     assert set(result["ratios"]) == {"one at a time", "batch of 2", "batch of 4"}
 
 
+def test_fine_tuning_steps_are_compared_at_equal_gradients():
+    result = bench("finetune", "prompt_tokens=20", "batch_size=2", "n_layer=1", "vocab_size=64", "steps=1", "repeats=1")
+    assert set(result["steps_per_second"]) == {"head on targets only", "head on all tokens"}
+    assert result["difference"] < 1e-5 and result["ratio"] > 0
+
+
 def test_contention_compares_both_sides_with_each_neighbour(monkeypatch):
     monkeypatch.setattr(contention, "make_model", lambda _, seed: decode.make_model("toy", seed))
     result = bench("contention", "seconds=0.02", "settle=0", "repeats=1")
