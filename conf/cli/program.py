@@ -80,7 +80,9 @@ def _help(schema: Any, name: str, arguments: list[str]) -> str:
     if not isinstance(schema, Modes):
         return help_text(schema, compose(schema, name=name, arguments=[], check=False)[0], options)
     shown = [schema.chosen(arguments)] if any("=" in argument for argument in arguments) else schema.schemas
-    configs = {mode: compose(schema.schemas[mode], name=name, arguments=[], check=False)[0] for mode in shown}
+    configs: dict[str, Any] = {
+        mode: compose(schema.schemas[mode], name=name, arguments=[], check=False)[0] for mode in shown
+    }
     return help_of_modes(schema, configs, options)
 
 
