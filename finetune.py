@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import contextlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ import torch
 from conf import cli
 from conf.display import answers as display
 from conf.run.resume import resume_config
+from data import InputError as DataError
 from data.evaluation import calibration
 from data.labelled import results
-from data.labelled.answers import answer, with_label_set
+from data.labelled.answers import answer, with_label_set, with_labels_of
 from data.labelled.audit import Audit
 from data.labelled.examples import Example, fingerprint, note_unknown, split_examples, write_examples
 from data.labelled.formats import read_examples
@@ -39,6 +41,7 @@ from model.distributed import parallel, strategies
 from model.gpt import GPT
 from model.language_model import LanguageModel
 from model.sample_settings import as_list
+from model.training.trainable import train_only
 from train import LoopConfig, fit
 
 PATH = {"kind": "path"}
@@ -116,10 +119,15 @@ def read_splits(cfg: FinetuneConfig, task: Task) -> tuple[list[Example], list[Ex
         examples, task = with_label_set(examples, task)
         return *split_examples(examples, val_fraction=cfg.val_fraction), task
     train, task = with_label_set(examples, task)
-    held_out = read(cfg.val_examples)
-    if task.labels and held_out[0].label is None:
-        held_out = [replace(example, label=example.completion) for example in held_out]
-    return train, held_out, task
+    return train, with_labels_of(task, read(cfg.val_examples)), task
+
+
+def check_select(cfg: FinetuneConfig, task: Task) -> None:
+    """Raises InputError, before training, if the evaluations will not have the figure that select= names."""
+    known = ["loss"] + (["accuracy", "macro_f1"] if task.labels else ["exact_match"]) * bool(cfg.answer_limit)
+    if cfg.select not in known:
+        why = "answer_limit=0" if not cfg.answer_limit else "a label set" if task.labels else "free text, no label set"
+        raise InputError(f"select={cfg.select} does not go with these examples ({why}); use {' or '.join(known)}")
 
 
 class TaskEvaluation:
@@ -137,9 +145,6 @@ class TaskEvaluation:
         if found.labels:
             self.task = replace(self.task, temperature=calibration.fit_temperature(*found.known))
         return found.metrics
-
-    def save(self, directory: Path) -> None:
-        self.task.save(directory)
 
 
 def show_audit(audit: Audit, rows: Rows, preview: int) -> None:
@@ -170,6 +175,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     tokenizer = load_tokenizer(start.directory / "tokenizer")
     start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     train_examples, val_examples, task = read_splits(cfg, task_of(cfg, start.directory))
+    check_select(cfg, task)
     model_config = replace(start.config, dropout=cfg.dropout)
     rows, val_rows = (Rows(some, tokenizer, context=model_config.context) for some in (train_examples, val_examples))
     how: dict[str, Any] = {
@@ -187,7 +193,8 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             show_audit(Audit.of(rows, val_rows, chat=task.chat), rows, cfg.preview)
             for line in note_unknown(train_examples + val_examples, tokenizer, "the examples"):
                 print(f"note: {line}")
-        torch.manual_seed(cfg.seed)
+        # A wrong name is refused before anything is written.
+        train_only(reader.without_storage(model_config), cfg.trainable)
         fingerprints = {
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -197,19 +204,22 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             write_examples(val_examples, run_dir / "held_out.jsonl")
             print(f"the held-out examples are in {run_dir / 'held_out.jsonl'}")
 
-        def train(cfg: FinetuneConfig, start: reader.Checkpoint | None) -> None:
-            fit(
+        def train(cfg: FinetuneConfig, start: reader.Checkpoint | None) -> bool:
+            torch.manual_seed(cfg.seed)
+            return fit(
                 cfg, strategies.build(model_config, cfg.parallel), tokenizer, train_data, val_data,
                 world=world, compute=compute, fingerprints=fingerprints, start=start,
                 task=TaskEvaluation(val_rows, task, tokenizer, compute, limit=cfg.answer_limit),
             )  # fmt: skip
 
-        train(cfg, start)
+        finished = train(cfg, start)
         others = {}
-        if cfg.from_scratch and not cfg.dry_run:
+        if cfg.from_scratch and finished:
             others["from scratch"] = run_dir / "from_scratch"
-            train(replace(cfg, run_dir=str(others["from scratch"]), trainable="all", resume="auto"), None)
-    if world.is_main and cfg.compare and not cfg.dry_run:
+            if world.is_main:
+                print("\nThe same network from random weights, on the examples alone:")
+            finished = train(replace(cfg, run_dir=str(others["from scratch"]), trainable="all", resume="auto"), None)
+    if world.is_main and cfg.compare and finished:
         compare(cfg, others, rows, val_rows, task)
 
 
@@ -219,9 +229,9 @@ def compare(cfg: FinetuneConfig, others: dict[str, Path], rows: Rows, val_rows: 
     Writes the same to comparison.json, and the confusion matrix with the reliability diagram to answers.png.
     """
     run_dir, tokenizer = Path(cfg.run_dir or ""), rows.tokenizer
-    tuned, base = open_model(run_dir, cfg, tokenizer), open_model(Path(cfg.checkpoint or ""), cfg, tokenizer)
+    tuned, base = open_model(best(run_dir), cfg, tokenizer), open_model(Path(cfg.checkpoint or ""), cfg, tokenizer)
     answers = {"fine-tuned": answer(tuned, val_rows, task), "before": answer(base, val_rows, task)}
-    answers |= {name: answer(open_model(path, cfg, tokenizer), val_rows, task) for name, path in others.items()}
+    answers |= {name: answer(open_model(best(path), cfg, tokenizer), val_rows, task) for name, path in others.items()}
     answers |= baselines(rows, val_rows, task, seed=cfg.seed) if task.labels else {}
     content = {"checkpoint": str(tuned.directory)} | results.compare(answers, seed=cfg.seed)
     content["forgetting"] = forgetting(base, tuned, cfg, tokenizer)
@@ -231,11 +241,18 @@ def compare(cfg: FinetuneConfig, others: dict[str, Path], rows: Rows, val_rows: 
     if task.labels:
         display.plot_answers(run_dir / "answers.png", content, title=str(run_dir))
         print(f"confusion matrix and reliability diagram: {run_dir / 'answers.png'}")
+        where = shlex.quote(str(best(run_dir)))
+        print(f'classify texts:  python sample.py checkpoint={where} mode=classify text="..."')
 
 
-def open_model(run_dir: Path, cfg: FinetuneConfig, tokenizer: Tokenizer) -> LanguageModel:
-    """Opens the best checkpoint of a run, or its newest one if none was evaluated, in float32."""
-    found = reader.find(run_dir / "best" if (run_dir / "best").exists() else run_dir)
+def best(run_dir: Path) -> Path:
+    """The best checkpoint of a run; its newest one if none was evaluated."""
+    return run_dir / "best" if (run_dir / "best").exists() else run_dir
+
+
+def open_model(path: Path, cfg: FinetuneConfig, tokenizer: Tokenizer) -> LanguageModel:
+    """Opens a checkpoint in float32."""
+    found = reader.find(path)
     compute = Compute.resolve(cfg.device, dtype="float32", compile=False)
     return LanguageModel(found.model(compute.device), tokenizer, compute, found.directory)
 
@@ -246,12 +263,13 @@ def forgetting(
     """The bits/byte of both models on held-out documents of the corpus that the base was trained on, if it is there."""
     manifest = json.loads((base.directory / "manifest.json").read_text(encoding="utf-8"))
     prepared = list(Path(cfg.datasets).glob(f"*-{str(manifest.get('data_fingerprint'))[:12]}/index.json"))
-    if not prepared:
-        print(
-            f"note: the corpus of {cfg.checkpoint} is not prepared in datasets={cfg.datasets}: no measure of forgetting"
-        )
+    try:
+        if not prepared:
+            raise DataError(f"the corpus of {cfg.checkpoint} is not prepared in datasets={cfg.datasets}")
+        documents = open_split(prepared[0].parent, "val").beginnings(DOCUMENTS, base.model.config.context)
+    except DataError as error:
+        print(f"note: forgetting is not measured: {error}")
         return None
-    documents = open_split(prepared[0].parent, "val").beginnings(DOCUMENTS, base.model.config.context)
     end_id = tokenizer.end_id
     n_bytes = np.array([len(tokenizer.decode_bytes([i for i in ids if i != end_id])) for ids in documents])
     before, after = (np.array(lm.losses(documents)) for lm in (base, tuned))

@@ -50,7 +50,6 @@ from model.planning.depth import settings_for
 from model.threads import share_cpus
 from model.training.average import WeightAverage
 from model.training.evaluate import (
-    EvalResult,
     EvaluationData,
     TaskEvaluation,
     TrainingData,
@@ -63,7 +62,7 @@ from model.training.microbatch import MicroBatches, recompute_activations
 from model.training.run_state import RunState, restore, save
 from model.training.settings import LoopConfig, resolve_auto, resolve_compile, runtime_info, use_sharded_checkpoint
 from model.training.train_step import TrainStep, global_mean_loss
-from model.training.trainable import train_only
+from model.training.trainable import count_parameters, train_only
 
 
 @dataclass
@@ -93,8 +92,9 @@ def fit(
     cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, train_data: TrainingData, val_data: EvaluationData | None, *,
     world: parallel.World, compute: Compute, fingerprints: dict[str, Any], start: reader.Checkpoint | None = None,
     references: dict[str, float] | None = None, task: TaskEvaluation | None = None,
-) -> EvalResult | None:  # fmt: skip
-    """Trains `model` in place for cfg.steps updates. Returns the last evaluation, or None if there was none.
+) -> bool:  # fmt: skip
+    """Trains `model` in place for cfg.steps updates. Returns whether the run is finished: False for a dry run and for
+    a run that a signal stopped.
 
     Resumes from run_dir's newest checkpoint if cfg.resume; otherwise starts from `start`, or from random init.
     `fingerprints` of data and tokenizer go into each manifest; a run resumes only if they are unchanged.
@@ -135,7 +135,7 @@ def fit(
         if cfg.dry_run:
             numbers = estimate_run(cfg, measured, model, train_data, budget, world=world, compute=compute)
             say(forecast.describe(**numbers, losses=forecast.losses(references or {}, run_dir, fingerprints)))
-            return None
+            return False
     train_step = TrainStep(cfg, model, micro_batches, world=world, compute=compute)
     average = WeightAverage(model, cfg.weight_average, decay=cfg.ema_decay, fraction=cfg.tail_fraction)
     stateful = (average, train_step.optimizer, train_step.loss_scale, train_step.guard)
@@ -151,7 +151,7 @@ def fit(
     state.time_budget = cfg.time_budget
     if state.step >= budget.steps or state.out_of_patience(cfg.patience):
         end_finished_run(state, budget, run_dir, world)
-        return None
+        return True
     if cfg.time_budget:
         cfg = replace(cfg, optimizer=budget.config, eval_every=budget.eval_every, save_every=budget.save_every)
     say("  ".join(f"{name} {typed(value)}" for name, value in resolved.items()))
@@ -161,8 +161,7 @@ def fit(
         (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")
 
     facts = {"seed": cfg.seed, **fingerprints}  # for the manifests
-    save_files = [lambda step: tokenizer.save(step / "tokenizer")]
-    last_result = None
+    save_files = [lambda step: tokenizer.save(step / "tokenizer"), *([] if task is None else [task.task.save])]
     with (
         StopSignal() as stop,
         deterministic(compute.compile or device.type == "cuda"),
@@ -220,11 +219,11 @@ def fit(
                 with log.paused(), average.applied():
                     if evaluating and val_data is not None:
                         with watch("evaluating"):
-                            last_result = result = evaluate(
+                            result = evaluate(
                                 model, val_data, compute=compute, batch_size=micro_batch_size, world=world
                             )
                             if task is not None:
-                                last_result = result = replace(result, metrics=task(model))
+                                result = replace(result, metrics=task(model))
                                 save_files[1:] = [task.task.save]
                         best = state.update_best(result, select=cfg.select, best_on_disk=saver.best_on_disk())
                         log.log_evaluation(
@@ -249,14 +248,14 @@ def fit(
         say(f"ended early: no better {cfg.select} in {cfg.patience} evaluations")
     elif state.step < budget.steps:
         say(f"stopped after step {state.step} of {budget.steps}, saved; {how_to_resume(cfg, world)}")
-        return last_result
+        return False
     peak = plan.peak_flops(device, compute.dtype)
     lines = log.summary(
         flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
         peak_memory=memory.peak(device), best=describe_best(cfg.select, state.best_score),
     )  # fmt: skip
     say("\n".join(lines))
-    return last_result
+    return True
 
 
 def describe_best(select: str, score: float | None) -> str | None:
@@ -281,10 +280,15 @@ def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: 
 def describe_run(cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, data: TrainingData, steps: int) -> str:
     unknown = tokenizer.unknown(cfg.sample_prompt) if cfg.sample_every else None
     note = f"\nnote: {unknown_note(unknown, 'sample_prompt=')}" if unknown else ""
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters, trained = count_parameters(model)
+    some = (
+        ""
+        if trained == parameters
+        else f", of which {progress.count(trained)} are trained ({trained / parameters:.1%})"
+    )
     epochs = ", ".join(f"{number:.1f} epochs over {name}" for name, number in data.epochs(steps).items())
     return (
-        f"{progress.count(parameters)} parameters, {steps} steps of {cfg.batch_size} x {data.context} tokens "
+        f"{progress.count(parameters)} parameters{some}, {steps} steps of {cfg.batch_size} x {data.context} tokens "
         f"({epochs}), {cfg.optimizer.name}, warmup {warmup_steps(cfg.optimizer, steps)}, "
         f"schedule {cfg.optimizer.schedule}{note}"
     )

@@ -11,6 +11,14 @@ from .plots import BLUE, GREY, ORANGE, STYLE, printable, save_figure
 
 Row = Mapping[str, Any]
 MOST_LABELS = 30  # in a printed table
+FEW_LABELS = 10  # are shown of more than that
+COUNTS = {  # of the audit
+    "learned_tokens": "tokens with loss",
+    "truncated": "prompts cut on the left",
+    "dropped": "left out: completion too long",
+    "duplicates": "exact duplicates",
+    "contradictions": "same prompt, other completion",
+}
 
 
 def show_example(place: str, tokens: Sequence[tuple[str, bool]]) -> None:
@@ -34,10 +42,14 @@ def audit_table(splits: Mapping[str, Row], labels: Mapping[str, tuple[int, int]]
     """Prints the counts of each split, a row per count, and the examples of each label: (training, held out)."""
     page = Page()
     names = list(next(iter(splits.values())))
-    cells = [[name.replace("_", " "), *(f"{split[name]:,}" for split in splits.values())] for name in names]
-    page.print(page.table("", ["<examples", *splits], rows=cells))
+    cells = [
+        [COUNTS.get(name, name.replace("_", " ")), *(f"{split[name]:,}" for split in splits.values())] for name in names
+    ]
+    near = any(split["near_duplicates"] for split in splits.values())
+    caption = "near duplicates: four of five runs of three words are the same" if near else ""
+    page.print(page.table("", ["<", *splits], caption, rows=cells))
     if labels:
-        shown = list(labels.items())[:MOST_LABELS]
+        shown = list(labels.items())[: MOST_LABELS if len(labels) <= MOST_LABELS else FEW_LABELS]
         largest = max(train for train, _ in labels.values())
         rows = [
             [page.named(name), f"{train:,}", f"{held:,}", page.bar(train, train, largest)]
@@ -80,7 +92,7 @@ def results_table(title: str, rows: Sequence[Row]) -> None:
     `calibration_error`.
     """
     page = Page()
-    columns = {"macro_f1": "macro-F1", "stopped": "ended", "calibration_error": "calibration error"}
+    columns = {"macro_f1": "macro-F1", "stopped": "ended by itself", "calibration_error": "calibration error"}
     known = [key for key in columns if any(row.get(key) is not None for row in rows)]
     best = max((row["accuracy"] for row in rows), default=0)
     cells = []
@@ -88,26 +100,30 @@ def results_table(title: str, rows: Sequence[Row]) -> None:
         figures = ["" if row.get(key) is None else f"{row[key]:.3f}" for key in known]
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
         cells.append([row["name"], f"{row['accuracy']:.1%}", interval, *figures, page.bar(row["accuracy"], 0, best)])
-    names = ["*model", "accuracy", "95 % interval", *(columns[key] for key in known), "<"]
+    right = "exact match" if any("exact_match" in row for row in rows) else "accuracy"
+    names = ["*model", right, "95 % interval", *(columns[key] for key in known), "<"]
     page.print(page.table(title, names, rows=cells))
 
 
 def difference_lines(rows: Sequence[Row]) -> list[str]:
-    """Returns a sentence per paired comparison: `a`, `b` (names), `difference`, `interval`, `only_a`, `only_b`, `p`,
+    """Returns a line per paired comparison: `a`, `b` (names), `difference`, `interval`, `only_a`, `only_b`, `p`,
     `examples_needed`.
     """
-    lines = []
+    lines = ["Difference in accuracy, with its 95 % interval (paired):"]
     for row in rows:
         low, high = row["interval"]
+        apart = row["only_a"] + row["only_b"]
         verdict = "undecided" if low <= 0 <= high else "better" if low > 0 else "worse"
         line = (
-            f"{row['b']} minus {row['a']}: {100 * row['difference']:+.1f} points (95 % interval {100 * low:+.1f} to "
-            f"{100 * high:+.1f}, paired), {verdict}; right alone {row['only_b']} and {row['only_a']} times (McNemar p "
-            f"{row['p']:.2g})"
+            f"  {row['b']} against {row['a']}: {100 * row['difference']:+.1f} points ({100 * low:+.1f} to "
+            f"{100 * high:+.1f}), {verdict if apart else 'the same examples are right'}"
         )
-        needed = row["examples_needed"]
-        if verdict == "undecided":
-            line += "; no difference at all" if needed is None else f"; some {needed:,} examples would decide it"
+        if verdict == "undecided" and row["examples_needed"] is not None:
+            line += f", about {row['examples_needed']:,} examples would settle it"
+        if apart:
+            line += (
+                f"; of {apart:,} that only one gets right, {row['b']} has {row['only_b']:,} (McNemar p {row['p']:.2g})"
+            )
         lines.append(line)
     return lines
 
@@ -117,9 +133,11 @@ def calibration_line(content: Row) -> str:
         f"{found['error']:.3f} ({found['low']:.3f} to {found['high']:.3f}) {name}"
         for name, found in content["calibration"].items()
     ]
+    fitted = len(parts) > 1
+    temperature = f" {content['temperature']:.2f}" if fitted else ", too few examples to fit a temperature"
     return (
-        f"calibration error: {', '.join(parts)} {content['temperature']:.2f}; {content['outside']:.2%} of the "
-        "probability is outside the label set"
+        f"calibration error: {', '.join(parts)}{temperature}; {content['outside']:.2%} of the probability is outside "
+        "the label set"
     )
 
 
@@ -192,7 +210,7 @@ def plot_answers(path: str | Path, content: Row, *, title: str) -> None:
             )
         right.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the answer", ylabel="share of right answers")
         right.set(title="reliability (area: number of answers)", aspect="equal")
-        legend = right.legend(loc="upper left")
+        legend = right.legend(loc="best")
         for handle in legend.legend_handles[1:]:
             handle.set_sizes([60])
         save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Plots: a run's loss, and the next words or tokens of one or several prompts. matplotlib is imported on use."""
+"""Plots: a run's loss; the next words or tokens of prompts, the labels of texts. matplotlib is imported on use."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e5e7eb",
     "legend.frameon": False,
 }
+MOST_LABELS = 30  # bars of a text
 Series = tuple[list[int], list[float]]  # steps, and a metric's values there
+# Of answers to held-out examples, by their key in metrics.jsonl: between 0 and 1.
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "stopped": "ended by itself"}
 
 
 def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "Loss") -> None:
     """Plots a run's metrics.jsonl: training and validation loss by step, below them learning rate and gradient norm.
 
-    Draws nothing if there is no loss yet.
+    Shares of right answers to held-out examples have a panel between them. Draws nothing if there is no loss yet.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -44,10 +47,14 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
         return
     small = {"learning\nrate": _series(lines, "learning_rate"), "gradient\nnorm": _series(lines, "grad_norm")}
     small = {name: series for name, series in small.items() if series[0]}
+    shares = {name: series for key, name in METRICS.items() if (series := _series(lines, key))[0]}
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
-        panels = figure.subplots(1 + len(small), 1, sharex=True, height_ratios=[6] + [1] * len(small), squeeze=False)
+        heights = [6, *([2.5] if shares else []), *([1] * len(small))]
+        figure = Figure(figsize=(9, 7.5 if shares else 6), dpi=150, layout="constrained")
+        panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
         axes, *below = panels[:, 0]
+        if shares:
+            _draw_shares(below.pop(0), shares)
         _draw_losses(axes, train, validation, bits)
         _draw_references(axes, Path(metrics_path).with_name("references.json"))
         axes.set(ylabel="loss (nats per token)", title=title)
@@ -56,7 +63,7 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
             panel.plot(*series, color=GREY, linewidth=1.2)
             panel.fill_between(*series, color=GREY, alpha=0.2, linewidth=0)
             panel.set(ylabel=name, ylim=(0, None))
-        figure.align_ylabels([axes, *below])
+        figure.align_ylabels(panels[:, 0])
         bottom = panels[-1, 0]
         bottom.set_xlabel("step")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -90,6 +97,16 @@ def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int
     axes.set_ylim(min(late) - margin, max(late) + 2 * margin)
 
 
+def _draw_shares(axes: Any, shares: Mapping[str, Series]) -> None:
+    """Draws the share of right answers and the like, each named beside its last point."""
+    for (name, (steps, values)), colour in zip(shares.items(), (BLUE, ORANGE, GREY), strict=False):
+        axes.plot(
+            steps, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=f"{name} {values[-1]:.3f}"
+        )
+    axes.set(ylabel="share", ylim=(0, 1.02))
+    axes.legend(loc="lower right", ncols=len(shares))
+
+
 def _draw_references(axes: Any, path: Path) -> None:
     """Draws the counting baselines of references.json, if the run has them. The axis reaches the lowest one."""
     try:
@@ -103,11 +120,11 @@ def _draw_references(axes: Any, path: Path) -> None:
 
 
 def plot_next(results: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Plots the next words or tokens of one or several prompts as bars, up to three prompts side by side, on one scale.
+    """Plots the next words or tokens of prompts, or the labels of texts, as bars: up to three side by side, one scale.
 
     A result is what `json=` writes: `prompt` with `words` (rows of `word`, `kind`, `lower`, `upper`; the bar is solid
     up to the lower bound and pale up to the upper one), `continues` and `unexplored`; or `prompt` with `tokens` (rows
-    of `text` and `probability`).
+    of `text` and `probability`); or `text` with `labels` (rows of `label` and `probability`) and `outside`.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -123,8 +140,12 @@ def plot_next(results: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         grid = figure.subplots(down, across, squeeze=False).flatten()
         for axes, result, bars in zip(grid, results, panels, strict=False):
             _draw_bars(axes, bars, rows=rows, scale=scale)
-            prompt = printable(result["prompt"], 60 if across == 1 else 34, tail=True)
-            axes.set_title(f"“{prompt} …”" if prompt else "at the start of a document", fontweight="bold")
+            width = 60 if across == 1 else 34
+            if "labels" in result:
+                axes.set_title(f"“{printable(result['text'], width)}”", fontweight="bold")
+            else:
+                prompt = printable(result["prompt"], width, tail=True)
+                axes.set_title(f"“{prompt} …”" if prompt else "at the start of a document", fontweight="bold")
             axes.set_xlabel(_explanation(result, bars), loc="left", color="#6b7280", fontsize=8.5, linespacing=1.5)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
@@ -135,10 +156,17 @@ Bar = tuple[str, float, float, bool]  # label, lower and upper bound, True for w
 
 
 def _bars(result: Mapping[str, Any]) -> list[Bar]:
+    if "labels" in result:
+        return [(row["label"], *[row["probability"]] * 2, True) for row in result["labels"][:MOST_LABELS]]
     if "words" not in result:
-        return [(row["text"], row["probability"], row["probability"], True) for row in result["tokens"]]
+        return [(row["text"].replace(" ", "␣"), *[row["probability"]] * 2, True) for row in result["tokens"]]
     return [
-        (row["word"], row["lower"], max(row["lower"], row["upper"]), row["kind"] in ("word", "character"))
+        (
+            row["word"].replace(" ", "␣"),
+            row["lower"],
+            max(row["lower"], row["upper"]),
+            row["kind"] in ("word", "character"),
+        )
         for row in result["words"]
     ]
 
@@ -155,7 +183,7 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], *, rows: int, scale: float) -> No
             "–".join(bounds) + "%", (upper, row), xytext=(4, -0.5), textcoords="offset points", va="center",
             color="#4b5563", fontsize=8.5, bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
         )  # fmt: skip
-    axes.set_yticks(range(len(bars)), [printable(text.replace(" ", "␣"), 24) for text, *_ in bars], fontsize=10.5)
+    axes.set_yticks(range(len(bars)), [printable(text, 24) for text, *_ in bars], fontsize=10.5)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, 1.25 * scale)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -167,13 +195,17 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], *, rows: int, scale: float) -> No
 
 
 def _explanation(result: Mapping[str, Any], bars: Sequence[Bar]) -> str:
-    """Returns the text below the bars: their meaning, and for words the probability outside them."""
+    """Returns the text below the bars: their meaning, and for words and labels the probability outside them."""
+    if "labels" in result:
+        more = len(result["labels"]) - len(bars)
+        rest = f"; {more:,} more labels are not shown" if more else ""
+        return f"probability of the label\n{result['outside']:.1%} of the model's is outside the label set{rest}"
     words = "words" in result
     longest = max((upper for _, _, upper, _ in bars), default=0)
     notes = [f"probability of the next {'word' if words else 'token'}"]
     if any(upper - lower > 0.002 * longest for _, lower, upper, _ in bars):
         notes.append("solid: lower bound, pale: upper bound")
-    if any(" " in text for text, *_ in bars):
+    if any("␣" in text for text, *_ in bars):
         notes.append("␣ is a space")
     lines = ["; ".join(notes)]
     if words:

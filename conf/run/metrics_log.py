@@ -146,8 +146,10 @@ class MetricsLog:
         self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte, **(metrics or {}))
         mark = "  (best so far)" if best else ""
         bits = "no bits/byte: unknown characters" if bits_per_byte is None else f"{bits_per_byte:.4f} bits/byte"
-        others = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in (metrics or {}).items())
-        self.progress.say(f"step {step}: validation loss {loss:.4f}, {bits}{others}{mark}")
+        figures = [f"{plots.METRICS.get(name, name)} {value:.4f}" for name, value in (metrics or {}).items()]
+        if "accuracy" not in (metrics or {}):  # bits per byte of labels mean nothing
+            figures.insert(0, bits)
+        self.progress.say(f"step {step}: validation loss {loss:.4f}, {', '.join(figures)}{mark}")
 
     def log_sample(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
         """Logs a text that the model wrote at this step."""

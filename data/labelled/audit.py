@@ -161,7 +161,7 @@ def notes(train: Rows, held_out: Rows, labels: dict[str, tuple[int, int]]) -> li
         if any(example.chat for example in examples) or not train.tokenizer.allow_special:
             found.append(f"{typed:,} examples contain the name of a special token; there it is ordinary text")
     if unseen := [label for label, (count, held) in labels.items() if held and not count]:
-        found.append(f"{len(unseen)} labels are held out but not in training, such as {unseen[0]!r}")
+        found.append(f"{len(unseen):,} labels are held out but not in training, such as {unseen[0]!r}")
     folded: defaultdict[str, list[str]] = defaultdict(list)
     for label in labels:
         folded[" ".join(label.lower().split())].append(label)
@@ -169,7 +169,7 @@ def notes(train: Rows, held_out: Rows, labels: dict[str, tuple[int, int]]) -> li
         found.append(f"labels differ only in case or spaces: {', '.join(map(repr, same[0]))}")
     if first := shared_first_token(list(labels), train):
         found.append(
-            f"{len(first)} labels begin with the same token, such as {first[0]!r} and {first[1]!r}; whole labels are "
+            f"{len(first):,} labels begin with the same token, such as {first[0]!r} and {first[1]!r}; whole labels are "
             "scored, so this does no harm"
         )
     return found

@@ -40,6 +40,12 @@ def train_only(model: GPT, patterns: str | Sequence[str]) -> None:
         parameter.requires_grad_(name in chosen)
 
 
+def count_parameters(model: GPT) -> tuple[int, int]:
+    """Returns the number of all parameters and of those that are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+
 def matches(name: str, pattern: str, n_layer: int) -> bool:
     if pattern in GROUPS:
         return GROUPS[pattern](name)

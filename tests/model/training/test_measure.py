@@ -80,7 +80,9 @@ def test_peak_memory_is_measured():
 def test_a_dry_run_of_fine_tuning_leaves_nothing(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "measure", briefly)
-    lines = [f'{{"prompt": "{number} to your", "completion": "body"}}\n' for number in range(20)]
+    lines = [
+        f'{{"prompt": "{number} to your", "completion": "{("body", "heart")[number % 2]}"}}\n' for number in range(20)
+    ]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
     monkeypatch.setattr("data.labelled.rows.WIDTH", 8)  # so that rows can be shorter than the context
     before = snapshot(tmp_path)
