@@ -20,6 +20,7 @@ import torch
 from conf import cli
 from conf.display import answers as display
 from conf.run.resume import resume_config
+from conf.run.runs import show_sweep
 from data import InputError as DataError
 from data.evaluation import calibration
 from data.labelled import results
@@ -287,4 +288,4 @@ def next_words_moved(base: LanguageModel, tuned: LanguageModel, prompt: str) -> 
 
 
 if __name__ == "__main__":
-    cli.run(main, FinetuneConfig, name="finetune")
+    cli.run(main, FinetuneConfig, name="finetune", after_sweep=show_sweep)

@@ -24,6 +24,7 @@ from conf.cli.fields import typed
 from conf.display import data_report, forecast, progress
 from conf.run.metrics_log import MetricsLog, draw_loss
 from conf.run.resume import JOB_FILE, apply_depth, follow_checkpoint, resume_config, torchrun_job
+from conf.run.runs import show_sweep
 from conf.run.stopwatch import Stopwatch
 from data.batching.batches import BatchConfig, WindowBatches, WindowEvaluation
 from data.preparation.config import PrepareConfig
@@ -353,4 +354,4 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, TrainConfig, name="train")
+    cli.run(main, TrainConfig, name="train", after_sweep=show_sweep)

@@ -20,6 +20,7 @@ from .fields import Modes, keys_of, leaves, unused
 from .help import help_of_modes, help_text
 
 Config = TypeVar("Config")
+Job = tuple[Any, dict[str, Any]]  # of a sweep: the settings, and those that were typed
 # run_dir is the only folder that a job writes, and Hydra's logging stays off.
 SWITCHES = (
     *("hydra.sweep.dir=out/multirun", "hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra.job.chdir=false"),
@@ -33,10 +34,12 @@ def run(
     *,
     name: str,
     argv: list[str] | None = None,
+    after_sweep: Callable[[list[Job]], None] | None = None,
 ) -> NoReturn:
     """Calls main(config, overrides) with conf/<name>.yaml composed over the dataclass `schema`, then exits.
 
-    --help lists the keys, --cfg job prints the composed settings, --multirun sweeps over several values.
+    --help lists the keys, --cfg job prints the composed settings, --multirun sweeps over several values and calls
+    after_sweep with the jobs.
     Exit status: what main returns (None: 0); 2 for a user's mistake, printed in one line; 1 and a traceback for a bug.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see end_on_interrupt
@@ -46,10 +49,17 @@ def run(
     atexit.register(gc.freeze)  # otherwise the interpreter scans all of torch's objects several times at exit
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 shows \\u2019 instead of failing
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(exit_status(lambda: _call(main, schema, name, arguments, debug), debug=debug))
+    sys.exit(exit_status(lambda: _call(main, schema, name, arguments, debug, after_sweep), debug=debug))
 
 
-def _call(main: Callable[..., int | None], schema: Any, name: str, arguments: list[str], debug: bool) -> int | None:
+def _call(
+    main: Callable[..., int | None],
+    schema: Any,
+    name: str,
+    arguments: list[str],
+    debug: bool,
+    after_sweep: Callable[[list[Job]], None] | None,
+) -> int | None:
     """What the flags ask for; without any, main."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-h", "--help", action="store_true")
@@ -67,7 +77,10 @@ def _call(main: Callable[..., int | None], schema: Any, name: str, arguments: li
         return print(as_yaml(compose(schema, name=name, arguments=arguments, check=False)[0]), end="")
     if flags.multirun:
         one = schema.schemas[schema.chosen(arguments)] if isinstance(schema, Modes) else schema
-        return sweep(main, one, name=name, arguments=arguments, debug=debug)
+        status, jobs = sweep(main, one, name=name, arguments=arguments, debug=debug)
+        if after_sweep and len(jobs) > 1 and os.environ.get("RANK", "0") == "0":
+            after_sweep(jobs)
+        return status
     config, overrides = compose(schema, name=name, arguments=arguments)
     for line in unused(config, arguments) if os.environ.get("RANK", "0") == "0" else ():
         print(f"note: {line}", file=sys.stderr)
@@ -86,8 +99,13 @@ def _help(schema: Any, name: str, arguments: list[str]) -> str:
     return help_of_modes(schema, configs, options)
 
 
-def sweep(main: Callable[[Any, Any], int | None], schema: type, *, name: str, arguments: list[str], debug: bool) -> int:
-    """Calls main for each job and returns the highest exit status. A user's mistake ends only its own job."""
+def sweep(
+    main: Callable[[Any, Any], int | None], schema: type, *, name: str, arguments: list[str], debug: bool
+) -> tuple[int, list[Job]]:
+    """Calls main for each job. Returns the highest exit status, and the jobs whose settings were sound.
+
+    A user's mistake ends only its own job.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -100,6 +118,7 @@ def sweep(main: Callable[[Any, Any], int | None], schema: type, *, name: str, ar
     if "run_dir" in keys and not any("${" in word or "," in word for word in run_dirs):
         raise InputError("each job of a --multirun needs a run_dir of its own, for example run_dir='out/run-${seed}'")
     statuses: list[int] = []
+    jobs: list[Job] = []
 
     def job(composed: Any) -> None:
         settings: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
@@ -116,6 +135,7 @@ def sweep(main: Callable[[Any, Any], int | None], schema: type, *, name: str, ar
             config = to_dataclass(composed, texts | paths)
             overrides = overrides_of(config, settings)
             check_config(config, typed=overrides)
+            jobs.append((config, overrides))
             return main(config, overrides)
 
         statuses[-1] = exit_status(call, debug=debug)
@@ -130,4 +150,4 @@ def sweep(main: Callable[[Any, Any], int | None], schema: type, *, name: str, ar
         raise InputError(f"--multirun: {one_line(error)}; check the swept values and the hydra settings") from error
     if not statuses:
         raise InputError("--multirun has no job: one of the sweeps, such as range(0,0) or glob(x*), has no values")
-    return max(statuses)
+    return max(statuses), jobs

@@ -1,17 +1,20 @@
-"""Runs of train.py as measurements: each is made once, then read from its folder."""
+"""Runs read from their folders: measurements that are made once, and the table at the end of a sweep."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..cli import InputError
-from ..display.plots import read_metrics
+from ..display.page import Page
+from ..display.plots import METRICS, read_metrics
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -39,3 +42,34 @@ def train_once(run_dir: Path, settings: list[str]) -> dict[str, Any]:
     if not evaluated:
         raise InputError(f"{run_dir} evaluated nothing; it needs a validation split")
     return evaluated[-1]
+
+
+def best_evaluation(run_dir: Path, select: str) -> dict[str, Any] | None:
+    """The line of a run's metrics.jsonl with the smallest loss, or the highest `select`; None without evaluations."""
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "val_loss" in line]
+    if select == "loss":
+        return min(lines, key=lambda line: line["val_loss"], default=None)
+    return max(lines, key=lambda line: line.get(select, 0.0), default=None)
+
+
+def show_sweep(jobs: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+    """Prints the best evaluation of each job (settings with run_dir and select, and what was typed), the best first.
+
+    Of the typed settings, those that differ between the jobs have a column.
+    """
+    keys = [key for key in jobs[0][1] if key != "run_dir" and len({str(typed.get(key)) for _, typed in jobs}) > 1]
+    found = [best_evaluation(Path(cfg.run_dir), cfg.select) or {} for cfg, _ in jobs]
+    figures = {"step": "best step", "val_loss": "validation loss", **METRICS}
+    figures = {key: name for key, name in figures.items() if any(key in line for line in found)}
+    select = jobs[0][0].select
+    score, sign = ("val_loss", 1) if select == "loss" else (select, -1)
+    order = sorted(range(len(jobs)), key=lambda job: sign * found[job].get(score, math.inf * sign))
+    rows = []
+    for job in order:
+        cfg, typed = jobs[job]
+        values = [found[job].get(key, "") for key in figures]
+        cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
+        rows.append([cfg.run_dir, *(str(typed[key]) for key in keys), *cells])
+    page = Page()
+    title = f"{len(jobs)} jobs, the best {select.replace('_', ' ')} first"
+    page.print(page.table(title, ["*run_dir", *keys, *figures.values()], rows=rows))
