@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conf import cli
 from data import InputError
-from data.preparation.shards import Split, open_split
+from data.preparation.shards import Split, find_prepared, open_split
 from data.reporting.baselines import xz_size
 from data.tokenizers.build import load
 from model.checkpoints import reader
@@ -36,13 +36,6 @@ def text_of(split: Split, directory: Path) -> bytes:
     return tokenizer.decode_bytes(ids[ids != tokenizer.end_id].tolist())
 
 
-def prepared_corpus(datasets: Path, fingerprint: str) -> Path:
-    """Finds a prepared corpus, whose folder ends in the first 12 characters of its fingerprint."""
-    for folder in datasets.glob(f"*-{fingerprint[:12]}"):
-        return folder
-    raise InputError(f"datasets={datasets} lacks the run's prepared corpus {fingerprint[:12]}; prepare it again")
-
-
 def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "")
     best = reader.find(run_dir / "best")
@@ -52,7 +45,12 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
             "knows"
         )
     model = best.manifest["val_bits_per_byte"]
-    prepared = prepared_corpus(Path(cfg.datasets), best.manifest["data_fingerprint"])
+    fingerprint = best.manifest["data_fingerprint"]
+    prepared = find_prepared(cfg.datasets, fingerprint)
+    if prepared is None:
+        raise InputError(
+            f"datasets={cfg.datasets} lacks the run's prepared corpus {fingerprint[:12]}; prepare it again"
+        )
     train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))
     xz = (xz_size(train + val, preset=EXTREME) - xz_size(train, preset=EXTREME)) * 8 / len(val)
     print(f"{len(val):,} bytes of held-out text after {len(train):,} bytes of training text:")

@@ -1,76 +1,114 @@
-"""Scores checkpoints: bits/byte on a corpus, or exact match on labelled examples."""
+"""Scores checkpoints beside each other and beside baselines: on a corpus, labelled examples or questions."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from conf import cli
+from conf.display import answers as display
+from conf.display import scores, tables
 from data.batching.batches import WindowEvaluation
 from data.curation.curate import CurateConfig
-from data.evaluation.accuracy import group_interval, wilson_interval
+from data.evaluation.comparison import Comparison
+from data.evaluation.documents import DocumentLosses, bits_difference, texts_of
+from data.labelled import choices as questions
+from data.labelled import results
+from data.labelled.answers import Answers, answer, with_label_set, with_labels_of
 from data.labelled.examples import Example, note_unknown
 from data.labelled.formats import read_examples
+from data.labelled.rows import Rows
+from data.labelled.templates import Task
 from data.preparation.config import PrepareConfig
 from data.preparation.prepare import prepare
-from data.preparation.shards import open_split
+from data.preparation.shards import Split, find_prepared, open_split
+from data.reporting.baselines import MAX_TOKENS, ngram_losses, sample, text_baselines
 from data.tokenizers.build import TokenizerConfig
-from data.tokenizers.unknown import unknown_in
+from data.tokenizers.unknown import unknown_in, unknown_note
 from model import InputError
-from model.inference.sampling import NOT_FINITE, SamplingConfig
-from model.training.evaluate import evaluate
+from model.inference.sampling import NOT_FINITE
+from model.inference.score import target_losses
+from model.sample_settings import as_list
 from sample import LanguageModel, load
 
 PATH = {"kind": "path"}
 PATTERNS = {"kind": "pattern", "list": True}
 TEXT = {"kind": "text"}
 READS = {"needs": ("corpus",)}
+LABELLED = {"needs": ("examples",)}
+ASKS = {"needs": ("questions",)}
+ORDER = 5  # of the n-gram baseline
+
+Models = dict[str, LanguageModel]  # by path; the first one is the subject of comparisons
+Row = dict[str, Any]
 
 
 @dataclass
 class EvaluateConfig:
     """The keys of `python -m scripts.evaluate`."""
 
-    checkpoint: str | None = field(default=None, metadata=PATH)
-    versus: str | None = field(default=None, metadata=PATH)  # another checkpoint to compare with
-    # a corpus: reports loss and bits/byte
+    checkpoint: Any = field(default=None, metadata={"kind": "path", "list": True})  # a run directory, or [several]
+    versus: str | None = field(default=None, metadata=PATH)  # another one to compare with
+    # a corpus: reports bits/byte and perplexity
     corpus: Any = field(default=None, metadata={"kind": "path", "list": True})
+    context: int | None = field(default=None, metadata=READS)  # tokens that are read at once; null: the model's
+    # tokens between the starts of windows; each scored token has context - stride before it. null: disjoint windows
+    stride: int | None = field(default=None, metadata=READS)
     include: Any = field(default=None, metadata=PATTERNS | READS)
     exclude: Any = field(default=None, metadata=PATTERNS | READS)
-    text_field: str = field(default="text", metadata=TEXT | READS)
     # these three: as in scripts.prepare
     document_separator: str | None = field(default=None, metadata=TEXT | READS)
     invalid_utf8: str = field(default="auto", metadata=READS)
     max_bad_lines: int = field(default=0, metadata=READS)
-    examples: str | None = field(default=None, metadata=PATH)  # labelled examples: reports the exact match
     datasets: str = field(default="datasets", metadata=PATH | READS)
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=READS)
+    examples: str | None = field(default=None, metadata=PATH)  # labelled examples: reports accuracy
+    train: str | None = field(default=None, metadata=PATH | LABELLED)  # examples for a bag of words to learn from
+    label_field: str = field(default="label", metadata=TEXT | LABELLED)
+    text_field: str = field(default="text", metadata=TEXT | {"needs": ("corpus|examples",)})
+    # multiple choice, {"prompt", "options", "completion"}: reports accuracy by three measures
+    questions: str | None = field(default=None, metadata=PATH)
+    shots: int = field(default=0, metadata=ASKS)  # answered questions to put before each one
+    shots_from: str | None = field(default=None, metadata=PATH | ASKS)  # the file they are drawn from
+    neutral: str = field(default="", metadata=TEXT | ASKS)  # the prompt that PMI compares with
     device: str = "auto"
     dtype: str = "float32"
-    seed: int = field(default=1, metadata={"needs": ("examples",)})  # of the confidence intervals
+    seed: int = 1  # of the confidence intervals and of the choice of shots
     json: str | None = field(default=None, metadata={"kind": "output"})
+    plot: str | None = field(default=None, metadata={"kind": "output"})
     debug: bool = False
 
+    @property
+    def paths(self) -> list[str]:
+        return [*as_list(self.checkpoint), *as_list(self.versus)]
+
     def validate(self) -> list[str]:
-        found = [] if self.checkpoint else ["checkpoint is required: a run directory such as checkpoint=out/first"]
-        if (self.corpus is None) == (self.examples is None):
-            found.append("give either corpus= (bits/byte) or examples= (accuracy)")
+        found = []
+        if not as_list(self.checkpoint):
+            found.append("checkpoint is required: a run directory such as checkpoint=out/first")
+        if len(set(self.paths)) < len(self.paths):
+            found.append(f"checkpoint={self.checkpoint} versus={self.versus}: the same one twice")
+        if (self.corpus, self.examples, self.questions).count(None) != 2:
+            found.append("give one of corpus= (bits/byte), examples= (accuracy) and questions= (multiple choice)")
         if not 1 <= self.batch_size <= 10**6:
             found.append(f"batch_size={self.batch_size} must be between 1 and 1,000,000")
+        for name in ("context", "stride"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                found.append(f"{name}={value} must be at least 1")
+        if self.shots < 0 or (self.shots > 0) != (self.shots_from is not None):
+            found.append(f"shots={self.shots} needs a number above 0 and a file: shots=3 shots_from=FILE")
         return found
 
 
-def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float | None]:
-    """Returns the loss (nats/token) and bits/byte over the whole corpus, in windows of the model's context.
-
-    bits_per_byte is None if the tokenizer does not know all characters.
-    """
+def read_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> Split:
+    """Prepares every document of the corpus with the model's tokenizer."""
     corpus = PrepareConfig(
         corpus=cfg.corpus,
         include=cfg.include,
@@ -84,82 +122,191 @@ def score_corpus(cfg: EvaluateConfig, lm: LanguageModel) -> dict[str, float | No
         tokenizer=TokenizerConfig(path=str(lm.directory / "tokenizer")),
         curate=CurateConfig(exact_duplicates=False, overlap=False),  # score every document
     )
-    split = open_split(prepare(corpus), "train")
+    return open_split(prepare(corpus), "train")
+
+
+def losses_of(cfg: EvaluateConfig, lm: LanguageModel, split: Split) -> tuple[np.ndarray, int, int]:
+    """Returns nats (n_tokens - 1,) of every token but the first, the context and the stride."""
+    most = lm.model.config.context
+    context = cfg.context or most
+    if context > most or (cfg.stride or 1) > context:
+        raise InputError(
+            f"context={context} stride={cfg.stride}: the context is at most {most} for {lm.directory}, and the stride "
+            "at most the context"
+        )
     # No window is wider than the text: with rotary positions, no tensor bounds the context in model.json.
-    data = WindowEvaluation(split, context=min(lm.model.config.context, max(1, split.n_tokens - 1)))
-    score = evaluate(lm.model, data, compute=lm.compute, batch_size=min(cfg.batch_size, len(data)))
-    if not math.isfinite(score.loss):
+    width = min(context, max(1, split.n_tokens - 1))
+    data = WindowEvaluation(split, context=width, stride=min(cfg.stride or width, width))
+    nats = []
+    for start in range(0, len(data), cfg.batch_size):
+        batch = data.batch(start, min(len(data), start + cfg.batch_size))
+        inputs, targets = (torch.from_numpy(array) for array in (batch.inputs, batch.targets))
+        nats.append(target_losses(lm.model, inputs, targets, compute=lm.compute).numpy())
+    found = np.concatenate(nats)
+    if not np.isfinite(found).all():
         raise InputError(NOT_FINITE)
-    return {
-        "loss": score.loss,
-        "bits_per_byte": score.bits_per_byte,
-        "tokens": score.tokens,
-        "bytes": split.n_bytes,
-        "unknown_characters": sum(split.unknown.values()),
-    }
+    return found, context, cfg.stride or context
 
 
-def score_examples(cfg: EvaluateConfig, lm: LanguageModel, examples: list[Example]) -> dict[str, float | None]:
-    """Returns the exact match of greedy completions, its 95 % interval over groups, and the share that ended."""
-    longest = max(len(lm.tokenizer.encode(example.completion)) for example in examples)
-    room = max(1, lm.model.config.context - longest)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))  # similar lengths need little padding
-    correct, ended = np.zeros(len(examples)), np.zeros(len(examples))
-    for start in range(0, len(order), cfg.batch_size):
-        rows = order[start : start + cfg.batch_size]
-        prompts = [lm.encode(examples[i].prompt)[-room:] for i in rows]  # leaves room for the longest completion
-        answers = lm.generate(prompts, max_new_tokens=longest + 4, sampling=SamplingConfig(temperature=0))
-        for i, answer in zip(rows, answers, strict=True):
-            ended[i] = answer.ended == "end"
-            correct[i] = ended[i] and answer.text == examples[i].completion
-    groups = [f"group {e.group}" if e.group is not None else f"example {i}" for i, e in enumerate(examples)]
-    if len(set(groups)) == len(groups):
-        low, high = wilson_interval(int(correct.sum()), len(correct))
-    else:
-        low, high = group_interval(correct, groups, seed=cfg.seed)
-    return {
-        "accuracy": float(correct.mean()),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "stopped": float(ended.mean()),
-        "examples": len(examples),
-        "unknown_characters": unknown_in(
-            (text for e in examples for text in (e.prompt, e.completion)), lm.tokenizer
-        ).total(),
-    }
+def corpus_baselines(cfg: EvaluateConfig, lm: LanguageModel, split: Split, text: bytes) -> tuple[dict[str, float], str]:
+    """Returns bits/byte of baselines on the same text, and a sentence that says what they know."""
+    per_byte = (split.n_tokens - 1) / max(1, len(text)) / math.log(2)
+    vocab_size = lm.tokenizer.vocab_size
+    found = {"uniform": math.log(vocab_size) * per_byte}
+    manifest = json.loads((lm.directory / "manifest.json").read_text(encoding="utf-8"))
+    prepared = find_prepared(cfg.datasets, str(manifest.get("data_fingerprint")))
+    about = f"no unigram and {ORDER}-gram: the corpus that {lm.directory.parent} was trained on is not in datasets="
+    if prepared is not None:
+        train = sample(open_split(prepared, "train"), max_tokens=MAX_TOKENS)
+        losses = ngram_losses(train, [split.tokens[:].astype(np.int64)], vocab_size=vocab_size, order=ORDER)
+        found |= {"unigram": losses[0] * per_byte, f"{ORDER}-gram": losses[-1] * per_byte}
+        count = sum(map(len, train))
+        about = f"unigram and {ORDER}-gram (Witten-Bell) counted on {count:,} tokens of the training split"
+    return found | text_baselines(text), f"{about}; gzip and xz: this text alone"
+
+
+def evaluate_corpus(cfg: EvaluateConfig, models: Models) -> list[Row]:
+    """Loss, bits/byte and perplexity of each checkpoint on a corpus, beside baselines."""
+    rows, documents = [], []
+    baselines: dict[str, float] = {}
+    about = ""
+    for path, lm in models.items():
+        split = read_corpus(cfg, lm)
+        text = texts_of(split, lm.tokenizer)
+        nats, context, stride = losses_of(cfg, lm, split)
+        losses = DocumentLosses.of(nats, split, text)
+        if not rows and not split.unknown:
+            baselines, about = corpus_baselines(cfg, lm, split, b"".join(text))
+        documents.append(losses)
+        row = losses.figures(seed=cfg.seed, known=not split.unknown)
+        how = {"context": context, "stride": stride, "unknown_characters": sum(split.unknown.values())}
+        rows.append({"checkpoint": path, **row, **how})
+    for row, other in zip(rows[1:], documents[1:], strict=True):
+        if row["bits_per_byte"] is not None and np.array_equal(other.n_bytes, documents[0].n_bytes):
+            found = bits_difference(other.nats, documents[0].nats, other.n_bytes, seed=cfg.seed)
+            interval = {key: found[key] if len(other.nats) > 1 else None for key in ("low", "high")}
+            row["difference"] = {"difference": found["difference"], **interval}
+    rows[0] |= {"baselines": baselines, "baselines_about": about}
+    scores.corpus_table(rows)
+    if cfg.plot is not None:
+        scores.plot_corpus(cfg.plot, rows, title=str(cfg.corpus))
+    return rows
+
+
+def read_labelled(cfg: EvaluateConfig, models: Models) -> tuple[list[Example], list[Example], Task]:
+    """Returns the examples, those for the bag of words, and the task of the first checkpoint that has one.
+
+    Without one, the labels are those of the two files.
+    """
+    task = next(filter(None, (Task.load(lm.directory) for lm in models.values())), Task())
+    read = partial(read_examples, task=task, text_field=cfg.text_field, label_field=cfg.label_field)
+    examples = read(cfg.examples or "")
+    train = read(cfg.train) if cfg.train is not None else []
+    if not task.labels:
+        both, task = with_label_set([*examples, *train], task)
+        return both[: len(examples)], both[len(examples) :], task
+    if examples[0].chat:
+        return examples, train, replace(task, labels=())
+    examples = with_labels_of(task, examples)
+    if unknown := sum(example.label not in task.labels for example in examples):
+        print(f"note: {unknown:,} of {len(examples):,} examples have a label that was not trained; they count as wrong")
+    return examples, with_labels_of(task, train) if train else [], task
+
+
+def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
+    """What each checkpoint answers to labelled examples, beside baselines; the first one's answers in detail."""
+    examples, train, task = read_labelled(cfg, models)
+    rows_of = {path: Rows(examples, lm.tokenizer, context=lm.model.config.context) for path, lm in models.items()}
+    if dropped := {place for rows in rows_of.values() for place in rows.dropped}:
+        print(f"note: {len(dropped):,} examples whose completion does not fit the context are left out")
+        kept = [example for example in examples if example.place not in dropped]
+        rows_of = {path: Rows(kept, rows.tokenizer, context=rows.context) for path, rows in rows_of.items()}
+    answers: dict[str, Answers] = {}
+    texts: dict[str, dict[str, float]] = {}  # figures of greedy text
+    for path, lm in models.items():
+        answers[path] = answer(lm, rows_of[path], task)
+        written = answer(lm, rows_of[path], replace(task, labels=())) if task.labels else answers[path]
+        texts[path] = written.metrics
+    first = next(iter(models.values()))
+    for line in note_unknown(examples, first.tokenizer, str(cfg.examples)):
+        print(f"note: {line}")
+    rows = next(iter(rows_of.values()))
+    if task.labels and train:
+        train_rows = Rows(train, first.tokenizer, context=rows.context)
+        answers |= results.baselines(train_rows, rows, task, seed=cfg.seed)
+    content = results.compare(answers, seed=cfg.seed)
+    for row in content["results"]:
+        row |= texts.get(row["name"], {})
+    display.show_results(content)
+    if cfg.plot is not None and "confusion" in content:
+        display.plot_answers(cfg.plot, content, title=cfg.paths[0])
+    elif cfg.plot is not None:
+        scores.plot_accuracies(cfg.plot, content["results"], title=str(cfg.examples))
+    found = []
+    for path, lm, row in zip(models, models.values(), content["results"], strict=False):
+        known = {key: value for key, value in row.items() if key not in ("name", "low", "high")}
+        names = {"accuracy_low": row["low"], "accuracy_high": row["high"], "examples": content["examples"]}
+        unknown = unknown_in((text for e in examples for text in (e.prompt, e.completion)), lm.tokenizer).total()
+        found.append({"checkpoint": path, **known, **names, "unknown_characters": unknown})
+    found[0]["comparison"] = content
+    return found
+
+
+def evaluate_questions(cfg: EvaluateConfig, models: Models) -> list[Row]:
+    """How often each checkpoint chooses the right option, by each measure, and the paired differences."""
+    plain = questions.read_choices(cfg.questions or "")
+    shots = questions.read_choices(cfg.shots_from) if cfg.shots_from is not None else []
+    asked = questions.with_shots(plain, shots, shots=cfg.shots, seed=cfg.seed)
+    found, table = [], []
+    right: dict[str, dict[str, np.ndarray]] = {}  # by checkpoint and measure
+    for path, lm in models.items():
+        text = (text for choice in asked for text in (choice.prompt, *choice.options))
+        if unknown := unknown_in(text, lm.tokenizer):
+            print(f"note: {unknown_note(unknown, str(cfg.questions))}")
+        longest = max(len(lm.tokenizer.encode(choice.prompt)) for choice in asked)
+        if longest > lm.model.config.context:
+            print(f"note: {path} reads only the end of the longest prompts, which have up to {longest:,} tokens")
+        measures = questions.score_choices(lm, asked, neutral=cfg.neutral)
+        right[path] = {name: questions.right_answers(asked, values) for name, values in measures.items()}
+        rows = questions.accuracies(asked, measures, seed=cfg.seed)
+        table += [row | {"method": f"{path}: {row['method']}" if len(models) > 1 else row["method"]} for row in rows]
+        chosen = {name: [int(np.argmax(row)) for row in values] for name, values in measures.items()}
+        found.append({"checkpoint": path, "questions": len(asked), "shots": cfg.shots, "accuracies": rows,
+                      "answers": chosen})  # fmt: skip
+    method, accuracy = questions.baseline(asked)
+    tables.accuracy_table(
+        [*table, {"method": method, "accuracy": accuracy}],
+        title=f"{len(asked):,} questions of {cfg.questions}, {cfg.shots or 'no'} shots: share answered correctly",
+    )
+    groups = questions.groups_of(asked)
+    subject = cfg.paths[0]
+    for row in found[1:]:
+        path = row["checkpoint"]
+        row["differences"] = [
+            {"a": f"{path} ({name})", "b": f"{subject} ({name})"}
+            | vars(Comparison.of(right[path][name], right[subject][name], groups=groups, seed=cfg.seed))
+            for name in right[path]
+        ]
+        print(*display.difference_lines(row["differences"]), sep="\n")
+    found[0]["baseline"] = {"method": method, "accuracy": accuracy}
+    if cfg.plot is not None:
+        bars = [row | {"name": row["method"]} for row in table]
+        bars.append({"name": method, "accuracy": accuracy, "baseline": True})
+        scores.plot_accuracies(cfg.plot, bars, title=str(cfg.questions))
+    return found
 
 
 def main(cfg: EvaluateConfig, overrides: cli.Overrides) -> None:
-    examples = read_examples(cfg.examples) if cfg.examples is not None else []
-    if examples:
-        label, most = Counter(example.completion for example in examples).most_common(1)[0]
-        print(f"{len(examples)} examples; always answering {label!r} is correct in {most / len(examples):.1%}")
-    results = []
-    for path in filter(None, (cfg.checkpoint, cfg.versus)):
-        lm = load(path, device=cfg.device, dtype=cfg.dtype)
-        if examples:
-            result = score_examples(cfg, lm, examples)
-            for line in note_unknown(examples, lm.tokenizer, str(cfg.examples)):
-                print(f"note: {line}")
-            groups = len({example.group for example in examples if example.group is not None})
-            over = f"over {groups} groups" if groups else "over examples"
-            print(
-                f"{path}: exact match {result['accuracy']:.1%} (95 % interval {over} "
-                f"{result['accuracy_low']:.1%} to {result['accuracy_high']:.1%}), "
-                f"ended by itself in {result['stopped']:.1%}"
-            )
-        else:
-            result = score_corpus(cfg, lm)
-            bits = result["bits_per_byte"]
-            print(
-                f"{path}: {result['loss']:.4f} nats/token, "
-                + ("no bits/byte (unknown characters)" if bits is None else f"{bits:.4f} bits/byte")
-                + f" over {result['bytes']:,} bytes"
-            )
-        results.append({"checkpoint": path, **result})
+    models = {path: load(path, device=cfg.device, dtype=cfg.dtype) for path in cfg.paths}
+    if cfg.corpus is not None:
+        rows = evaluate_corpus(cfg, models)
+    elif cfg.examples is not None:
+        rows = evaluate_examples(cfg, models)
+    else:
+        rows = evaluate_questions(cfg, models)
     if cfg.json is not None:
-        content = results if len(results) > 1 else results[0]
-        Path(cfg.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content = rows if len(rows) > 1 else rows[0]
+        Path(cfg.json).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -132,24 +132,30 @@ class WindowBatches:
 
 
 class WindowEvaluation:
-    """A whole split once: adjacent windows from the start, so each token except the first is a target once."""
+    """A whole split once: windows from the start, so each token except the first is a target once.
 
-    def __init__(self, split: Split, *, context: int) -> None:
+    stride: the distance between windows, by default `context`, which makes them adjacent. Windows that overlap score
+    only the tokens that the one before did not reach, each after at least context - stride tokens of its window.
+    """
+
+    def __init__(self, split: Split, *, context: int, stride: int | None = None) -> None:
         if split.n_tokens < 2:
             raise InputError(f"{split.directory}: the {split.name} split is empty; add text")
-        self.split, self.context = split, context
+        self.split, self.context, self.stride = split, context, stride or context
         # Of the targets' text; an end token has none. None if the tokenizer cannot give the text back.
         self.n_bytes = None if split.unknown else split.n_bytes
         self.n_targets = split.n_tokens - 1
 
     def __len__(self) -> int:
-        return -(-self.n_targets // self.context)
+        return 1 + max(0, -(-(self.n_targets - self.context) // self.stride))
 
     def batch(self, start: int, stop: int) -> Batch:
         """Returns windows [start, stop). Past the last token, inputs are 0 and targets IGNORE."""
-        positions = range(start * self.context, stop * self.context, self.context)
+        positions = range(start * self.stride, stop * self.stride, self.stride)
         rows = [[(position, max(0, min(self.context, self.n_targets - position)))] for position in positions]
-        return Batch(*_rows_of(rows, self.split, self.context))
+        inputs, targets = _rows_of(rows, self.split, self.context)
+        targets[max(0, 1 - start) :, : self.context - self.stride] = IGNORE  # the window before has scored them
+        return Batch(inputs, targets)
 
 
 def _rows_of(rows: Sequence[Sequence[Piece]], split: Split, context: int) -> tuple[np.ndarray, np.ndarray]:

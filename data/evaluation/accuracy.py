@@ -1,4 +1,4 @@
-"""95 % confidence intervals of an accuracy, over independent answers or over groups of answers."""
+"""95 % confidence intervals of an accuracy or a ratio, over independent answers or over groups of them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ def group_interval(values: np.ndarray, groups: Sequence[str], *, seed: int) -> t
     not independent: it resamples whole groups.
     """
     _, index = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(index, values), np.bincount(index)
-    random, means = np.random.default_rng(seed), np.empty(RESAMPLES)
-    for k in range(len(means)):
+    return ratio_interval(np.bincount(index, values), np.bincount(index), seed=seed)
+
+
+def ratio_interval(sums: np.ndarray, sizes: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """Returns the 95 % bootstrap interval (low, high) of sums.sum() / sizes.sum(), resampling their entries, (n,) each.
+
+    With sums of nats and sizes in bytes, an entry is a document.
+    """
+    random, ratios = np.random.default_rng(seed), np.empty(RESAMPLES)
+    for k in range(len(ratios)):
         sampled = random.integers(len(sums), size=len(sums))
-        means[k] = sums[sampled].sum() / sizes[sampled].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
+        ratios[k] = sums[sampled].sum() / max(1, sizes[sampled].sum())
+    low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -60,6 +60,52 @@ def baseline(choices: Sequence[Choice]) -> tuple[str, float]:
     return "guessing", chance
 
 
+class Model(Protocol):
+    """A language model, as far as it is needed here."""
+
+    def choose_each(
+        self, questions: Sequence[tuple[str, Sequence[str]]], *, method: str = "raw", neutral: str = ""
+    ) -> list[list[Any]]:
+        """Returns a score of each option: `log_probability`, `per_byte` and `pmi`."""
+
+
+def with_shots(
+    choices: Sequence[Choice], examples: Sequence[Choice], *, shots: int, separator: str = "\n\n", seed: int = 1
+) -> list[Choice]:
+    """Returns the questions with `shots` answered ones before each, drawn from `examples` by the seed.
+
+    A question is never among those before it, nor another one with its prompt. Raises InputError for too few examples.
+    """
+    if not shots:
+        return list(choices)
+    found = []
+    for number, choice in enumerate(choices):
+        order = np.random.default_rng([seed, number]).permutation(len(examples)).tolist()
+        drawn = [examples[i] for i in order if examples[i].prompt != choice.prompt][:shots]
+        if len(drawn) < shots:
+            raise InputError(f"{choice.place}: only {len(drawn)} questions with other prompts, but shots={shots}")
+        solved = [f"{shot.prompt}{shot.options[shot.answer]}{separator}" for shot in drawn]
+        found.append(replace(choice, prompt="".join([*solved, choice.prompt])))
+    return found
+
+
+def score_choices(model: Model, choices: Sequence[Choice], *, neutral: str = "") -> dict[str, list[list[float]]]:
+    """Returns the measures by name, a score for each option of each question: see OptionScore."""
+    scored = model.choose_each([(choice.prompt, choice.options) for choice in choices], neutral=neutral)
+    columns = {"raw": "log_probability", "normalised": "per_byte", "pmi": "pmi"}
+    measures = {name: [[getattr(o, column) for o in row] for row in scored] for name, column in columns.items()}
+    return measures | {"without the prompt": [[o.log_probability - o.pmi for o in row] for row in scored]}
+
+
+def right_answers(choices: Sequence[Choice], scores: Sequence[Sequence[float]]) -> np.ndarray:
+    """Returns whether the option with the highest score is right, (n,) bool. Ties go to the first option."""
+    return np.array([int(np.argmax(row)) == choice.answer for choice, row in zip(choices, scores, strict=True)])
+
+
+def groups_of(choices: Sequence[Choice]) -> list[str]:
+    return [f"group {c.group}" if c.group is not None else f"question {i}" for i, c in enumerate(choices)]
+
+
 def accuracies(
     choices: Sequence[Choice], measures: Mapping[str, Sequence[Sequence[float]]], *, seed: int = 1
 ) -> list[dict[str, Any]]:
@@ -69,15 +115,12 @@ def accuracies(
     `accuracy`, `low` and `high` (95 %, over questions, Wilson). If there are groups, it also has `group_low` and
     `group_high` (95 %, over whole groups, bootstrap).
     """
-    groups = [f"group {c.group}" if c.group is not None else f"question {i}" for i, c in enumerate(choices)]
     rows = []
     for method, scores in measures.items():
-        right = np.array(
-            [int(np.argmax(row)) == choice.answer for choice, row in zip(choices, scores, strict=True)], dtype=float
-        )
+        right = right_answers(choices, scores)
         low, high = wilson_interval(int(right.sum()), len(right))
         row = {"method": method, "accuracy": float(right.mean()), "low": low, "high": high}
         if any(choice.group is not None for choice in choices):
-            row["group_low"], row["group_high"] = group_interval(right, groups, seed=seed)
+            row["group_low"], row["group_high"] = group_interval(right, groups_of(choices), seed=seed)
         rows.append(row)
     return rows

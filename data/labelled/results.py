@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..evaluation import calibration
-from ..evaluation.accuracy import accuracy_interval, group_interval
+from ..evaluation.accuracy import accuracy_interval
 from ..evaluation.bag_of_words import BagOfWords
 from ..evaluation.comparison import confusion, macro_f1_interval
+from ..evaluation.documents import bits_difference
 from .answers import Answers, groups_of, label_numbers
 from .rows import Rows
 from .templates import Task
@@ -70,10 +71,10 @@ def label_figures(found: Answers, *, seed: int) -> dict[str, Any]:
         "temperature": calibration.fit_temperature(scores, truth),
         "calibration": {},
     }
-    for name, probs in (
-        ("as trained", calibration.probabilities(scores)),
-        ("with temperature", calibration.cross_fitted(scores, truth, seed=seed)),
-    ):
+    probabilities = {"as trained": calibration.probabilities(scores)}
+    if len(truth) >= calibration.FEWEST:
+        probabilities["with temperature"] = calibration.cross_fitted(scores, truth, seed=seed)
+    for name, probs in probabilities.items():
         low, high = calibration.calibration_error_interval(probs, truth, seed=seed)
         content["calibration"][name] = {
             "error": calibration.calibration_error(probs, truth), "low": low, "high": high,
@@ -83,18 +84,5 @@ def label_figures(found: Answers, *, seed: int) -> dict[str, Any]:
 
 
 def forgetting(before: np.ndarray, after: np.ndarray, n_bytes: np.ndarray, *, seed: int) -> dict[str, float]:
-    """Returns the bits/byte of documents before and after fine-tuning, and the difference with its 95 % interval.
-
-    before, after (n,): nats of each document; n_bytes (n,): of its text. Documents are resampled as a whole.
-    """
-    bits = np.log(2) * n_bytes.sum()
-    share = (after - before) / np.log(2) / n_bytes.mean()  # of each document, so that the mean is the difference
-    low, high = group_interval(share, [str(i) for i in range(len(share))], seed=seed)
-    found = {
-        "before": before.sum() / bits,
-        "after": after.sum() / bits,
-        "difference": share.mean(),
-        "low": low,
-        "high": high,
-    }
-    return {name: float(value) for name, value in found.items()} | {"documents": len(before)}
+    """Returns the bits/byte of documents before and after fine-tuning: see bits_difference()."""
+    return bits_difference(before, after, n_bytes, seed=seed)

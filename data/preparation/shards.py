@@ -188,6 +188,11 @@ class Split:
         return self.document_name(max(0, int(np.searchsorted(self.document_offsets, position, side="right")) - 1))
 
 
+def find_prepared(datasets: str | Path, fingerprint: str) -> Path | None:
+    """Returns the folder of a prepared corpus, whose name ends in the first 12 characters of its fingerprint."""
+    return next((path.parent for path in Path(datasets).glob(f"*-{fingerprint[:12]}/index.json")), None)
+
+
 def open_split(directory: str | Path, split: str, *, verify: bool = False) -> Split:
     """Opens a split of a prepared corpus. Raises InputError if its files do not match its index.json.
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import InputError
 from ..device import Compute
 from ..gpt import GPT
+from ..loss import IGNORE
 from .sampling import NOT_FINITE
 from .vocabulary import Tokenizer
 
@@ -76,7 +78,10 @@ def score_text(model: GPT, tokenizer: Tokenizer, prompt: str, text: str, *, comp
     [figures] = log_probabilities(model, [(prefix, tokens)], compute=compute)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     parts = [decoder.decode(tokenizer.token_bytes(token)) for token in tokens]
-    rows = [TokenScore(token, part, *figure) for token, part, figure in zip(tokens, parts, figures, strict=True)]
+    rows = [
+        TokenScore(token, part, figure.log_probability, figure.rank, figure.entropy)
+        for token, part, figure in zip(tokens, parts, figures, strict=True)
+    ]
     total = math.fsum(figure.log_probability for figure in figures)
     bits_per_byte = None if tokenizer.unknown(text) else -total / math.log(2) / count_bytes(text)
     return TextScore(prompt, text, rows, total, bits_per_byte)
@@ -128,6 +133,7 @@ class TokenFigures(NamedTuple):
     log_probability: float  # nats
     rank: int  # 1: the most probable
     entropy: float  # nats
+    greedy: bool  # whether greedy decoding would write it: of equally probable tokens, only the first is
 
 
 class Target(NamedTuple):
@@ -152,7 +158,7 @@ def log_probabilities(
         for inputs, places in windows(prefix, targets, context=model.config.context):
             rows.setdefault(inputs, []).extend(Target(position, text, number) for position, number in places)
     rows = merge_prefixes(rows)
-    figures = [[TokenFigures(0.0, 0, 0.0)] * len(targets) for _, targets in texts]
+    figures = [[TokenFigures(0.0, 0, 0.0, False)] * len(targets) for _, targets in texts]
     for batch in batches(sorted(rows, key=len)):
         longest = len(batch[-1])
         ids = torch.tensor([[*inputs, *[0] * (longest - len(inputs))] for inputs in batch], device=compute.device)
@@ -220,4 +226,21 @@ def token_figures(logits: Tensor, targets: Tensor) -> list[TokenFigures]:
     chosen = log_p.gather(-1, targets[:, None])  # (N, 1)
     rank = (log_p > chosen).sum(-1) + 1
     entropy = -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(-1)  # 0 log 0 is 0
-    return list(map(TokenFigures, chosen[:, 0].tolist(), rank.tolist(), entropy.tolist()))
+    greedy = logits.argmax(-1) == targets
+    return list(map(TokenFigures, chosen[:, 0].tolist(), rank.tolist(), entropy.tolist(), greedy.tolist()))
+
+
+@torch.no_grad()
+def target_losses(model: GPT, inputs: Tensor, targets: Tensor, *, compute: Compute) -> Tensor:
+    """inputs, targets (B, T) -> -ln p of each target that is not IGNORE, row by row, (N,) float32 on the CPU."""
+    inputs, targets = inputs.to(compute.device), targets.to(compute.device)
+    wanted = targets != IGNORE
+    losses = []
+    with compute.autocast():
+        h = model.hidden(inputs)[wanted]  # (B, T, D) -> (N, D)
+    at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    for some, tokens in zip(h.split(at_once), targets[wanted].split(at_once), strict=True):
+        with compute.autocast():
+            logits = model.head(some)  # (n, V)
+        losses.append(F.cross_entropy(logits.float(), tokens, reduction="none").cpu())
+    return torch.cat(losses)
