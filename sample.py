@@ -11,27 +11,30 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from conf import cli
 from conf.display import plots, tables
-from conf.display.chat import Chat
+from conf.display.answers import label_table
+from conf.display.chat import Chat, Messages
 from conf.display.progress import answer_all
-from data.labelled.choices import accuracies, baseline, read_choices
+from data.labelled.choices import accuracies, baseline, read_choices, score_choices
 from data.labelled.outputs import Outputs
 from data.labelled.prompts import Prompt, PromptFile
+from data.labelled.rows import chat_end, chat_prompt
+from data.labelled.templates import Task
+from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
 from data.tokenizers.unknown import unknown_in, unknown_note
 from model import InputError
 from model import sample_settings as settings
-from model.bulk import Request, continue_prompts, request_reader
+from model.bulk import Request, classified, continue_prompts, next_tokens, next_words, request_reader
 from model.checkpoints import reader
-from model.checkpoints.tensors import tensor_files
+from model.checkpoints.tensors import weights_digest
 from model.device import Compute, keep_freed_memory
 from model.inference.quantize import prepare_for_decoding
-from model.inference.sampling import SamplingConfig
 from model.language_model import LanguageModel
 from model.next_word.words import WordRule
 from model.threads import share_cpus
@@ -55,7 +58,7 @@ def load(
     tokenizer = load_tokenizer(found.directory / "tokenizer")
     found.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     model = prepare_for_decoding(found.model(compute.device), compute)
-    return LanguageModel(model, tokenizer, compute, found.directory)
+    return LanguageModel(model, tokenizer, compute, found.directory, labels=Task.load(found.directory))
 
 
 def show_text(cfg: settings.TextConfig, lm: LanguageModel, prompts: list[str]) -> None:
@@ -82,18 +85,6 @@ def show_text(cfg: settings.TextConfig, lm: LanguageModel, prompts: list[str]) -
             tables.explain_table(sample.explanation)
         results.append({"prompt": prompt} | {key: v for key, v in asdict(sample).items() if key != "explanation"})
     write_result(cfg.json, results)
-
-
-def next_words(cfg: settings.WordConfig, lm: LanguageModel, prompt: str, sampling: SamplingConfig) -> dict[str, Any]:
-    """The distribution of the next word as JSON holds it."""
-    names = ("top", "tolerance", "max_expansions", "ignore_trailing_spaces")
-    how: dict[str, Any] = {name: getattr(cfg, name) for name in names}
-    return {"prompt": prompt, **asdict(lm.next_words(prompt, **how, rule=WordRule(cfg.word_rule), sampling=sampling))}
-
-
-def next_tokens(cfg: Any, lm: LanguageModel, prompt: str, sampling: SamplingConfig) -> dict[str, Any]:
-    """The distribution of the next token as JSON holds it; cfg is any config with `top`."""
-    return {"prompt": prompt, "tokens": [asdict(t) for t in lm.next_tokens(prompt, top=cfg.top, sampling=sampling)]}
 
 
 def show_next(cfg: settings.NextWordConfig | settings.NextTokenConfig, lm: LanguageModel, prompts: list[str]) -> None:
@@ -144,39 +135,66 @@ def show_accuracy(cfg: settings.ScoreConfig, lm: LanguageModel) -> dict[str, Any
     """How often the model chooses the right option of a multiple-choice question, by each method."""
     choices = read_choices(cfg.examples or "")
     note_unknown(lm, {str(cfg.examples): [text for choice in choices for text in (choice.prompt, *choice.options)]})
-    scored = lm.choose_each([(c.prompt, c.options) for c in choices], method=cfg.method, neutral=cfg.neutral)
-    columns = {"raw": "log_probability", "normalised": "per_byte", "pmi": "pmi"}
-    measures = {name: [[getattr(o, column) for o in row] for row in scored] for name, column in columns.items()}
-    measures["without the prompt"] = [[o.log_probability - o.pmi for o in row] for row in scored]
+    measures = score_choices(lm, choices, neutral=cfg.neutral)
     method, accuracy = baseline(choices)
     rows = [*accuracies(choices, measures, seed=cfg.seed), {"method": method, "accuracy": accuracy}]
     tables.accuracy_table(rows, title=f"{len(choices):,} questions of {cfg.examples}: share answered correctly")
     return {"examples": cfg.examples, "questions": len(choices), "accuracies": rows}
 
 
-def run_chat(cfg: settings.ChatConfig, lm: LanguageModel) -> int:
-    """mode=chat: continues what is typed, line by line."""
+def label_task(cfg: settings.LabelConfig, lm: LanguageModel) -> Task:
+    """The label set and its templates: those of the command line, else those of the checkpoint."""
+    task = Task.load(lm.directory) or Task()
+    task = task.changed(cfg.prompt_template, cfg.completion_template, settings.as_list(cfg.labels))
+    lm.classify([], task)  # raises InputError if there are no labels, or they cannot be scored
+    return task
 
-    def stream(text: str, now: settings.ChatConfig, index: int) -> Iterator[str]:
-        return lm.stream(text, max_new_tokens=now.max_new_tokens, sampling=now.sampling(), seed=now.seed, index=index)
+
+def show_labels(cfg: settings.ClassifyConfig, lm: LanguageModel, texts: list[str]) -> None:
+    """mode=classify: a table of the labels' probabilities for each text."""
+    results = [asdict(found) for found in lm.classify(texts, label_task(cfg, lm))]
+    write_result(cfg.json, results)
+    label_table(results)
+    if cfg.plot is not None:
+        plots.plot_next(results, cfg.plot)
+
+
+def run_chat(cfg: settings.ChatConfig, lm: LanguageModel) -> int:
+    """mode=chat: continues what is typed, line by line; answers it if the checkpoint has a chat template."""
+    template, tokenizer = task.chat if (task := Task.load(lm.directory)) else None, cast(Tokenizer, lm.tokenizer)
+    if cfg.system is not None and not (template and "system" in template.roles):
+        raise InputError("system= needs a checkpoint whose chat template has system messages; leave it out")
+
+    def prompt(said: Any) -> str | list[int]:
+        return chat_prompt(template, said, tokenizer) if template and not isinstance(said, str) else said
+
+    def stream(said: Any, now: settings.ChatConfig, index: int) -> Iterator[str]:
+        how: dict[str, Any] = {"max_new_tokens": now.max_new_tokens, "sampling": now.sampling(), "seed": now.seed}
+        return lm.stream(prompt(said), **how, index=index)
 
     def note(line: str) -> str | None:
         return unknown_note(unknown, "this line") if (unknown := lm.tokenizer.unknown(line)) else None
 
-    fixed = {"history", *(field.name for field in fields(settings.SampleConfig))}
-    return Chat(
-        stream,
-        settings=cfg,
-        keys=[field.name for field in fields(cfg) if field.name not in fixed],
-        views={
-            "words": lambda text, now: print_next(now, [next_words(now, lm, text, now.sampling())]),
-            "tokens": lambda text, now: print_next(now, [next_tokens(now, lm, text, now.sampling())]),
-        },
-        history=cfg.history,
-        note=note,
-        length=lambda text: len(lm.tokenizer.encode(text)),
-        context=lm.model.config.context,
-    ).run()
+    fixed = {"history", "system", *(field.name for field in fields(settings.SampleConfig))}
+    views: dict[str, Callable[[Any, Any], None]] = {
+        "words": lambda text, now: print_next(now, [next_words(now, lm, text, now.sampling())]),
+        "tokens": lambda said, now: print_next(now, [next_tokens(now, lm, prompt(said), now.sampling())]),
+    }
+    options: dict[str, Any] = {
+        "settings": cfg,
+        "keys": [field.name for field in fields(cfg) if field.name not in fixed],
+        "history": cfg.history,
+        "note": note,
+        "length": lambda said: len(lm.encode(prompt(said))),
+        "context": lm.model.config.context,
+    }
+    if template is None:
+        return Chat(stream, views=views, **options).run()
+    suffix, ends = chat_end(template, tokenizer)
+    lm = replace(lm, ends=ends)
+    start = [] if cfg.system is None else [{"role": "system", "content": cfg.system}]
+    del views["words"]
+    return Messages(stream, views=views, start=start, suffix=suffix, **options).run()
 
 
 def run_bulk(cfg: Any, lm: LanguageModel) -> int:
@@ -185,30 +203,36 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
     cfg: one of the configs of a mode with prompts=FILE.
     """
     fields_of_results = "index sample text tokens words log_probabilities ended continues unexplored stopped"
-    writes = isinstance(cfg, settings.BulkTextConfig)
-    request = Request(cfg.sampling(), *((cfg.max_new_tokens, cfg.seed, cfg.num_samples) if writes else ()))
-    read = request_reader(lm, request, note=lambda line: say(f"{cfg.prompts}: {line}"))
+    writes, task, text_fields = isinstance(cfg, settings.BulkTextConfig), None, ["prompt"]
     on_overflow = cfg.on_overflow if writes else "slide"
+    if isinstance(cfg, settings.BulkClassifyConfig):
+        task, text_fields, fields_of_results = label_task(cfg, lm), [cfg.text_field, "prompt"], ""
+        read: Callable[..., Request] = lambda fields: Request()  # noqa: E731
+    else:
+        request = Request(cfg.sampling(), *((cfg.max_new_tokens, cfg.seed, cfg.num_samples) if writes else ()))
+        read = request_reader(lm, request, note=lambda line: say(f"{cfg.prompts}: {line}"))
     prompts = PromptFile(
         cfg.prompts,
         read=read,
         tokenizer=lm.tokenizer,
         context=lm.model.config.context,
         batch_size=cfg.batch_size,
+        text_fields=text_fields,
         reserved=fields_of_results.split(),
         refuse_overflow=on_overflow == "error",
     )
     if prompts.unknown:
         say(unknown_note(prompts.unknown, f"{cfg.prompts}, first in line {prompts.unknown_line}"))
     note_unknown(lm, texts_of_settings(cfg))
-    files = json.loads((lm.directory / "manifest.json").read_text())["files"]
-    weights = " ".join(files[name]["sha256"][:16] for name in tensor_files("model", files))
     about = asdict(cfg) | lm.compute.describe()
     del about["outputs"], about["debug"]
     about["prompts"] = f"sha256 {prompts.sha256[:16]}"
-    about["checkpoint"] = f"{lm.directory.name} sha256 {weights}"
+    about["checkpoint"] = f"{lm.directory.name} sha256 {weights_digest(lm.directory)}"
 
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
+        if task:
+            found = lm.classify([prompt.text for prompt in batch], task)
+            return [classified(prompt, one) for prompt, one in zip(batch, found, strict=True)]
         requests = [read(prompt.fields) for prompt in batch]
         if writes:
             results = continue_prompts(lm, batch, requests, rows=rows, on_overflow=on_overflow)
@@ -231,30 +255,29 @@ SHOW: dict[str, Callable[[Any, LanguageModel, list[str]], None]] = {
     "next_token": show_next,
     "continue": show_continuations,
     "score": show_scores,
+    "classify": show_labels,
 }
 
 
-def read_prompts(cfg: settings.PromptConfig) -> list[str]:
-    """The prompts: prompt= byte for byte; from a file or standard input as given_text() reads it."""
+def read_prompts(cfg: settings.InputConfig) -> list[str]:
+    """The prompts: prompt=, or text= in mode=classify, byte for byte; from a file or standard input by read_text()."""
     others = settings.as_list(getattr(cfg, "compare_prompts", None))
-    if cfg.prompt is not None or (cfg.prompt_file is None and (sys.stdin.isatty() or cfg.mode == "score")):
-        return [cfg.prompt or "", *others]
-    try:
-        raw = sys.stdin.buffer.read() if cfg.prompt_file is None else Path(cfg.prompt_file).read_bytes()
-        return [cli.given_text(raw.decode("utf-8")), *others]
-    except OSError as error:
-        raise InputError(f"prompt_file={cfg.prompt_file}: {error.strerror}; check the path") from None
-    except UnicodeDecodeError as error:
-        place = "standard input" if cfg.prompt_file is None else f"prompt_file={cfg.prompt_file}"
-        raise InputError(f"{place} is not UTF-8 at byte {error.start}; convert it (iconv)") from None
+    given = cfg.text if isinstance(cfg, settings.ClassifyConfig) else getattr(cfg, "prompt", None)
+    if given is None and cfg.prompt_file is None and (sys.stdin.isatty() or cfg.mode == "score"):
+        if cfg.mode == "classify":
+            raise InputError("mode=classify needs text=TEXT, prompt_file=FILE or a text on standard input")
+        given = ""
+    return [*([cli.read_text("prompt_file", cfg.prompt_file)] if given is None else settings.as_list(given)), *others]
 
 
-def note_what_is_read(cfg: settings.PromptConfig, lm: LanguageModel, prompts: list[str]) -> None:
+def note_what_is_read(cfg: settings.InputConfig, lm: LanguageModel, prompts: list[str]) -> None:
     """Prints a note if the model does not see what was typed."""
-    note_unknown(lm, {"the prompt" + "s" * (len(prompts) > 1): prompts} | texts_of_settings(cfg))
+    place = "the prompt" + "s" * (len(prompts) > 1) if cfg.mode != "classify" else "text="
+    note_unknown(lm, texts_of_settings(cfg) | {place: prompts})
     for prompt in prompts:
         ids = lm.tokenizer.encode(prompt)
-        if cfg.mode in ("next_word", "next_token", "continue") and len(ids) > lm.model.config.context - 32:
+        room = lm.model.config.context - (0 if cfg.mode == "classify" else 32)
+        if cfg.mode in ("next_word", "next_token", "continue", "classify") and len(ids) > room:
             say(f"only the last of the prompt's {len(ids)} tokens are read")
         if cfg.mode == "text" and prompt.endswith(" ") and lm.tokenizer.encode(prompt + "a")[: len(ids)] != ids:
             say("the prompt ends in a space, but tokens start with theirs: try without it")
@@ -262,7 +285,7 @@ def note_what_is_read(cfg: settings.PromptConfig, lm: LanguageModel, prompts: li
 
 def texts_of_settings(cfg: settings.SampleConfig) -> dict[str, list[str]]:
     """The settings that are text, by name."""
-    names = ("text", "options", "neutral", "stop", "bad_words", "force_words")
+    names = ("text", "labels", "options", "neutral", "stop", "bad_words", "force_words")
     return {f"{name}=": settings.as_list(getattr(cfg, name, None)) for name in names}
 
 
@@ -289,7 +312,7 @@ def main(cfg: settings.SampleConfig, overrides: cli.Overrides) -> int | None:
     length = getattr(cfg, "max_new_tokens", 0)
     lm = load(cfg.checkpoint or "", device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, max_new_tokens=length)
     with share_cpus(lm.compute.device):
-        if not isinstance(cfg, settings.PromptConfig):
+        if not isinstance(cfg, settings.InputConfig):
             return run_chat(cfg, lm) if isinstance(cfg, settings.ChatConfig) else run_bulk(cfg, lm)
         prompts = read_prompts(cfg)
         note_what_is_read(cfg, lm, prompts)

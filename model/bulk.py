@@ -1,4 +1,4 @@
-"""Bulk sampling: the settings of each prompt in a file, and a batch of prompts continued in a fixed shape."""
+"""Bulk sampling: the settings of each prompt in a file, a batch of prompts continued, and results as JSON has them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from . import InputError
+from .inference.classify import LabelProbabilities
 from .inference.constraints import Constraints
 from .inference.sampling import SamplingConfig
 from .language_model import LanguageModel
+from .next_word.words import WordRule
 
 MAX_INTEGER = 2**63 - 1  # the largest that fits into a tensor
 MAX_SAMPLES = 10**6
@@ -31,6 +33,8 @@ class Prompt(Protocol):
     def sample(self) -> int: ...
     @property
     def text(self) -> str: ...
+    @property
+    def fields(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -160,3 +164,33 @@ def continue_prompts(
         result = {"text": made.text, "tokens": made.tokens, "log_probabilities": log_probs, "ended": made.ended}
         results.append({"sample": prompt.sample, **result} if request.num_samples > 1 else result)
     return results
+
+
+def next_words(cfg: Any, lm: LanguageModel, prompt: str, sampling: SamplingConfig) -> dict[str, Any]:
+    """The distribution of the next word as JSON holds it; cfg is any config of the search for words."""
+    names = ("top", "tolerance", "max_expansions", "ignore_trailing_spaces")
+    how: dict[str, Any] = {name: getattr(cfg, name) for name in names}
+    return {"prompt": prompt, **asdict(lm.next_words(prompt, **how, rule=WordRule(cfg.word_rule), sampling=sampling))}
+
+
+def next_tokens(cfg: Any, lm: LanguageModel, prompt: str | Sequence[int], sampling: SamplingConfig) -> dict[str, Any]:
+    """The distribution of the next token as JSON holds it; cfg is any config with `top`."""
+    shown = prompt if isinstance(prompt, str) else lm.tokenizer.decode(prompt)
+    return {"prompt": shown, "tokens": [asdict(t) for t in lm.next_tokens(prompt, top=cfg.top, sampling=sampling)]}
+
+
+def classified(prompt: Prompt, found: LabelProbabilities) -> dict[str, Any]:
+    """The result of a text of a file: its own fields, then its label with the probabilities of all.
+
+    A field of its own with the name of a result, such as the true label, becomes given_NAME.
+    """
+    best = found.labels[0]
+    result = {
+        "label": best.label,
+        "probability": round(best.probability, 6),
+        "probabilities": {row.label: round(row.probability, 6) for row in found.labels},
+        "outside": round(found.outside, 6),
+    }
+    taken = {"index", "text", *result}
+    own = {f"given_{name}" if name in taken else name: value for name, value in prompt.fields.items()}
+    return {"index": prompt.index, "text": prompt.text} | own | result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class LanguageModel:
     compute: Compute
     directory: Path  # the checkpoint's step directory
     labels: Labels | None = None  # the label set that the checkpoint was fine-tuned on
+    ends: tuple[int, ...] = ()  # special tokens that end a text, beside the end token
 
     def __repr__(self) -> str:
         with torch.device("meta"):  # the network as configured: prepare_for_decoding unties heads and packs weights
@@ -78,20 +79,20 @@ class LanguageModel:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.of(self.tokenizer)
+        return Vocabulary.of(self.tokenizer, self.ends)
 
     @cached_property
     def _tables(self) -> dict[WordRule, Tables]:
         """The vocabulary's word tables by word rule, filled on demand and shared by all prompts."""
         return {}
 
-    def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt; an empty prompt is the start of a document."""
-        return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The ids of a prompt, text or ids already; an empty prompt is the start of a document."""
+        return (self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)) or [self.tokenizer.end_id]
 
     @torch.no_grad()
     def next_tokens(
-        self, prompt: str, *, top: int = 20, sampling: SamplingConfig | None = None
+        self, prompt: str | Sequence[int], *, top: int = 20, sampling: SamplingConfig | None = None
     ) -> list[TokenProbability]:
         """The `top` most probable next tokens after `prompt`, best first. Only its last `context` tokens count."""
         if top < 1:
@@ -186,10 +187,9 @@ class LanguageModel:
         filter. speculative: one prompt after the other, each faster where its text repeats itself, with equal results.
         """
         texts = [prompts] if isinstance(prompts, str) else prompts
-        ids = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in texts]
+        ids = [self.encode(prompt) for prompt in texts]
         limits, seeds = per_row("max_new_tokens", max_new_tokens, len(ids)), per_row("seed", seed, len(ids))
-        indices = range(len(ids)) if indices is None else indices
-        rows: list[list[NewToken]] = [[] for _ in ids]
+        indices, rows = range(len(ids)) if indices is None else indices, [list[NewToken]() for _ in ids]
         for batch in [[i] for i in range(len(ids))] if speculative else [range(len(ids))]:
             for step in generate(
                 self.model,
@@ -236,7 +236,7 @@ class LanguageModel:
 
     def stream(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         max_new_tokens: int = 200,
         sampling: SamplingConfig | None = None,
@@ -288,11 +288,11 @@ class LanguageModel:
             self.model, self.tokenizer, questions, method=method, neutral=neutral, compute=self.compute
         )
 
-    def classify(self, texts: str | Sequence[str]) -> list[LabelProbabilities]:
-        """The probability of every label for each text, for a checkpoint that was fine-tuned on a label set."""
-        if self.labels is None or not self.labels.labels:
-            raise InputError(f"{self.directory} was not fine-tuned on a label set; score options with choose()")
-        texts, ask = [texts] if isinstance(texts, str) else texts, self.labels
+    def classify(self, texts: str | Sequence[str], labels: Labels | None = None) -> list[LabelProbabilities]:
+        """The probability of every label for each text. labels: by default what the checkpoint was fine-tuned on."""
+        texts, ask = [texts] if isinstance(texts, str) else texts, labels or self.labels
+        if ask is None or not ask.labels:
+            raise InputError(f"{self.directory} was not fine-tuned on a label set; give one with labels=")
         ids = [[*self.tokenizer.encode(ask.completion_of(label)), self.tokenizer.end_id] for label in ask.labels]
         scores = self.label_scores([self.encode(ask.prompt_of(text)) for text in texts], ids)
         return label_probabilities(texts, ask, scores)
@@ -301,13 +301,15 @@ class LanguageModel:
         """log p (N, L) of whole labels, ids that end with the end token, after each prompt of ids."""
         return label_log_probabilities(self.model, prompts, labels, compute=self.compute)
 
-    def greedy(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
-        """The most probable text after each prompt of ids, and whether it ended by itself."""
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, ends: tuple[int, ...] = ()
+    ) -> list[tuple[str, bool]]:
+        """The most probable text after each prompt of ids, and whether it ended by itself. ends: see the attribute."""
+        lm, sampling = replace(self, ends=ends), SamplingConfig(temperature=0)
         found: dict[int, tuple[str, bool]] = {}
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
         for rows in (order[start : start + GREEDY_ROWS] for start in range(0, len(order), GREEDY_ROWS)):
-            sampling = SamplingConfig(temperature=0)
-            answers = self.generate([prompts[i] for i in rows], max_new_tokens=max_new_tokens, sampling=sampling)
+            answers = lm.generate([prompts[i] for i in rows], max_new_tokens=max_new_tokens, sampling=sampling)
             found |= {i: (answer.text, answer.ended == "end") for i, answer in zip(rows, answers, strict=True)}
         return [found[i] for i in range(len(prompts))]
 

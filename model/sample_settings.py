@@ -35,7 +35,7 @@ class SampleConfig:
 
     # a run directory, RUN/best or one step directory
     checkpoint: str | None = field(default=None, metadata=PATH)
-    mode: str = "text"  # text | next_word | next_token | continue | score | chat
+    mode: str = "text"  # text | next_word | next_token | continue | score | classify | chat
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "float32"  # float32 is exact; bfloat16 and int8 (8-bit weights) are faster
     compile: Any = "auto"  # auto (for long texts) | true | false
@@ -59,12 +59,18 @@ class SampleConfig:
 
 
 @dataclass
-class PromptConfig(SampleConfig):
+class InputConfig(SampleConfig):
+    """The modes that answer a text and stop."""
+
+    prompt_file: str | None = field(default=None, metadata=PATH)  # default: standard input (in score: no prompt)
+    json: str | None = field(default=None, metadata=OUTPUT)  # write the result to this file
+
+
+@dataclass
+class PromptConfig(InputConfig):
     """The modes that answer a prompt and stop."""
 
     prompt: str | None = field(default=None, metadata=TEXT)
-    prompt_file: str | None = field(default=None, metadata=PATH)  # default: standard input (in score: no prompt)
-    json: str | None = field(default=None, metadata=OUTPUT)  # write the result to this file
 
     def validate(self) -> list[str]:
         found = super().validate()
@@ -198,17 +204,47 @@ class ScoreConfig(PromptsConfig):
 
 
 @dataclass
+class LabelConfig(SampleConfig):
+    """The label set and its templates; null: those of the checkpoint."""
+
+    labels: Any = field(default=None, metadata=TEXTS)  # [several, labels] to choose from, for any checkpoint
+    prompt_template: str | None = field(default=None, metadata=TEXT)  # what the model reads: "{text}\n\nLabel:"
+    completion_template: str | None = field(default=None, metadata=TEXT)  # what it would write: " {label}"
+
+    def validate(self) -> list[str]:
+        found, labels = super().validate(), as_list(self.labels)
+        if self.labels is not None and len(set(labels)) < max(2, len(labels)):
+            found.append(f"labels={self.labels} must be at least two different texts: 'labels=[good, bad]'")
+        return found
+
+
+@dataclass
+class ClassifyConfig(LabelConfig, InputConfig):
+    mode: str = "classify"
+    text: Any = field(default=None, metadata=TEXTS)  # the text, or [several, texts]
+    plot: str | None = field(default=None, metadata=OUTPUT)  # draw the table to this .png, .svg or .pdf file
+
+    def validate(self) -> list[str]:
+        found = super().validate()
+        if self.text is not None and self.prompt_file is not None:
+            found.append("text and prompt_file are both given; choose one")
+        return found if self.text != [] else [*found, "text=[] has no text"]
+
+
+@dataclass
 class ChatConfig(GenerationConfig, WordConfig):
     mode: str = "chat"
     group: bool = False  # /words, /tokens: merge variants of case and of a leading space
-    history: bool = True  # a line continues the text so far; false: each line is a prompt of its own
+    history: bool = True  # a line continues what was said so far; false: each line is answered by itself
+    system: str | None = field(default=None, metadata=TEXT)  # the system message, for a checkpoint tuned on chats
 
 
 @dataclass
 class BulkConfig(SampleConfig):
     """The modes that answer every prompt of a file."""
 
-    prompts: str | None = field(default=None, metadata=PATH)  # a file with {"prompt": ...} on each line
+    # a .jsonl file with {"prompt": ...} on each line, a .csv or .tsv table, or a .txt file of prompts
+    prompts: str | None = field(default=None, metadata=PATH)
     outputs: str | None = field(default=None, metadata=OUTPUT)  # the file to write, a result a line
     batch_size: int = 64  # prompts answered together
 
@@ -236,16 +272,24 @@ class BulkTokenConfig(FilterConfig, BulkConfig):
     top: int = 20  # rows of the table
 
 
+@dataclass
+class BulkClassifyConfig(LabelConfig, BulkConfig):
+    mode: str = "classify"
+    text_field: str = field(default="text", metadata=TEXT)  # the field with the text; else "prompt"
+
+
 MODES: dict[str, type[SampleConfig]] = {  # by what chooses each on the command line
     "mode=text": TextConfig,
     "mode=next_word": NextWordConfig,
     "mode=next_token": NextTokenConfig,
     "mode=continue": ContinueConfig,
     "mode=score": ScoreConfig,
+    "mode=classify": ClassifyConfig,
     "mode=chat": ChatConfig,
     "mode=text prompts=FILE": BulkTextConfig,
     "mode=next_word prompts=FILE": BulkWordConfig,
     "mode=next_token prompts=FILE": BulkTokenConfig,
+    "mode=classify prompts=FILE": BulkClassifyConfig,
 }
 
 

@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError, as_input_error, one_line
@@ -170,3 +171,15 @@ def split_settings(name: str, text: str) -> list[str]:
 def given_text(raw: str) -> str:
     """A file's text as it was meant: no byte order mark, `\\n` for `\\r\\n`, and no line end after the last line."""
     return raw.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").removesuffix("\r")
+
+
+def read_text(key: str, path: str | None) -> str:
+    """The text of a file that key=path names, or of standard input, as given_text() reads it. Raises InputError."""
+    try:
+        raw = sys.stdin.buffer.read() if path is None else Path(path).read_bytes()
+        return given_text(raw.decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{key}={path}: {error.strerror}; check the path") from None
+    except UnicodeDecodeError as error:
+        place = "standard input" if path is None else f"{key}={path}"
+        raise InputError(f"{place} is not UTF-8 at byte {error.start}; convert it (iconv)") from None

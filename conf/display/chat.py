@@ -1,4 +1,4 @@
-"""The chat: reads a line, streams the continuation, and runs a few commands."""
+"""The chat: reads a line, streams the continuation or the answer, and runs a few commands."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ..cli.fields import nearest, typed
 
 CONTINUES = "A line is added to the text so far, on a new line unless it is empty or begins with a space."
 ANSWERS = "Each line is answered independently."
+MESSAGES = "Each line is a message, which the model answers."
 COMMANDS = """\
   /set KEY=VALUE   change a setting; without arguments, list the settings
   /undo            remove the last line and its answer
-  /reset           clear the text so far
+  /reset           clear what was said so far
   /quit            or Ctrl-D; Ctrl-C stops an answer, or quits at the prompt"""
 
 
@@ -35,28 +36,57 @@ class Chat:
     views: the commands that print something about a text, such as /words: name -> (text, settings) -> None.
     history: a line continues the text so far, and is repeated before its continuation, so that both read as one text;
     False: each line is a prompt, as for fine-tuned models.
+    start: what was said before the first line.
     length: text -> number of tokens; once it exceeds `context`, a note says that the model sees only the end.
     note: line -> what to say about a line before its continuation, if anything.
     """
 
-    stream: Callable[[str, Any, int], Iterable[str]]
+    stream: Callable[[Any, Any, int], Iterable[str]]
     settings: Any
     keys: Sequence[str] = ()
-    views: Mapping[str, Callable[[str, Any], None]] = dataclasses.field(default_factory=dict)
+    views: Mapping[str, Callable[[Any, Any], None]] = dataclasses.field(default_factory=dict)
     history: bool = True
-    length: Callable[[str], int] = len
+    start: Any = ""
+    length: Callable[[Any], int] = len
     context: float = float("inf")
     note: Callable[[str], str | None] = lambda line: None
-    text: str = dataclasses.field(default="", init=False)
-    earlier: list[str] = dataclasses.field(default_factory=list, init=False)  # the texts before, for /undo
+    said: Any = dataclasses.field(default="", init=False)  # so far: a text
+    earlier: list[Any] = dataclasses.field(default_factory=list, init=False)  # what was said before, for /undo
     turn: int = dataclasses.field(default=0, init=False)
     told: bool = dataclasses.field(default=False, init=False)  # whether the note about the context was printed
+
+    def __post_init__(self) -> None:
+        self.said = self.start
+
+    @property
+    def about(self) -> str:
+        return CONTINUES if self.history else ANSWERS
+
+    def with_line(self, before: Any, line: str) -> Any:
+        """Returns what was said, and then a line."""
+        return before + (line if not before or not line or before[-1].isspace() or line[0].isspace() else f"\n{line}")
+
+    def with_answer(self, said: Any, answer: str) -> Any:
+        """Returns what was said, and then the model's continuation."""
+        return said + answer
+
+    def echo(self, said: Any, before: Any) -> str:
+        """Returns what to print before a continuation, so that both read as one text."""
+        return said[len(before) :].removeprefix("\n") if self.history else ""
+
+    def asked(self) -> Any:
+        """Returns what the next words continue."""
+        return self.said
+
+    def last(self) -> str:
+        """Returns the text that was said last."""
+        return self.said
 
     def run(self) -> int:
         """Reads lines and prints their continuations. Returns the exit status."""
         interactive = sys.stdin.isatty()
         if interactive:
-            print(f"{CONTINUES if self.history else ANSWERS} /help lists the commands.")
+            print(f"{self.about} /help lists the commands.")
         elif isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         with line_history() if interactive else contextlib.nullcontext():
@@ -80,26 +110,24 @@ class Chat:
 
     def answer(self, line: str) -> None:
         """Adds a line and the model's continuation. Ctrl-C ends the answer; the part so far is kept."""
-        before = self.text if self.history else ""
-        joined = line if not before or not line or before[-1:].isspace() or line[0].isspace() else f"\n{line}"
-        text = before + joined
-        if not self.told and self.length(text) > self.context:
+        before = self.said if self.history else self.start
+        said, answer = self.with_line(before, line), ""
+        if not self.told and self.length(said) > self.context:
             print(f"(longer than the model's context of {self.context} tokens: the model sees only the end)")
             self.told = True
         if note := self.note(line):
             print(f"({note})")
-        if self.history:
-            print(joined.removeprefix("\n"), end="", flush=True)
+        print(self.echo(said, before), end="", flush=True)
         try:
-            for piece in self.stream(text, self.settings, self.turn):
-                text += piece
+            for piece in self.stream(said, self.settings, self.turn):
+                answer += piece
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             pass
         finally:
             print()
-        self.earlier.append(self.text)
-        self.text = text
+        self.earlier.append(self.said)
+        self.said = self.with_answer(said, answer)
         self.turn += 1
 
     def command(self, line: str) -> str:
@@ -107,25 +135,60 @@ class Chat:
         name, _, argument = line[1:].partition(" ")
         if name == "help":
             views = (f"  /{view:<15} next {view} after the text so far, or after a given text" for view in self.views)
-            print(CONTINUES if self.history else ANSWERS, COMMANDS, *views, sep="\n")
+            print(self.about, COMMANDS, *views, sep="\n")
         elif name == "reset":
-            self.earlier.append(self.text)
-            self.text = ""
+            self.earlier.append(self.said)
+            self.said = self.start
         elif name == "undo":
-            self.text = self.earlier.pop() if self.earlier else ""
-            print(f"...{self.text[-60:]!r}" if self.text else "(the text is empty)")
+            self.said = self.earlier.pop() if self.earlier else self.start
+            print(f"...{self.last()[-60:]!r}" if self.last() else "(the text is empty)")
         elif name == "set":
             if argument:
                 self.settings = changed(self.settings, argument, keys=self.keys)
             print(*(f"{key}={typed(getattr(self.settings, key))}" for key in self.keys))
         elif name in self.views:
-            self.views[name](argument or self.text, self.settings)
+            self.views[name](argument or self.asked(), self.settings)
         elif name != "quit":
             known = ["help", "quit", "reset", "set", "undo", *self.views]
             near = nearest(name, known)
             hint = f"did you mean /{near[0]}?" if near else "/help lists the commands"
             raise cli.InputError(f"there is no command /{name}; {hint}")
         return name
+
+
+@dataclasses.dataclass
+class Messages(Chat):
+    """A chat of messages: what was said is a list of {"role": "user" or "assistant", "content": text}.
+
+    start: the system's message, if there is one. suffix: text that the model writes at the end of an answer, and that
+    is no part of it. Blank lines are left out.
+    """
+
+    suffix: str = ""
+
+    @property
+    def about(self) -> str:
+        return MESSAGES if self.history else ANSWERS
+
+    def answer(self, line: str) -> None:
+        if line.strip():
+            super().answer(line)
+
+    def with_line(self, before: Any, line: str) -> Any:
+        return [*before, {"role": "user", "content": line}]
+
+    def with_answer(self, said: Any, answer: str) -> Any:
+        return [*said, {"role": "assistant", "content": answer.removesuffix(self.suffix)}]
+
+    def echo(self, said: Any, before: Any) -> str:
+        return ""
+
+    def asked(self) -> Any:
+        """Returns the messages without an answer to the last one."""
+        return self.said[:-1] if self.said and self.said[-1]["role"] == "assistant" else self.said
+
+    def last(self) -> str:
+        return self.said[-1]["content"] if self.said else ""
 
 
 def changed(settings: Any, argument: str, *, keys: Sequence[str]) -> Any:

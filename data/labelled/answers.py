@@ -10,7 +10,7 @@ import numpy as np
 
 from ..evaluation.comparison import Comparison, macro_f1
 from .examples import Example
-from .rows import Rows
+from .rows import Rows, chat_end
 from .templates import Task
 
 MOST_COMPLETIONS = 100  # more different completions are free text, not a label set
@@ -24,17 +24,22 @@ class Model(Protocol):
     def label_scores(self, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Any:
         """Returns log p (N, L) of whole labels, whose ids end with the end token, after each prompt."""
 
-    def greedy(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[tuple[str, bool]]:
-        """Returns the most probable text after each prompt, and whether it ended by itself."""
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, ends: tuple[int, ...] = ()
+    ) -> list[tuple[str, bool]]:
+        """Returns the most probable text after each prompt, and whether it ended by itself: at the end token, or one of
+        `ends`.
+        """
 
 
 def with_label_set(examples: Sequence[Example], task: Task) -> tuple[list[Example], Task]:
     """Returns the examples and the task with its label set: of labels, or of completions that repeat often.
 
-    Free text has no label set.
+    Free text has no label set, and only chats have a chat template.
     """
     if any(example.chat for example in examples):
         return list(examples), task
+    task = replace(task, chat=None)
     if examples[0].label is None:
         completions = {example.completion for example in examples}
         if len(completions) > min(MOST_COMPLETIONS, len(examples) / PER_COMPLETION):
@@ -42,6 +47,13 @@ def with_label_set(examples: Sequence[Example], task: Task) -> tuple[list[Exampl
         task = replace(task, prompt="{text}", completion="{label}")
         examples = [replace(example, label=example.completion) for example in examples]
     return list(examples), replace(task, labels=tuple(sorted({e.label for e in examples if e.label is not None})))
+
+
+def with_labels_of(task: Task, examples: Sequence[Example]) -> list[Example]:
+    """Returns held-out examples for a task: if it has a label set, completions are labels."""
+    if not task.labels or examples[0].label is not None or examples[0].chat:
+        return list(examples)
+    return [replace(example, label=example.completion) for example in examples]
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,9 @@ def answer(model: Model, rows: Rows, task: Task, *, limit: int | None = None) ->
         truth = label_numbers(examples, task)
         return Answers(scores.argmax(1) == truth, groups, task.labels, scores, truth)
     longest = max(int(rows.n_targets[index]) for index in indices) + EXTRA_TOKENS
-    texts = model.greedy([prompt[-max(1, rows.context - longest) :] for prompt in prompts], max_new_tokens=longest)
+    suffix, ends = chat_end(task.chat, rows.tokenizer) if task.chat else ("", ())
+    prompts = [prompt[-max(1, rows.context - longest) :] for prompt in prompts]
+    texts = model.greedy(prompts, max_new_tokens=longest, ends=ends)
     stopped = np.array([ended for _, ended in texts])
-    right = np.array([text == e.completion for (text, _), e in zip(texts, examples, strict=True)]) & stopped
+    right = np.array([text == e.completion + suffix for (text, _), e in zip(texts, examples, strict=True)]) & stopped
     return Answers(right, groups, stopped=stopped)

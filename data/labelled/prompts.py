@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from .. import InputError
 from ..corpus.jsonl import json_object
 from .fields import check_fields
+from .formats import TABLES, records
 
 MAX_ERRORS = 5  # wrong lines that are reported together
 
@@ -53,6 +56,7 @@ class PromptFile:
     """The prompts of a file and their batches: a pure function of the file, `read` and batch_size.
 
     A line is a JSON object, {"prompt": "...", ...}; in a .txt file it is the prompt itself. Blank lines do not count.
+    A .csv or .tsv file has a column "prompt". text_fields: the names that the field with the prompt may have.
     read(fields) turns a line's other fields into a Request, or raises ValueError. reserved: names that these fields
     may not have. refuse_overflow: refuse prompts that do not fit the context together with their new tokens, of which
     the last is not read.
@@ -71,18 +75,20 @@ class PromptFile:
         tokenizer: Tokenizer,
         context: int,
         batch_size: int,
+        text_fields: Sequence[str] = ("prompt",),
         reserved: Collection[str] = (),
         refuse_overflow: bool = False,
     ) -> None:
         self.path, self.plain = Path(path), Path(path).suffix.lower() == ".txt"
-        self.read, self.tokenizer, self.reserved = read, tokenizer, reserved
+        self.read, self.tokenizer, self.text_fields, self.reserved = read, tokenizer, text_fields, reserved
         self.max_length = context if refuse_overflow else None
         self.unknown = Counter[str]()  # characters of the prompts that the tokenizer does not know
         self.unknown_line: int | None = None  # the first line that has some
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"prompts={path} is not a regular file; write the prompts to one")
         try:
-            self._file = self.path.open("rb")
+            is_table = self.path.suffix.lower() in TABLES
+            self._file: BinaryIO = as_json_lines(self.path) if is_table else self.path.open("rb")
         except OSError as error:
             raise InputError(f"prompts={path}: {error.strerror}; check the path") from None
         self._state = self._stat()
@@ -158,8 +164,9 @@ class PromptFile:
         if self.plain:
             return line.removesuffix("\n").removesuffix("\r"), {}
         record = json_object(line, place)
-        check_fields(record, place, required=("prompt",), strings=("prompt",))
-        text = record.pop("prompt")
+        name = next((name for name in self.text_fields if record.get(name) is not None), self.text_fields[0])
+        check_fields(record, place, required=(name,), strings=(name,))
+        text = record.pop(name)
         if taken := [name for name, value in record.items() if name in self.reserved and value is not None]:
             raise InputError(f"{place}: field {taken[0]!r} has the name of a result field; give it another name")
         return text, record
@@ -194,3 +201,14 @@ class PromptFile:
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
+
+
+def as_json_lines(path: Path) -> BinaryIO:
+    """Returns a temporary file with the rows of a table as JSON Lines, each on the line where the table has it."""
+    file, line = tempfile.TemporaryFile(), 1
+    for place, row in records(path):
+        number = int(place.rpartition(":")[2])
+        file.write(b"\n" * (number - line) + json.dumps(row).encode())
+        line = number
+    file.seek(0)
+    return file

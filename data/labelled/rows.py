@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ..tokenizers.base import any_of
 from ..tokenizers.build import Tokenizer
 from ..tokenizers.unknown import unknown_in
 from .examples import Example
-from .templates import Segment
+from .templates import ChatTemplate, Segment
 
 WIDTH = 32  # rows are padded to a multiple of this: few different shapes, little padding
 PACKINGS = ("none", "packed")
@@ -128,6 +129,18 @@ class Rows:
             if piece := special.get(number) or decoder.decode(self.tokenizer.token_bytes(number)):
                 found.append((piece, learned))
         return found
+
+
+def chat_prompt(template: ChatTemplate, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids of a chat up to where the assistant answers, encoded as in training."""
+    example = Example("", "", chat=template.prompt(messages))
+    return Rows([example], tokenizer, context=sys.maxsize).ids[0].tolist()
+
+
+def chat_end(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, tuple[int, ...]]:
+    """Returns what ends an answer: text, mostly none, and then the first special token of the assistant's suffix."""
+    text, *rest = any_of(tokenizer.special_tokens).split(template.roles["assistant"][1])
+    return text, tuple(tokenizer.special_tokens[name] for name in rest[:1])
 
 
 def draws(weights: Sequence[float]) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,13 @@ class Task:
 
     def completion_of(self, label: str) -> str:
         return self.completion.replace("{label}", label)
+
+    def changed(self, prompt: str | None, completion: str | None, labels: Sequence[str] = ()) -> Task:
+        """The task with what is given. Another label set has no fitted temperature. Raises InputError."""
+        task = replace(self, prompt=prompt or self.prompt, completion=completion or self.completion)
+        if errors := check_templates(task.prompt, task.completion):
+            raise InputError(*errors)
+        return replace(task, labels=tuple(labels), temperature=1.0) if labels else task
 
     def save(self, directory: Path) -> None:
         (directory / TASK).write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

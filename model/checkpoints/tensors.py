@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -123,3 +124,9 @@ def tensor_files(stem: str, listed: Iterable[str]) -> list[str]:
         if parts := re.fullmatch(stem + r"-00001-of-(\d{5})\.safetensors", name):
             return [f"{stem}-{number:05d}-of-{parts[1]}.safetensors" for number in range(1, int(parts[1]) + 1)]
     return [f"{stem}.safetensors"]
+
+
+def weights_digest(directory: Path) -> str:
+    """A fingerprint of a step's weights, as its manifest says: the first digits of each file's sha256."""
+    files = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["files"]
+    return " ".join(files[name]["sha256"][:16] for name in tensor_files("model", files))

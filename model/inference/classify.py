@@ -79,6 +79,8 @@ def label_log_probabilities(
     Reads each prompt once, and then each node of the labels' prefix tree, which is removed from the cache again before
     the next one. A prompt is truncated on the left to leave room for the longest label.
     """
+    if len(set(map(tuple, labels))) < len(labels):
+        raise InputError("two labels have the same tokens; make them different in characters that the tokenizer knows")
     tree, longest_label = label_tree(labels), max(map(len, labels))
     room = model.config.context - (longest_label - 1)  # the end token is never read
     if room < 1:

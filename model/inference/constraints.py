@@ -111,7 +111,8 @@ class Constraints:
     """
 
     def __init__(self, vocabulary: Vocabulary, sampling: SamplingConfig, *, max_new_tokens: int) -> None:
-        self.sampling, self.end_id, self.V = sampling, vocabulary.end_id, len(vocabulary.tokens)
+        self.sampling, self.V = sampling, len(vocabulary.tokens)
+        self.end_ids = [token for token in (vocabulary.end_id, *vocabulary.ends) if token >= 0]
         self.texts = [vocabulary.text(token) for token in range(self.V)]
         self.by_first_byte: dict[bytes, list[int]] = {}  # tokens; under b"" those without text
         for token, text in enumerate(self.texts):
@@ -144,8 +145,8 @@ class Constraints:
             if missing:
                 still_needed = self.needed[missing & ~(found // FORCED), next_node]
                 mask &= (found & STOP == 0) & (still_needed < min(n_left, IMPOSSIBLE))
-            if self.end_id >= 0:
-                mask[self.end_id] = may_end
+            for token in self.end_ids:
+                mask[token] = may_end
             if not mask.any():
                 raise InputError(f"bad_words={list(self.sampling.bad_words)} leaves no token; remove some")
             self._masks[key] = mask

@@ -52,7 +52,7 @@ class Row:
     def append(self, token: int, vocabulary: Vocabulary, *, min_new_tokens: int) -> str:
         """Appends a token and sets `ended` if the row ends with it; returns the text that became certain."""
         text = ""
-        if token == vocabulary.end_id:
+        if vocabulary.is_end(token):
             self.ended = "end"
         else:
             text = self.text.add(vocabulary.text(token), may_stop=self.n_generated >= min_new_tokens)

@@ -28,13 +28,17 @@ class Vocabulary:
     tokens: tuple[bytes, ...]  # by id; may hold part of a character; empty for special tokens and unused ids
     special: dict[int, str]  # the special tokens' names
     end_id: int  # the special token that ends a text; -1: there is none
+    ends: tuple[int, ...] = ()  # other special tokens that end one, as in a chat
 
     @staticmethod
-    def of(tokenizer: Tokenizer) -> Vocabulary:
+    def of(tokenizer: Tokenizer, ends: tuple[int, ...] = ()) -> Vocabulary:
         special = {token: name for name, token in tokenizer.special_tokens.items()}
         tokens = (b"" if token in special else tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size))
-        return Vocabulary(tuple(tokens), special, tokenizer.end_id)
+        return Vocabulary(tuple(tokens), special, tokenizer.end_id, ends)
+
+    def is_end(self, token: int) -> bool:
+        return token == self.end_id or token in self.ends
 
     def text(self, token: int) -> bytes:
-        """The bytes that a token adds to a text: nothing for the end token, the name of any other special token."""
-        return b"" if token == self.end_id else self.special.get(token, "").encode() or self.tokens[token]
+        """The bytes that a token adds to a text: nothing if it ends the text, the name of any other special token."""
+        return b"" if self.is_end(token) else self.special.get(token, "").encode() or self.tokens[token]

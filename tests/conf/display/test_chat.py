@@ -117,7 +117,7 @@ def test_an_error_of_the_model_is_one_line_and_the_text_stays(talk):
     session = Chat(lambda *_: iter([1 / 0]), SETTINGS)
     with pytest.raises(ZeroDivisionError):
         session.answer("one")
-    assert session.earlier == [] and session.text == ""  # nothing to undo
+    assert session.earlier == [] and session.said == ""  # nothing to undo
     with pytest.raises(ZeroDivisionError):  # a bug is not a user's mistake
         talk("one", answer=[ZeroDivisionError()])
 
