@@ -42,6 +42,7 @@ from model.distributed import parallel, strategies
 from model.gpt import GPT
 from model.language_model import LanguageModel
 from model.sample_settings import as_list
+from model.training.evaluate import answering
 from model.training.trainable import train_only
 from train import LoopConfig, fit
 
@@ -141,8 +142,8 @@ class TaskEvaluation:
         """Returns the metrics by name, and fits the temperature of the label probabilities."""
         if not self.limit:
             return {}
-        lm = LanguageModel(model, self.tokenizer, self.compute, Path())
-        found = answer(lm, self.rows, self.task, limit=self.limit)
+        with answering(model, self.tokenizer, self.compute) as lm:
+            found = answer(lm, self.rows, self.task, limit=self.limit)
         if found.labels:
             self.task = replace(self.task, temperature=calibration.fit_temperature(*found.known))
         return found.metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,20 +117,27 @@ def evaluate(
     return EvalResult(nats_sum / max(1, count), bits_per_byte, int(count))
 
 
-def sample_text(
-    model: GPT, tokenizer: Tokenizer, prompt: str, *, compute: Compute, max_new_tokens: int = 64, seed: int = 1
-) -> str:
-    """Continues `prompt` at temperature 0.8. The seed is fixed, so that the texts of a run can be compared.
+@contextlib.contextmanager
+def answering(model: GPT, tokenizer: Tokenizer, compute: Compute) -> Iterator[LanguageModel]:
+    """Within, a model in training is a language model: without dropout, its sharded parameters gathered.
 
-    Runs eagerly even if training is compiled: a growing cache would cause recompilation.
+    It runs eagerly even if training is compiled: a growing cache would cause recompilation. All ranks must enter it and
+    make the same calls.
     """
     was_training = model.training
     model.eval()
     eager = torch.compiler.set_stance("force_eager") if compute.compile else contextlib.nullcontext()
     try:
-        lm = LanguageModel(model, tokenizer, replace(compute, compile=False), Path())
-        sampling = SamplingConfig(temperature=0.8)
         with sharded.unsharded(model), eager:
-            return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
+            yield LanguageModel(model, tokenizer, replace(compute, compile=False), Path())
     finally:
         model.train(was_training)
+
+
+def sample_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, compute: Compute, max_new_tokens: int = 64, seed: int = 1
+) -> str:
+    """Continues `prompt` at temperature 0.8. The seed is fixed, so that the texts of a run can be compared."""
+    with answering(model, tokenizer, compute) as lm:
+        sampling = SamplingConfig(temperature=0.8)
+        return lm.generate([prompt], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[0].text
