@@ -165,14 +165,13 @@ def label_table(results: Sequence[Row]) -> None:
     page = Page()
     for result in results:
         longest = max(row["probability"] for row in result["labels"])
+        shown = result["text"] if len(result["text"]) <= 60 else result["text"][:59] + "…"
         cells = [
             [page.named(row["label"]), f"{row['probability']:.2%}", page.bar(row["probability"], 0, longest)]
             for row in result["labels"][:MOST_LABELS]
         ]
         caption = f"{result['outside']:.2%} of the model's probability is outside the label set"
-        page.print(
-            page.table(f"Label of {page.after(result['text'])}", ["*label", "probability", "<"], caption, rows=cells)
-        )
+        page.print(page.table(f"Label of {page.quoted(shown)}", ["*label", "probability", "<"], caption, rows=cells))
 
 
 def plot_answers(path: str | Path, content: Row, *, title: str) -> None:

@@ -199,7 +199,8 @@ def _explanation(result: Mapping[str, Any], bars: Sequence[Bar]) -> str:
     if "labels" in result:
         more = len(result["labels"]) - len(bars)
         rest = f"; {more:,} more labels are not shown" if more else ""
-        return f"probability of the label\n{result['outside']:.1%} of the model's is outside the label set{rest}"
+        outside = f"{result['outside']:.1%} of the model's probability is outside the label set"
+        return f"probability of the label\n{outside}{rest}"
     words = "words" in result
     longest = max((upper for _, _, upper, _ in bars), default=0)
     notes = [f"probability of the next {'word' if words else 'token'}"]

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from data.labelled.answers import answer
 from data.labelled.formats import read_examples
 from data.labelled.prompts import PromptFile
 from data.labelled.rows import Rows, chat_prompt
@@ -286,3 +287,18 @@ def test_a_damaged_task_is_one_line(chatty, tmp_path):
     (reader.find(tmp_path / "copy").directory / "task.json").write_text("{")
     line = one_line(run("sample", f"checkpoint={tmp_path / 'copy'}", "prompt=a", "device=cpu"))
     assert "task.json is damaged" in line
+
+
+def test_an_answer_in_a_chat_is_right_if_it_stops_at_that_token(chatty, tmp_path):
+    class Parrot:
+        def greedy(self, prompts, *, max_new_tokens, ends=()):
+            assert ends == (end,) and max_new_tokens > len("12.")
+            return [("1.", True), ("2.", False), ("no", True)]
+
+    tokenizer = load(chatty, device="cpu").tokenizer
+    end, task = tokenizer.special_tokens["<|im_end|>"], Task.load(reader.find(chatty).directory)
+    chats = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": f"{n}."}] for n in (1, 2, 3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    rows = Rows(read_examples(tmp_path / "a.jsonl", task=task), tokenizer, context=100)
+    found = answer(Parrot(), rows, task)
+    assert found.right.tolist() == [True, False, False] and found.stopped.tolist() == [True, False, True]
