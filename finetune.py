@@ -219,6 +219,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
         if cfg.from_scratch and finished:
             others["from scratch"] = run_dir / "from_scratch"
             if world.is_main:
+                stack.enter_context(lock_run(others["from scratch"]))
                 print("\nThe same network from random weights, on the examples alone:")
             finished = train(replace(cfg, run_dir=str(others["from scratch"]), trainable="all", resume="auto"), None)
     if world.is_main and cfg.compare and finished:

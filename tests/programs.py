@@ -22,6 +22,7 @@ CONFIGS = {
     "sample": ("sample", "MODES"),
     "prepare": ("scripts.prepare", "PrepareConfig"),
     "evaluate": ("scripts.evaluate", "EvaluateConfig"),
+    "lm_eval": ("scripts.lm_eval", "LmEvalConfig"),
     "ablations": ("scripts.ablations", "AblationsConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
     "topics": ("scripts.topics", "TopicsConfig"),
@@ -47,7 +48,10 @@ def run(name: str, *arguments: str) -> Ended:
     """Runs `python NAME.py ARGUMENTS` in this process."""
     module_name, schema = CONFIGS[name]
     module = importlib.import_module(module_name)
-    return capture(lambda: cli.run(module.main, getattr(module, schema), name=name, argv=list(arguments)))
+    after_sweep = getattr(module, "show_sweep", None)
+    return capture(
+        lambda: cli.run(module.main, getattr(module, schema), name=name, argv=list(arguments), after_sweep=after_sweep)
+    )
 
 
 def capture(program: Callable[[], object]) -> Ended:
