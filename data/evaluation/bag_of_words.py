@@ -1,10 +1,9 @@
-"""A baseline that reads no order: logistic regression on the words and word pairs of a text."""
+"""A baseline that reads no order: logistic regression on the words of a text."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +11,12 @@ import regex
 
 WORD = regex.compile(r"\w+")
 MAX_FEATURES = 50_000
-STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3)  # L2 regularisation; a fifth of the training texts chooses
-STEPS = 200
+STRENGTHS = (1.0, 0.1, 0.01)  # of the L2 penalty; the accuracy on a fifth of the training texts chooses
+STEPS, MEMORY, TOLERANCE = 200, 10, 1e-5  # of L-BFGS
 
 
-def features(text: str) -> Iterator[str]:
-    words = WORD.findall(text.lower())
-    yield from words
-    yield from map(" ".join, itertools.pairwise(words))
+def words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 class BagOfWords:
     """Multinomial logistic regression on tf-idf: 1 + log of the count, times the inverse document frequency, length 1.
 
-    The features are the words and word pairs, in lower case, that at least two training texts contain.
+    The words are in lower case, and at least two training texts contain each.
     """
 
     columns: dict[str, int]
@@ -76,8 +73,8 @@ class BagOfWords:
 
     @staticmethod
     def train(texts: Sequence[str], labels: np.ndarray, n_labels: int, *, seed: int = 1) -> BagOfWords:
-        """texts, labels (n,): label numbers. Deterministic; `seed` chooses the fifth that picks the regularisation."""
-        counted = [Counter(features(text)) for text in texts]
+        """texts, labels (n,): label numbers. Deterministic; `seed` chooses the fifth that picks the penalty."""
+        counted = [Counter(words(text)) for text in texts]
         documents = Counter(name for counts in counted for name in counts)
         names = [name for name, count in documents.most_common(MAX_FEATURES) if count > 1]
         columns = {name: index for index, name in enumerate(names)}
@@ -87,13 +84,15 @@ class BagOfWords:
         held_out = np.random.default_rng(seed).permutation(len(texts)) < len(texts) // 5
         best = STRENGTHS[-1]
         if held_out.any() and len(set(labels[~held_out].tolist())) > 1:
-            some = Sparse.of([row for row, out in zip(rows, held_out, strict=True) if not out], len(names) + 1)
-            others = Sparse.of([row for row, out in zip(rows, held_out, strict=True) if out], len(names) + 1)
-            scores = {}
+            some, others = (
+                Sparse.of([row for row, out in zip(rows, held_out, strict=True) if out == side], len(names) + 1)
+                for side in (False, True)
+            )
+            right = {}
             for strength in STRENGTHS:
                 weights = fit(some, labels[~held_out], n_labels, strength)
-                scores[strength] = (others.times(weights).argmax(1) == labels[held_out]).mean()
-            best = max(STRENGTHS, key=lambda strength: (scores[strength], strength))
+                right[strength] = int((others.times(weights).argmax(1) == labels[held_out]).sum())
+            best = max(STRENGTHS, key=lambda strength: right[strength])
         return BagOfWords(columns, inverse, fit(Sparse.of(rows, len(names) + 1), labels, n_labels, best))
 
     def _row(self, counts: Counter[str]) -> dict[int, float]:
@@ -104,21 +103,47 @@ class BagOfWords:
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """texts (n,) -> the probability of each label, (n, L)."""
-        rows = Sparse.of([self._row(Counter(features(text))) for text in texts], len(self.weights))
+        rows = Sparse.of([self._row(Counter(words(text))) for text in texts], len(self.weights))
         return softmax(rows.times(self.weights))
 
 
 def fit(rows: Sparse, labels: np.ndarray, n_labels: int, strength: float) -> np.ndarray:
-    """Minimises the mean cross-entropy plus strength / 2 * |weights|^2 with accelerated gradient steps (Nesterov 1983).
+    """Minimises the summed cross-entropy plus strength / 2 * |weights|^2; returns the weights (columns, L)."""
+    truth = np.zeros((rows.shape[0], n_labels), np.float32)
+    truth[np.arange(len(labels)), labels] = 1
 
-    A row has length at most sqrt(2), so the gradient's Lipschitz constant is at most 1.
+    def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        probs = softmax(rows.times(weights))
+        loss = -np.log(np.maximum(probs[np.arange(len(labels)), labels], 1e-30)).sum()
+        gradient = rows.transposed_times(probs - truth) + strength * weights
+        return float(loss) + strength / 2 * float((weights**2).sum()), gradient
+
+    return minimise(loss_and_gradient, np.zeros((rows.shape[1], n_labels), np.float32))
+
+
+def minimise(function: Callable[[np.ndarray], tuple[float, np.ndarray]], x: np.ndarray) -> np.ndarray:
+    """L-BFGS (Liu and Nocedal 1989): quasi-Newton steps from the last changes of position and gradient.
+
+    function: x -> (value, gradient). Halves a step until the value falls (Armijo); ends when that gains little.
     """
-    n, n_columns = rows.shape
-    truth = np.zeros((n, n_labels), np.float32)
-    truth[np.arange(n), labels] = 1
-    weights = previous = np.zeros((n_columns, n_labels), np.float32)
-    for step in range(1, STEPS + 1):
-        ahead = weights + (step - 1) / (step + 2) * (weights - previous)
-        errors = (softmax(rows.times(ahead)) - truth) / n
-        previous, weights = weights, ahead - rows.transposed_times(errors) - strength * ahead
-    return weights
+    value, gradient = function(x)
+    pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)  # changes of x and of the gradient
+    for _ in range(STEPS):
+        direction, factors = gradient.copy(), []
+        for dx, dg in reversed(pairs):
+            factors.append(np.vdot(dx, direction) / np.vdot(dx, dg))
+            direction -= factors[-1] * dg
+        dx, dg = pairs[-1] if pairs else (gradient, gradient * np.linalg.norm(gradient))
+        direction *= np.vdot(dx, dg) / np.vdot(dg, dg)
+        for (dx, dg), factor in zip(pairs, reversed(factors), strict=True):
+            direction += (factor - np.vdot(dg, direction) / np.vdot(dx, dg)) * dx
+        slope, step = float(np.vdot(direction, gradient)), 1.0
+        new_value, new_gradient = function(x - direction)
+        while new_value > value - 1e-4 * step * slope and step > 1e-6:
+            step /= 2
+            new_value, new_gradient = function(x - step * direction)
+        if new_value > value * (1 - TOLERANCE):
+            return x
+        pairs.append((-step * direction, new_gradient - gradient))
+        x, value, gradient = x - step * direction, new_value, new_gradient
+    return x

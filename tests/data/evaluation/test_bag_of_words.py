@@ -1,4 +1,4 @@
-"""The bag-of-words baseline: its optimum is that of another method, it learns words and pairs, and nothing else."""
+"""The bag-of-words baseline: its optimum is that of another method, it learns words, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ def test_it_learns_words_that_tell_labels_apart():
     assert np.array_equal(again.weights, model.weights)
 
 
-def test_word_pairs_count_and_unknown_words_do_not():
-    texts = ["not good", "good not", "not good at all", "all good not"] * 10
-    labels = np.array([0, 1, 0, 1] * 10)
+def test_unknown_words_do_not_count():
+    texts, labels = ["good one", "bad one", "good", "bad"] * 10, np.array([1, 0, 1, 0] * 10)
     model = BagOfWords.train(texts, labels, 2)
-    assert model.probabilities(["not good", "good not"]).argmax(1).tolist() == [0, 1]
+    assert model.probabilities(["Good!", "one bad"]).argmax(1).tolist() == [1, 0]
     neutral = model.probabilities(["zebra", ""])
     assert np.allclose(neutral[0], neutral[1])
 
@@ -42,7 +41,6 @@ def test_the_optimum_is_that_of_plain_gradient_descent():
     assert np.allclose(rows.times(np.eye(6, dtype=np.float32)), dense)
     assert np.allclose(rows.transposed_times(dense), dense.T @ dense, atol=1e-5)
     weights, truth = np.zeros((6, 3)), np.eye(3)[labels]
-    for _ in range(5000):  # plain gradient descent in float64
-        weights -= dense.T @ (softmax(dense @ weights) - truth) / 40 + 0.01 * weights
-    expected = softmax(dense @ weights)
-    assert np.abs(softmax(dense @ fit(rows, labels, 3, 0.01)) - expected).max() < 2e-3
+    for _ in range(20_000):  # plain gradient descent in float64
+        weights -= (dense.T @ (softmax(dense @ weights) - truth) + 0.1 * weights) / 20
+    assert np.abs(fit(rows, labels, 3, 0.1) - weights).max() < 1e-2
