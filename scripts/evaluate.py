@@ -167,7 +167,8 @@ def corpus_baselines(cfg: EvaluateConfig, lm: LanguageModel, split: Split, text:
 
 def evaluate_corpus(cfg: EvaluateConfig, models: Models) -> list[Row]:
     """Loss, bits/byte and perplexity of each checkpoint on a corpus, beside baselines."""
-    rows, documents = [], []
+    rows: list[Row] = []
+    documents: list[DocumentLosses] = []
     baselines: dict[str, float] = {}
     about = ""
     for path, lm in models.items():
@@ -216,7 +217,8 @@ def read_labelled(cfg: EvaluateConfig, models: Models) -> tuple[list[Example], l
 def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
     """What each checkpoint answers to labelled examples, beside baselines; the first one's answers in detail."""
     examples, train, task = read_labelled(cfg, models)
-    rows_of = {path: Rows(examples, lm.tokenizer, context=lm.model.config.context) for path, lm in models.items()}
+    tokenizers: dict[str, Any] = {path: lm.tokenizer for path, lm in models.items()}
+    rows_of = {path: Rows(examples, tokenizers[path], context=lm.model.config.context) for path, lm in models.items()}
     if dropped := {place for rows in rows_of.values() for place in rows.dropped}:
         print(f"note: {len(dropped):,} examples whose completion does not fit the context are left out")
         kept = [example for example in examples if example.place not in dropped]
@@ -227,16 +229,15 @@ def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
         answers[path] = answer(lm, rows_of[path], task)
         written = answer(lm, rows_of[path], replace(task, labels=())) if task.labels else answers[path]
         texts[path] = written.metrics
-    first = next(iter(models.values()))
-    for line in note_unknown(examples, first.tokenizer, str(cfg.examples)):
+    rows = rows_of[cfg.paths[0]]
+    for line in note_unknown(examples, rows.tokenizer, str(cfg.examples)):
         print(f"note: {line}")
-    rows = next(iter(rows_of.values()))
     if task.labels and train:
-        train_rows = Rows(train, first.tokenizer, context=rows.context)
+        train_rows = Rows(train, rows.tokenizer, context=rows.context)
         answers |= results.baselines(train_rows, rows, task, seed=cfg.seed)
     content = results.compare(answers, seed=cfg.seed)
     for row in content["results"]:
-        row |= texts.get(row["name"], {})
+        row |= {key: value for key, value in texts.get(row["name"], {}).items() if key == "stopped"}
     display.show_results(content)
     if cfg.plot is not None and "confusion" in content:
         display.plot_answers(cfg.plot, content, title=cfg.paths[0])
@@ -244,7 +245,7 @@ def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
         scores.plot_accuracies(cfg.plot, content["results"], title=str(cfg.examples))
     found = []
     for path, lm, row in zip(models, models.values(), content["results"], strict=False):
-        known = {key: value for key, value in row.items() if key not in ("name", "low", "high")}
+        known = {key: value for key, value in row.items() if key not in ("name", "low", "high")} | texts[path]
         names = {"accuracy_low": row["low"], "accuracy_high": row["high"], "examples": content["examples"]}
         unknown = unknown_in((text for e in examples for text in (e.prompt, e.completion)), lm.tokenizer).total()
         found.append({"checkpoint": path, **known, **names, "unknown_characters": unknown})
@@ -257,7 +258,8 @@ def evaluate_questions(cfg: EvaluateConfig, models: Models) -> list[Row]:
     plain = questions.read_choices(cfg.questions or "")
     shots = questions.read_choices(cfg.shots_from) if cfg.shots_from is not None else []
     asked = questions.with_shots(plain, shots, shots=cfg.shots, seed=cfg.seed)
-    found, table = [], []
+    found: list[Row] = []
+    table: list[Row] = []
     right: dict[str, dict[str, np.ndarray]] = {}  # by checkpoint and measure
     for path, lm in models.items():
         text = (text for choice in asked for text in (choice.prompt, *choice.options))

@@ -27,6 +27,7 @@ PROGRAMS = {  # how a command line names it: (module, settings, name of its yaml
     "finetune.py": ("finetune", "FinetuneConfig", "finetune"),
     "scripts.prepare": ("scripts.prepare", "PrepareConfig", "prepare"),
     "scripts.evaluate": ("scripts.evaluate", "EvaluateConfig", "evaluate"),
+    "scripts.lm_eval": ("scripts.lm_eval", "LmEvalConfig", "lm_eval"),
     "scripts.ablations": ("scripts.ablations", "AblationsConfig", "ablations"),
     "scripts.speeches": ("scripts.speeches", "SpeechesConfig", "speeches"),
     "scripts.topics": ("scripts.topics", "TopicsConfig", "topics"),

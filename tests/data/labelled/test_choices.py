@@ -9,7 +9,7 @@ import pytest
 
 from data import InputError
 from data.evaluation.accuracy import group_interval, wilson_interval
-from data.labelled.choices import Choice, accuracies, baseline, read_choices
+from data.labelled.choices import Choice, accuracies, baseline, read_choices, with_shots
 
 GOOD = {"prompt": "2+2=", "options": ["3", "4"], "completion": "4"}
 
@@ -72,6 +72,20 @@ def test_the_baseline_is_chance_or_the_commonest_answer():
     assert baseline(fixed) == ("always answering ' yes'", 0.9)
     varied = [Choice("", (f"{i}", f"{-i}"), 0) for i in range(1, 9)]
     assert baseline(varied) == ("guessing", 0.5)
+
+
+def test_shots_are_other_questions_with_their_right_answers():
+    pool = [Choice(f"{i}+1=", (f"{i}", f"{i + 1}"), 1) for i in range(6)]
+    found = with_shots(pool, pool, shots=2, seed=3)
+    solved = {choice.prompt: f"{choice.prompt}{choice.options[1]}" for choice in pool}
+    for question, choice in zip(found, pool, strict=True):
+        *before, last = question.prompt.split("\n\n")
+        assert last == choice.prompt and question.options == choice.options and question.answer == 1
+        assert len(set(before)) == 2 and set(before) <= set(solved.values()) - {solved[choice.prompt]}
+    assert found == with_shots(pool, pool, shots=2, seed=3) != with_shots(pool, pool, shots=2, seed=4)
+    assert with_shots(pool, [], shots=0) == pool
+    with pytest.raises(InputError, match="shots=6"):
+        with_shots(pool, pool, shots=6)
 
 
 def test_wilson_intervals_cover_95_percent():
