@@ -48,6 +48,7 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
     small = {"learning\nrate": _series(lines, "learning_rate"), "gradient\nnorm": _series(lines, "grad_norm")}
     small = {name: series for name, series in small.items() if series[0]}
     shares = {name: series for key, name in METRICS.items() if (series := _series(lines, key))[0]}
+    first = [steps[0] for steps, _ in shares.values()]
     with rc_context(STYLE):
         heights = [6, *([2.5] if shares else []), *([1] * len(small))]
         figure = Figure(figsize=(9, 7.5 if shares else 6), dpi=150, layout="constrained")
@@ -55,7 +56,8 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
         axes, *below = panels[:, 0]
         if shares:
             _draw_shares(below.pop(0), shares)
-        _draw_losses(axes, train, validation, bits)
+        # Bits per byte of labels mean nothing, and before the first answers the loss is far off.
+        _draw_losses(axes, train, validation, {} if "accuracy" in shares else bits, after=min(first) if first else 0)
         _draw_references(axes, Path(metrics_path).with_name("references.json"))
         axes.set(ylabel="loss (nats per token)", title=title)
         axes.legend(loc="upper right")
@@ -72,8 +74,11 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
         save_figure(figure, png_path)
 
 
-def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int, float]) -> None:
-    """Draws the training loss, smoothed, and the validation loss with its best value. `bits`: bits/byte by step."""
+def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int, float], *, after: int) -> None:
+    """Draws the training loss, smoothed, and the validation loss with its best value. `bits`: bits/byte by step.
+
+    Losses before the step `after` may be above the axis.
+    """
     if train[0]:
         axes.plot(*train, color=BLUE, linewidth=0.8, alpha=0.3)
         axes.plot(train[0], smoothed(train[1]), color=BLUE, linewidth=1.8, label="training")
@@ -92,7 +97,7 @@ def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int
     # The first 2 % of a run, where the loss falls from ln(V), would compress the rest of the curve.
     last = max(train[0][-1:] + validation[0][-1:])
     points = zip(train[0] + validation[0], train[1] + validation[1], strict=True)
-    late = [loss for step, loss in points if step >= last / 50]
+    late = [loss for step, loss in points if step >= max(after, last / 50)]
     margin = 0.08 * (max(late) - min(late)) or 0.1
     axes.set_ylim(min(late) - margin, max(late) + 2 * margin)
 

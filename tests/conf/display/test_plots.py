@@ -36,6 +36,23 @@ def test_the_loss_is_plotted_from_incomplete_metrics(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == len(cases) + 1  # no temporary file, and no plot without a loss
 
 
+def test_shares_of_right_answers_have_a_panel_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    answers = [0.25, 0.75, 0.5]
+    lines: list[dict[str, Any]] = [{"step": 1, "train_loss": 9.0}]
+    lines += [
+        {"step": 10 * n, "train_loss": 1 / n, "val_loss": 1 / n, "val_bits_per_byte": 1 / n, "accuracy": share}
+        for n, share in enumerate(answers, start=1)
+    ]
+    plots.plot_loss(metrics(tmp_path / "metrics.jsonl", lines), tmp_path / "loss.png")
+    loss, shares = drawn[0].axes
+    assert [line.get_label() for line in shares.get_lines()] == ["accuracy 0.500"]
+    assert list(shares.get_lines()[0].get_ydata()) == answers
+    assert loss.get_ylim()[1] < 2  # the loss of the first step is left out
+    assert not any("bits/byte" in text.get_text() for text in loss.texts)  # of labels they mean nothing
+
+
 def test_smoothing_keeps_the_level_without_lag() -> None:
     line = [2.0 * step for step in range(600)]
     assert plots.smoothed(line) == pytest.approx(line)
