@@ -25,7 +25,7 @@ def confusion(answers: np.ndarray, truth: np.ndarray, n_labels: int) -> np.ndarr
 
 
 def macro_f1(answers: np.ndarray, truth: np.ndarray, n_labels: int) -> float:
-    """Returns the mean F1 over the labels that occur in the truth or among the answers."""
+    """Returns the mean F1 over the labels that occur in the truth or among the answers; -1 is in no label set."""
     return float(_mean_f1(*(counts[None] for counts in _counts(answers, truth, n_labels)))[0])
 
 
@@ -36,9 +36,8 @@ def macro_f1_interval(
     _, index = np.unique(np.arange(len(truth)) if groups is None else np.asarray(groups), return_inverse=True)
     n_groups, random = int(index.max()) + 1, np.random.default_rng(seed)
     tables = np.zeros((3, n_groups, n_labels), np.float32)  # of each group: right, answered and true, by label
-    np.add.at(tables[0], (index[answers == truth], truth[answers == truth]), 1)
-    np.add.at(tables[1], (index[answers >= 0], answers[answers >= 0]), 1)
-    np.add.at(tables[2], (index, truth), 1)
+    for table, numbers, counted in zip(tables, (truth, answers, truth), _counted(answers, truth), strict=True):
+        np.add.at(table, (index[counted], numbers[counted]), 1)
     values = []
     for _ in range(RESAMPLES):
         drawn = np.bincount(random.integers(n_groups, size=n_groups), minlength=n_groups).astype(np.float32)
@@ -49,8 +48,17 @@ def macro_f1_interval(
 
 def _counts(answers: np.ndarray, truth: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the numbers of right answers, answers and examples of each label, each (n_labels,)."""
-    right = truth[answers == truth]
-    return tuple(np.bincount(x, minlength=n_labels) for x in (right, answers[answers >= 0], truth))  # type: ignore[return-value]
+    right, answered, known = _counted(answers, truth)
+    return (
+        np.bincount(truth[right], minlength=n_labels),
+        np.bincount(answers[answered], minlength=n_labels),
+        np.bincount(truth[known], minlength=n_labels),
+    )
+
+
+def _counted(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns where an answer is right, where it is in the label set, and where the truth is, each (n,) bool."""
+    return (answers == truth) & (truth >= 0), answers >= 0, truth >= 0
 
 
 def _mean_f1(right: np.ndarray, answered: np.ndarray, true: np.ndarray) -> np.ndarray:

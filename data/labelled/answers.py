@@ -53,7 +53,8 @@ def with_labels_of(task: Task, examples: Sequence[Example]) -> list[Example]:
     """Returns held-out examples for a task: if it has a label set, completions are labels."""
     if not task.labels or examples[0].label is not None or examples[0].chat:
         return list(examples)
-    return [replace(example, label=example.completion) for example in examples]
+    names = {task.completion_of(label): label for label in task.labels}
+    return [replace(example, label=names.get(example.completion, example.completion)) for example in examples]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from data.batching.batches import WindowEvaluation
+from data.labelled.templates import Task
 from data.preparation.shards import Split, Tokens
 from model.device import Compute
 from model.language_model import LanguageModel
@@ -116,6 +118,24 @@ def test_a_table_of_labels_is_answered_by_several_checkpoints_beside_baselines(t
     assert first["comparison"]["results"][2]["accuracy"] == 1.0 and first["comparison"]["results"][3]["accuracy"] == 0.5
     assert {"accuracy", "accuracy_low", "accuracy_high", "stopped", "exact_match", "macro_f1"} <= first.keys()
     assert first["examples"] == 40 and first["unknown_characters"] == 0 and "bag of words" in out
+
+
+def test_the_label_set_is_that_of_the_first_checkpoint_that_has_one(trained, better, tmp_path):
+    tuned = tmp_path / "tuned"
+    shutil.copytree(better, tuned)
+    for step in tuned.glob("step_*"):
+        Task("Q: {text}", " {label}", ("air", "body", "wind")).save(step)
+    pairs = [{"prompt": f"Q: {n}", "completion": (" air", " sea")[n == 5]} for n in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    texts = [{"text": row["prompt"][3:], "label": row["completion"].strip()} for row in pairs]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    found = {}
+    for name in ("pairs", "texts"):
+        arguments = [f"checkpoint={trained}", f"versus={tuned}", f"examples={tmp_path / name}.jsonl"]
+        out, found[name] = evaluate(tmp_path, *arguments)
+        assert "1 of 6 examples have a label that was not trained" in out
+    assert found["pairs"] == found["texts"]
+    assert found["pairs"][0]["comparison"]["labels"] == ["air", "body", "wind"]
 
 
 OPTIONS = [" heart", " nobody", " wind"]

@@ -31,6 +31,14 @@ def test_macro_f1_and_confusion_follow_their_definitions():
         assert table[2, 3] == ((truth == 2) & (answers == 3)).sum()
 
 
+def test_examples_whose_label_is_not_in_the_set_only_make_their_answers_wrong():
+    truth, answers = np.array([0, 0, 1, -1, -1]), np.array([0, 1, 1, 1, -1])
+    # Label 0: one right, one answer, two examples. Label 1: one right, three answers, one example.
+    assert macro_f1(answers, truth, 2) == pytest.approx((2 / 3 + 2 / 4) / 2)
+    low, high = macro_f1_interval(answers, truth, 2, groups=["a"] * 5, seed=1)
+    assert low == pytest.approx(high) == pytest.approx((2 / 3 + 2 / 4) / 2)
+
+
 def test_the_interval_of_macro_f1_holds_the_value_and_is_wider_over_groups():
     random = np.random.default_rng(1)
     truth = random.integers(0, 3, 300)
