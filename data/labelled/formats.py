@@ -57,7 +57,9 @@ def read_examples(
             prompt, completion = task.prompt_of(prompt), task.completion_of(label)
         examples.append(Example(prompt, completion, **common, label=label, record=kept))
     if not examples:
-        raise InputError(f"{path}: no examples; write one per line: {FORM}")
+        table = Path(path).suffix.lower() in TABLES
+        form = "a header such as text,label and an example in each row" if table else f"one per line: {FORM}"
+        raise InputError(f"{path}: no examples; write {form}")
     return examples
 
 
