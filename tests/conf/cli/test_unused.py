@@ -40,7 +40,7 @@ CASES = [
     ("train", TRAIN, 'tokenizer.special_tokens=["<u>"]', "", "tokenizer.allow_special=true"),
     ("finetune", "checkpoint=x examples=y run_dir=z", "val_fraction=0.5", "val_examples=x", ""),
     ("evaluate", "checkpoint=x", "text_field=a", "questions=x", "corpus=x"),
-    ("evaluate", "checkpoint=x", "shots=3", "corpus=x", "questions=x"),
+    ("evaluate", "checkpoint=x", "neutral=So", "corpus=x", "questions=x"),
     ("tokenize", "", "max_bytes=5", "mode=train out=x", "mode=compare tokenizers=bpe"),
     ("tokenize", "", "corpus=x", "mode=export tokenizers=x out=y", "mode=show tokenizers=x"),
     ("sample", "checkpoint=x prompt=a", "top_logprobs=3", "", "explain=true"),
