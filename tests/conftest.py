@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train
+from conf.display import answers
 from conf.run import metrics_log
 from data.corpus import wikipedia as articles
 from data.files import sha256_of
@@ -34,8 +35,9 @@ def quick():
 
 
 @pytest.fixture
-def real_plots(monkeypatch, draw=metrics_log.draw_loss):
-    """For a test that looks at the loss.png of a run."""
+def real_plots(monkeypatch, draw=metrics_log.draw_loss, draw_answers=answers.plot_answers):
+    """For a test that looks at the plots of a run."""
+    monkeypatch.setattr(answers, "plot_answers", draw_answers)
     for module in (metrics_log, train):
         monkeypatch.setattr(module, "draw_loss", draw)
 

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 
 import train
+from conf.display import answers
 from conf.run import metrics_log
 from data.batching.batches import IGNORE
 from model.checkpoints import reader
@@ -126,7 +127,7 @@ def signal_in_step(step: int, number: int) -> None:
 
 @contextlib.contextmanager
 def short_ends() -> Iterator[None]:
-    """Within, a run ends with an empty plot and measures the peak FLOP/s once: both take longer than a tiny run."""
+    """Within, a run ends with empty plots and measures the peak FLOP/s once: both take longer than a tiny run."""
 
     def no_plot(run_dir: Path) -> None:
         (run_dir / "loss.png").write_bytes(b"\x89PNG")
@@ -134,6 +135,7 @@ def short_ends() -> Iterator[None]:
     with (
         mock.patch.object(metrics_log, "draw_loss", no_plot),
         mock.patch.object(train, "draw_loss", no_plot),
+        mock.patch.object(answers, "plot_answers", lambda path, content, *, title: path.write_bytes(b"\x89PNG")),
         mock.patch.object(plan, "peak_flops", functools.cache(plan.peak_flops)),
     ):
         yield

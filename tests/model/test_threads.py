@@ -125,6 +125,7 @@ print(alone, busy)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one CPU, threads never spin long")
 @pytest.mark.skipif(bool({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()), reason="spinning is set")
 def test_threads_without_work_spin_less_beside_a_second_team():

@@ -78,6 +78,7 @@ def test_fine_tuning_steps_are_compared_at_equal_gradients():
     assert result["difference"] < 1e-5 and result["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_contention_compares_both_sides_with_each_neighbour(monkeypatch):
     monkeypatch.setattr(contention, "make_model", lambda _, seed: decode.make_model("toy", seed))
     result = bench("contention", "seconds=0.02", "settle=0", "repeats=1")
