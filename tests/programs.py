@@ -25,6 +25,7 @@ CONFIGS = {
     "lm_eval": ("scripts.lm_eval", "LmEvalConfig"),
     "ablations": ("scripts.ablations", "AblationsConfig"),
     "speeches": ("scripts.speeches", "SpeechesConfig"),
+    "tradeoff": ("scripts.tradeoff", "TradeoffConfig"),
     "topics": ("scripts.topics", "TopicsConfig"),
     "languages": ("scripts.languages", "LanguagesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),

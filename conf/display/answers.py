@@ -213,3 +213,29 @@ def plot_answers(path: str | Path, content: Row, *, title: str) -> None:
         for handle in legend.legend_handles[1:]:
             handle.set_sizes([60])
         save_figure(figure, path)
+
+
+def plot_tradeoff(path: str | Path, points: Sequence[Row]) -> None:
+    """Draws a point per fine-tuning run, with 95 % intervals: `name`, `task` (a row of results) over the `difference`
+    in bits/byte (`low`, `high`) on the corpus of the starting checkpoint, whose own row is `before`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        for point in points:
+            x, y = point["difference"], point["task"]["accuracy"]
+            across = [[x - point["low"]], [point["high"] - x]]
+            along = [[y - point["task"]["low"]], [point["task"]["high"] - y]]
+            axes.errorbar(x, y, xerr=across, yerr=along, fmt="o", color=BLUE, ecolor=GREY, elinewidth=1, capsize=2)
+            axes.annotate(printable(point["name"], 30), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
+        before = points[0]["before"]["accuracy"]
+        axes.axhline(before, color=ORANGE, linewidth=1, linestyle=":", label=f"before fine-tuning: {before:.1%}")
+        axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+        axes.set(xlabel="forgetting: bits/byte more on the starting checkpoint's held-out text", ylabel="accuracy")
+        axes.set_title("gain on the task against forgetting")
+        axes.legend(loc="lower right")
+        save_figure(figure, path)
