@@ -34,7 +34,7 @@ def read(run_dir: Path) -> dict[str, Any]:
     if not content.get("forgetting"):
         raise InputError(f"{path} has no forgetting: the corpus of the checkpoint was not prepared in datasets=")
     rows = {row["name"]: row for row in content["results"]}
-    return {"name": run_dir.name, "task": rows["fine-tuned"], "before": rows["before"], **content["forgetting"]}
+    return {"name": run_dir.name, "task": rows["fine-tuned"], "start": rows["before"], **content["forgetting"]}
 
 
 def main(cfg: TradeoffConfig, overrides: cli.Overrides) -> None:

@@ -217,7 +217,7 @@ def plot_answers(path: str | Path, content: Row, *, title: str) -> None:
 
 def plot_tradeoff(path: str | Path, points: Sequence[Row]) -> None:
     """Draws a point per fine-tuning run, with 95 % intervals: `name`, `task` (a row of results) over the `difference`
-    in bits/byte (`low`, `high`) on the corpus of the starting checkpoint, whose own row is `before`.
+    in bits/byte (`low`, `high`) on the corpus of the starting checkpoint, whose own row is `start`.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -231,7 +231,7 @@ def plot_tradeoff(path: str | Path, points: Sequence[Row]) -> None:
             along = [[y - point["task"]["low"]], [point["task"]["high"] - y]]
             axes.errorbar(x, y, xerr=across, yerr=along, fmt="o", color=BLUE, ecolor=GREY, elinewidth=1, capsize=2)
             axes.annotate(printable(point["name"], 30), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
-        before = points[0]["before"]["accuracy"]
+        before = points[0]["start"]["accuracy"]
         axes.axhline(before, color=ORANGE, linewidth=1, linestyle=":", label=f"before fine-tuning: {before:.1%}")
         axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
