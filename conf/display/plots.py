@@ -93,6 +93,7 @@ def _draw_losses(axes: Any, train: Series, validation: Series, bits: Mapping[int
         axes.annotate(
             note, (step, loss), xytext=(0 if right else 12, 16), textcoords="offset points", color=ORANGE,
             ha="right" if right else "left", va="bottom", fontweight="bold", linespacing=1.4,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
         )  # fmt: skip
     # The first 2 % of a run, where the loss falls from ln(V), would compress the rest of the curve.
     last = max(train[0][-1:] + validation[0][-1:])
