@@ -225,7 +225,7 @@ def fit(
                             )
                             if task is not None:
                                 result = replace(result, metrics=task(model))
-                                save_files[1:] = [task.task.save]
+                                save_files[1:] = [task.task.save]  # with the temperature just fitted
                         best = state.update_best(result, select=cfg.select, best_on_disk=saver.best_on_disk())
                         log.log_evaluation(
                             done, state.tokens, loss=result.loss, bits_per_byte=result.bits_per_byte, best=best,
@@ -260,6 +260,7 @@ def fit(
 
 
 def describe_best(select: str, score: float | None) -> str | None:
+    """Describes the best score. Lower scores are better, so those of accuracies are negative."""
     if score is None:
         return None
     return f"validation loss {score:.4f}" if select == "loss" else f"{select.replace('_', ' ')} {-score:.4f}"

@@ -44,7 +44,7 @@ class Attention(nn.Module):
         if rotary is not None:
             qk = apply_rotary(qk, rotary)
         if self.qk_norm_eps is not None:
-            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps)  # Henry et al. 2020
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps)  # Henry et al. 2020; a rotation keeps norms
         q, k = qk.split([self.n_head, self.n_kv_head], dim=1)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, E)
@@ -106,7 +106,7 @@ class GPT(nn.Module):
         self.lm_head: nn.Module | None = None if config.tie_embeddings else nn.Linear(D, V, bias=False)
         self.register_buffer("cos", None, persistent=False)  # not saved, but moved to the device with the model
         self.register_buffer("sin", None, persistent=False)
-        if not self.embed.weight.is_meta:  # there, torch would import its compiler, which takes seconds
+        if not self.embed.weight.is_meta:  # on the meta device, torch would import its compiler, which takes seconds
             self.build_rotary()
         for name, weight in self.named_parameters():
             self.init_weight(name, weight)

@@ -1,9 +1,9 @@
-"""Byte-level byte pair encoding (BPE): learns a vocabulary from text, and a readable encoder that defines the ids.
+"""Byte-level byte pair encoding (BPE): training of a vocabulary, and a readable encoder that defines the ids.
 
 Gage 1994; Sennrich et al. 2016 (arXiv:1508.07909); on bytes, Radford et al. 2019 (GPT-2). Text is first cut into
 pretokens, roughly words (see pretokenize.py), and each pretoken is written as its UTF-8 bytes. Training then merges the
 most frequent pair of adjacent tokens into a new token, again and again, until the vocabulary is full. No token crosses
-the border of a pretoken. Encoding applies the learned merges to new text in the same order.
+a pretoken boundary. Encoding applies the learned merges to new text in the same order.
 
 A vocabulary is a dict `ranks` from a token's bytes to its rank, which is also its id: 0 to 255 are the single bytes,
 then come the merges in the order in which they were learned. For example:
@@ -49,7 +49,7 @@ def train(
 def learn_merges(counts: dict[str, int], *, vocab_size: int, min_frequency: int = 1) -> dict[bytes, int]:
     """Learns tokens from pretokens, given the number of occurrences of each; see train.
 
-    Inside, a token is written as the character whose code point is its id. A word (a pretoken in the making) is then a
+    Inside, a token is written as the character whose code point is its id. A word (a pretoken, merged so far) is then a
     str and a pair of tokens is a str of length two, so that string methods do the work at the speed of C.
     """
     assert 256 <= vocab_size <= MAX_VOCABULARY and min_frequency >= 1, (vocab_size, min_frequency)

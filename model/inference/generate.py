@@ -138,7 +138,7 @@ def generate(
         unfinished = [place for place, row in enumerate(rows) if row.ended is None]
         if not unfinished:
             return
-        if len(unfinished) <= len(rows) // 2 and not plain.compiled:  # a smaller batch is faster
+        if len(unfinished) <= len(rows) // 2 and not plain.compiled:  # half have ended: go on with a smaller batch
             rows, ids = [rows[place] for place in unfinished], ids[unfinished]
             plain.select_rows(unfinished)
             sampler.select_rows(unfinished)

@@ -132,10 +132,13 @@ class Search:
     @property
     def certain_total(self) -> float:
         """The part of the total that certainly belongs to new outcomes."""
-        return max(self.total - self.ambiguous_mass, 1e-300)
+        return max(self.total - self.ambiguous_mass, 1e-300)  # not 0, since bounds are divided by it
 
     def most_probable(self, count: int, exclude: set[Child]) -> list[Child]:
-        """Takes up to `count` open children from the frontier, the most probable first, skipping those in `exclude`."""
+        """Takes up to `count` open children from the frontier, the most probable first.
+
+        Those in `exclude` leave the frontier too: the caller expands them anyway.
+        """
         found: list[Child] = []
         while self.frontier and len(found) < count:
             _, index, rank = heapq.heappop(self.frontier)
