@@ -19,7 +19,7 @@ EXTRA_TOKENS = 4  # that an answer may have beyond the longest completion
 
 
 class Model(Protocol):
-    """A language model, as far as it is needed here. `compute` and weights are its own matter."""
+    """A language model, as far as it is needed here."""
 
     def label_scores(self, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Any:
         """Returns log p (N, L) of whole labels, whose ids end with the end token, after each prompt."""
@@ -113,8 +113,9 @@ def label_ids(rows: Rows, task: Task) -> list[list[int]]:
 
 
 def answer(model: Model, rows: Rows, task: Task, *, limit: int | None = None) -> Answers:
-    """Returns the model's answers to the first `limit` examples, or all."""
-    indices = range(len(rows) if limit is None else min(limit, len(rows)))
+    """Returns the model's answers to `limit` examples, always the same random ones, or to all."""
+    # Files are often sorted by label, so the first examples would not do.
+    indices = sorted(np.random.default_rng(0).permutation(len(rows))[:limit].tolist())
     examples = [rows.examples[index] for index in indices]
     prompts = [rows.prompt_ids(index).tolist() for index in indices]
     groups = groups_of(examples)
@@ -122,10 +123,9 @@ def answer(model: Model, rows: Rows, task: Task, *, limit: int | None = None) ->
         scores = np.asarray(model.label_scores(prompts, label_ids(rows, task)), dtype=np.float64)
         truth = label_numbers(examples, task)
         return Answers(scores.argmax(1) == truth, groups, task.labels, scores, truth)
-    longest = max(int(rows.n_targets[index]) for index in indices) + EXTRA_TOKENS
+    lengths = [len(rows.ids[index]) - len(prompt) for index, prompt in zip(indices, prompts, strict=True)]
     suffix, ends = chat_end(task.chat, rows.tokenizer) if task.chat else ("", ())
-    prompts = [prompt[-max(1, rows.context - longest) :] for prompt in prompts]
-    texts = model.greedy(prompts, max_new_tokens=longest, ends=ends)
+    texts = model.greedy(prompts, max_new_tokens=max(lengths) + EXTRA_TOKENS, ends=ends)
     stopped = np.array([ended for _, ended in texts])
     right = np.array([text == e.completion + suffix for (text, _), e in zip(texts, examples, strict=True)]) & stopped
     return Answers(right, groups, stopped=stopped)
