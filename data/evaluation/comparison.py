@@ -24,9 +24,19 @@ def confusion(answers: np.ndarray, truth: np.ndarray, n_labels: int) -> np.ndarr
     return flat.reshape(n_labels, n_labels)
 
 
-def macro_f1(answers: np.ndarray, truth: np.ndarray, n_labels: int) -> float:
-    """Returns the mean F1 over the labels that occur in the truth or among the answers; -1 is in no label set."""
-    return float(_mean_f1(*(counts[None] for counts in _counts(answers, truth, n_labels)))[0])
+def macro_f1(answers: np.ndarray, truth: np.ndarray, n_labels: int, *, weights: np.ndarray | None = None) -> float:
+    """Returns the mean F1 over the labels that occur in the truth or among the answers; -1 is in no label set.
+
+    weights (n,): how often each example counts, by default once.
+    """
+
+    def count(numbers: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return np.bincount(numbers[where], None if weights is None else weights[where], minlength=n_labels)
+
+    right = count(truth, (answers == truth) & (truth >= 0))
+    total = count(answers, answers >= 0) + count(truth, truth >= 0)
+    f1 = np.divide(2 * right, total, out=np.zeros(n_labels), where=total > 0)
+    return float(f1.sum() / max(1, (total > 0).sum()))
 
 
 def macro_f1_interval(
@@ -35,37 +45,12 @@ def macro_f1_interval(
     """Returns the 95 % bootstrap interval (low, high) of macro-F1, over whole groups if there are some."""
     _, index = np.unique(np.arange(len(truth)) if groups is None else np.asarray(groups), return_inverse=True)
     n_groups, random = int(index.max()) + 1, np.random.default_rng(seed)
-    tables = np.zeros((3, n_groups, n_labels), np.float32)  # of each group: right, answered and true, by label
-    for table, numbers, counted in zip(tables, (truth, answers, truth), _counted(answers, truth), strict=True):
-        np.add.at(table, (index[counted], numbers[counted]), 1)
     values = []
     for _ in range(RESAMPLES):
-        drawn = np.bincount(random.integers(n_groups, size=n_groups), minlength=n_groups).astype(np.float32)
-        values.append(_mean_f1(*(drawn[None] @ table for table in tables))[0])
+        drawn = np.bincount(random.integers(n_groups, size=n_groups), minlength=n_groups)
+        values.append(macro_f1(answers, truth, n_labels, weights=drawn[index]))
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _counts(answers: np.ndarray, truth: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the numbers of right answers, answers and examples of each label, each (n_labels,)."""
-    right, answered, known = _counted(answers, truth)
-    return (
-        np.bincount(truth[right], minlength=n_labels),
-        np.bincount(answers[answered], minlength=n_labels),
-        np.bincount(truth[known], minlength=n_labels),
-    )
-
-
-def _counted(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns where an answer is right, where it is in the label set, and where the truth is, each (n,) bool."""
-    return (answers == truth) & (truth >= 0), answers >= 0, truth >= 0
-
-
-def _mean_f1(right: np.ndarray, answered: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """right, answered, true (n, n_labels) -> macro-F1 (n,)."""
-    total = answered + true
-    f1 = np.divide(2 * right, total, out=np.zeros(total.shape), where=total > 0)
-    return f1.sum(1) / np.maximum(1, (total > 0).sum(1))
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from data.evaluation import comparison
 from data.evaluation.comparison import Comparison, confusion, examples_needed, macro_f1, macro_f1_interval, mcnemar
 
 
@@ -48,6 +50,17 @@ def test_the_interval_of_macro_f1_holds_the_value_and_is_wider_over_groups():
     low, high = macro_f1_interval(answers, truth, 3, seed=1)
     group_low, group_high = macro_f1_interval(answers, truth, 3, groups=groups, seed=1)
     assert group_low < low < value < high < group_high
+
+
+def test_the_interval_of_macro_f1_needs_little_memory_for_many_labels(monkeypatch):
+    monkeypatch.setattr(comparison, "RESAMPLES", 5)
+    truth = np.arange(5000) % 2000
+    tracemalloc.start()
+    try:
+        macro_f1_interval(truth, truth, 2000, seed=1)
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("only_a, only_b", [(0, 0), (0, 5), (3, 9), (10, 10), (40, 61)])
