@@ -23,6 +23,7 @@ from conf.run.resume import resume_config
 from conf.run.runs import show_sweep
 from data import InputError as DataError
 from data.evaluation import calibration
+from data.evaluation.documents import bits_difference
 from data.labelled import results
 from data.labelled.answers import answer, with_label_set, with_labels_of
 from data.labelled.audit import Audit
@@ -31,7 +32,7 @@ from data.labelled.formats import read_examples
 from data.labelled.results import baselines
 from data.labelled.rows import PACKINGS, ExampleBatches, ExampleEvaluation, Rows
 from data.labelled.templates import Task, chat_template, check_templates
-from data.preparation.shards import open_split
+from data.preparation.shards import find_prepared, open_split
 from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
 from model import InputError
@@ -74,7 +75,7 @@ class FinetuneConfig(LoopConfig):
     packing: str = field(default="none", metadata={"group": "data"})  # none | packed: several examples in a row
     dropout: float = 0.0  # replaces the checkpoint's dropout
     preview: int = 2  # number of examples to print before the first step, with the part that is trained on
-    answer_limit: int = 1000  # held-out examples that are answered at each evaluation
+    answer_limit: int = 1000  # maximum number of held-out examples to answer at each evaluation
     compare: bool = True  # at the end, compare with the checkpoint, the commonest label and a bag of words
     from_scratch: bool = False  # also with the same network trained on the examples alone, for as many steps
     # texts after which to show the next words whose probability changed most
@@ -156,7 +157,7 @@ def show_audit(audit: Audit, rows: Rows, preview: int) -> None:
     display.audit_table({"training": asdict(audit.train), "held out": asdict(audit.held_out)}, audit.labels)
     for count, what in (
         (audit.copied, "are training examples too"),
-        (audit.same_prompt - audit.copied, "have the prompt of a training example and another completion"),
+        (audit.same_prompt, "have the prompt of a training example and another completion"),
         (audit.near_copies, "are near copies of training examples"),
     ):
         if count:
@@ -178,6 +179,9 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     start.check_tokenizer(vocab_size=tokenizer.vocab_size, fingerprint=tokenizer.fingerprint)
     train_examples, val_examples, task = read_splits(cfg, task_of(cfg, start.directory))
     check_select(cfg, task)
+    resuming = start.directory.parent == run_dir  # then held_out.jsonl exists already
+    if resuming and (saved := Task.load(start.directory)):
+        task = replace(task, temperature=saved.temperature)
     model_config = replace(start.config, dropout=cfg.dropout)
     rows, val_rows = (Rows(some, tokenizer, context=model_config.context) for some in (train_examples, val_examples))
     how: dict[str, Any] = {
@@ -201,7 +205,6 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             "data_fingerprint": fingerprint(train_examples + val_examples),
             "tokenizer_fingerprint": tokenizer.fingerprint,
         }
-        resuming = start.directory.parent == run_dir  # then the file exists already
         if world.is_main and cfg.val_examples is None and not resuming and not cfg.dry_run:
             write_examples(val_examples, run_dir / "held_out.jsonl")
             print(f"the held-out examples are in {run_dir / 'held_out.jsonl'}")
@@ -265,18 +268,18 @@ def forgetting(
 ) -> dict[str, float] | None:
     """The bits/byte of both models on held-out documents of the corpus that the base was trained on, if it is there."""
     manifest = json.loads((base.directory / "manifest.json").read_text(encoding="utf-8"))
-    prepared = list(Path(cfg.datasets).glob(f"*-{str(manifest.get('data_fingerprint'))[:12]}/index.json"))
+    prepared = find_prepared(cfg.datasets, str(manifest.get("data_fingerprint")))
     try:
-        if not prepared:
+        if prepared is None:
             raise DataError(f"the corpus of {cfg.checkpoint} is not prepared in datasets={cfg.datasets}")
-        documents = open_split(prepared[0].parent, "val").beginnings(DOCUMENTS, base.model.config.context)
+        documents = open_split(prepared, "val").beginnings(DOCUMENTS, base.model.config.context)
     except DataError as error:
         print(f"note: forgetting is not measured: {error}")
         return None
     end_id = tokenizer.end_id
     n_bytes = np.array([len(tokenizer.decode_bytes([i for i in ids if i != end_id])) for ids in documents])
     before, after = (np.array(lm.losses(documents)) for lm in (base, tuned))
-    return results.forgetting(before, after, n_bytes, seed=cfg.seed)
+    return bits_difference(before, after, n_bytes, seed=cfg.seed)
 
 
 def next_words_moved(base: LanguageModel, tuned: LanguageModel, prompt: str) -> dict[str, Any]:

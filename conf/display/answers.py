@@ -64,7 +64,8 @@ def show_results(content: Row) -> None:
     `forgetting` and `probes`.
     """
     results_table(f"{content['examples']:,} held-out examples", content["results"])
-    print(*difference_lines(content["differences"]), sep="\n")
+    if content["differences"]:
+        print(*difference_lines(content["differences"]), sep="\n")
     if "confusion" in content:
         confusion_table(content["confusion"], content["labels"])
         print(calibration_line(content))
@@ -134,7 +135,7 @@ def calibration_line(content: Row) -> str:
         for name, found in content["calibration"].items()
     ]
     fitted = len(parts) > 1
-    temperature = f" {content['temperature']:.2f}" if fitted else ", too few examples to fit a temperature"
+    temperature = f" {content['temperature']:.2f}" if fitted else ", too few examples to test a temperature"
     return (
         f"calibration error: {', '.join(parts)}{temperature}; {content['outside']:.2%} of the probability is outside "
         "the label set"

@@ -11,7 +11,7 @@ import numpy as np
 from ..curation.duplicates import shingle_hashes
 from ..tokenizers.build import Tokenizer
 from .examples import Example
-from .rows import Rows
+from .rows import Rows, draws
 from .templates import ChatTemplate, unknown_special_tokens
 
 NEAR = 0.8  # Jaccard similarity of the sets of three-word runs
@@ -58,7 +58,7 @@ class Audit:
     train: SplitCounts
     held_out: SplitCounts
     copied: int  # held-out examples that are training examples too
-    same_prompt: int  # held-out examples whose prompt a training example has
+    same_prompt: int  # held-out examples that have the prompt of a training example and another completion
     near_copies: int  # held-out examples that are similar to a training example, copies excluded
     labels: dict[str, tuple[int, int]]  # label -> training and held-out examples, the most frequent first
     problems: list[str]  # reasons not to train
@@ -69,7 +69,7 @@ class Audit:
         """Raises nothing: a set that should be refused has `problems`."""
         both, prompts = set(map(pair, train.examples)), {e.prompt for e in train.examples if e.prompt}
         copied = sum(pair(example) in both for example in held_out.examples)
-        same_prompt = sum(example.prompt in prompts for example in held_out.examples)
+        same_prompt = sum(e.prompt in prompts and pair(e) not in both for e in held_out.examples)
         texts = [example.prompt for example in (*train.examples, *held_out.examples)]
         near = {b for a, b in near_pairs(texts) if a < len(train) <= b and texts[b] not in prompts}
         counts = [Counter(e.label for e in rows.examples if e.label is not None) for rows in (train, held_out)]
@@ -92,18 +92,21 @@ def pair(example: Example) -> tuple[str, str]:
 
 
 def near_pairs(texts: Sequence[str]) -> set[tuple[int, int]]:
-    """Returns the pairs (earlier, later) of similar but not equal texts, of those that share an unusual shingle."""
+    """Returns the pairs (earlier, later) of similar but not equal texts that share an unusual shingle.
+
+    The rarest shingle that two similar texts share is among the rarest fifth of each, so only these are looked up
+    (prefix filtering: Chaudhuri, Ganti and Kaushik 2006).
+    """
     shingles = [np.unique(shingle_hashes(text)) for text in texts]
+    values, counts = np.unique(np.concatenate(shingles), return_counts=True)
     owners: defaultdict[int, list[int]] = defaultdict(list)
     for number, hashes in enumerate(shingles):
-        for value in hashes.tolist():
+        rarest = hashes[np.argsort(counts[np.searchsorted(values, hashes)], kind="stable")]
+        for value in rarest[: len(hashes) - int(NEAR * len(hashes)) + 1].tolist():
             owners[value].append(number)
-    shared: Counter[tuple[int, int]] = Counter()
-    for numbers in owners.values():
-        if 1 < len(numbers) <= COMMON_SHINGLE:
-            shared.update((a, b) for i, b in enumerate(numbers) for a in numbers[:i])
+    groups = [numbers for numbers in owners.values() if len(numbers) <= COMMON_SHINGLE]
     found = set()
-    for a, b in shared:
+    for a, b in {(a, b) for numbers in groups for i, b in enumerate(numbers) for a in numbers[:i]}:
         common = len(np.intersect1d(shingles[a], shingles[b], assume_unique=True))
         if common >= NEAR * (len(shingles[a]) + len(shingles[b]) - common) and texts[a] != texts[b]:
             found.add((a, b))
@@ -130,6 +133,9 @@ def problems(train: Rows, held_out: Rows, copied: int, labels: dict[str, tuple[i
             f"{len(learned):,} labels for {len(train):,} training examples: too few of each; merge labels, or use the "
             "fields prompt and completion for free text"
         )
+    completions = sorted({e.completion for e in train.examples if e.label is not None})
+    if len({tuple(ids.tolist()) for ids in train.tokenizer.encode_batch(completions)}) < len(completions):
+        found.append("two labels have the same tokens; make them different in characters that the tokenizer knows")
     if labels and not any(count and held for count, held in labels.values()):
         found.append("no label of the held-out examples occurs in training; check both files")
     return found
@@ -160,6 +166,9 @@ def notes(train: Rows, held_out: Rows, labels: dict[str, tuple[int, int]]) -> li
     if typed := sum(bool(names("".join(s.text for s in e.segments if not s.special))) for e in examples):
         if any(example.chat for example in examples) or not train.tokenizer.allow_special:
             found.append(f"{typed:,} examples contain the name of a special token; there it is ordinary text")
+    counts = draws([example.weight for example in train.examples])
+    if never := sum(not n and e.weight > 0 for n, e in zip(counts, train.examples, strict=True)):
+        found.append(f"{never:,} training examples are never drawn, since their weight is so far below the others'")
     if unseen := [label for label, (count, held) in labels.items() if held and not count]:
         found.append(f"{len(unseen):,} labels are held out but not in training, such as {unseen[0]!r}")
     folded: defaultdict[str, list[str]] = defaultdict(list)

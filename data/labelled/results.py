@@ -12,7 +12,6 @@ from ..evaluation import calibration
 from ..evaluation.accuracy import accuracy_interval
 from ..evaluation.bag_of_words import BagOfWords
 from ..evaluation.comparison import confusion, macro_f1_interval
-from ..evaluation.documents import bits_difference
 from .answers import Answers, groups_of, label_numbers
 from .rows import Rows
 from .templates import Task
@@ -72,7 +71,7 @@ def label_figures(found: Answers, *, seed: int) -> dict[str, Any]:
         "calibration": {},
     }
     probabilities = {"as trained": calibration.probabilities(scores)}
-    if len(truth) >= calibration.FEWEST:
+    if len(truth) >= 2 * calibration.FEWEST:  # each half fits a temperature
         probabilities["with temperature"] = calibration.cross_fitted(scores, truth, seed=seed)
     for name, probs in probabilities.items():
         low, high = calibration.calibration_error_interval(probs, truth, seed=seed)
@@ -81,8 +80,3 @@ def label_figures(found: Answers, *, seed: int) -> dict[str, Any]:
             "bins": [asdict(part) for part in calibration.reliability(probs, truth)],
         }  # fmt: skip
     return content
-
-
-def forgetting(before: np.ndarray, after: np.ndarray, n_bytes: np.ndarray, *, seed: int) -> dict[str, float]:
-    """Returns the bits/byte of documents before and after fine-tuning: see bits_difference()."""
-    return bits_difference(before, after, n_bytes, seed=seed)

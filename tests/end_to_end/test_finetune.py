@@ -179,6 +179,16 @@ def test_a_stopped_run_compares_nothing_and_ends_as_a_straight_one(options, tmp_
     assert one == other
 
 
+def test_a_resumed_run_keeps_its_temperature_until_it_evaluates(options, tmp_path, monkeypatch):
+    run_dir = tmp_path / "tuned"
+    stop_at(monkeypatch, 2)
+    ok("finetune", *options, f"run_dir={run_dir}", "steps=6")
+    stop_at(monkeypatch, 1)
+    ok("finetune", f"run_dir={run_dir}", "resume=true")
+    second, third = (Task.load(run_dir / f"step_{step:08d}").temperature for step in (2, 3))
+    assert second == third != 1.0
+
+
 def test_conversations_have_loss_on_every_answer(trained, tmp_path):
     chat = tmp_path / "chat.jsonl"
     with chat.open("w") as file:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from data.labelled.audit import Audit, near_pairs
+from data.curation.duplicates import shingle_hashes
+from data.labelled.audit import NEAR, Audit, near_pairs
 from data.labelled.examples import Example
 from data.labelled.rows import Rows
 from data.labelled.templates import CHAT_TEMPLATES, ChatTemplate
@@ -57,7 +61,30 @@ def test_near_duplicates_are_found_within_and_across_the_splits():
     found = audit([*TRAIN, labelled(text, "no")], [*HELD, labelled(other, "yes")])
     assert found.near_copies == 1 and found.copied == 0
     copied = audit([*TRAIN, labelled(text, "no")], [*HELD, labelled(text, "no"), labelled(text, "yes")])
-    assert (copied.copied, copied.same_prompt, copied.near_copies) == (1, 2, 0)
+    assert (copied.copied, copied.same_prompt, copied.near_copies) == (1, 1, 0)
+    no_prompt = [Example("", "one"), Example("", "two"), Example("q", "three")]
+    copied = audit(no_prompt, [*no_prompt[:2], Example("q", "four")])
+    assert (copied.copied, copied.same_prompt) == (2, 1)
+
+
+def test_all_near_duplicates_are_found_by_few_comparisons(monkeypatch):
+    random = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, 201)
+    words = [random.choice(200, 40, p=frequency / frequency.sum()) for _ in range(150)]
+    for _ in range(150):  # copies with some words changed
+        copy = words[int(random.integers(150))].copy()
+        copy[random.choice(40, int(random.integers(1, 6)), replace=False)] = random.integers(200)
+        words.append(copy)
+    texts = [" ".join(f"w{word}" for word in some) for some in words]
+    sets = [set(shingle_hashes(text).tolist()) for text in texts]
+    similar = {
+        (a, b) for b in range(300) for a in range(b)
+        if len(sets[a] & sets[b]) >= NEAR * len(sets[a] | sets[b]) and texts[a] != texts[b]
+    }  # fmt: skip
+    compared, intersect = [], np.intersect1d
+    monkeypatch.setattr(np, "intersect1d", lambda *a, **k: compared.append(1) or intersect(*a, **k))
+    assert near_pairs(texts) == similar and len(similar) > 20
+    assert len(compared) < 20 * len(similar)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +100,14 @@ def test_near_duplicates_are_found_within_and_across_the_splits():
 )
 def test_a_set_that_teaches_nothing_is_refused(train, held, problem):
     assert any(problem in found for found in audit(train, held).problems)
+
+
+def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused():
+    tokenizer = build(TokenizerConfig(kind="char"), ["text: a"])
+    some = Rows([Example("text:", f" {'ab c'[i % 2]}", label="abc"[i % 2]) for i in range(9)], tokenizer, context=99)
+    assert Audit.of(some, some).problems == ["every held-out example is a training example too; hold out others"]
+    others = Rows([Example("text:", f" {label}", label=label) for label in "bcbcbc"], tokenizer, context=99)
+    assert any("two labels have the same tokens" in problem for problem in Audit.of(others, some).problems)
 
 
 def test_ten_thousand_labels_are_refused_quickly():
@@ -93,6 +128,13 @@ def test_what_deserves_a_look_is_noted():
         "labels differ only in case or spaces: 'yes', ", "begin with the same token",
     ):  # fmt: skip
         assert part in notes
+
+
+def test_examples_that_no_epoch_draws_are_noted():
+    weighted = [replace(e, weight=1.0 if number < 5 else 0.1) for number, e in enumerate(TRAIN)]
+    [note, _] = audit(weighted).notes
+    assert note.startswith("3 training examples are never drawn")
+    assert len(audit([replace(e, weight=w) for e, w in zip(TRAIN, [1.0] * 8 + [0.0], strict=True)]).notes) == 1
 
 
 def chats(template: ChatTemplate) -> list[Example]:
