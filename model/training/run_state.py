@@ -100,6 +100,7 @@ def restore(
             say(f"note: {name} was {was}, is now {now}; results may differ in the last bits")
     if (
         world.is_main
+        and state.evaluations_since_best == 0  # another step may have the same score
         and checkpoint.manifest.get("score", checkpoint.manifest.get("val_loss", math.nan)) == state.best_score
     ):
         # A kill may have prevented this.

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from model import InputError
 from model.checkpoints.reader import Checkpoint
 from model.config import ModelConfig
+from model.distributed.parallel import World
 from model.training.evaluate import EvalResult
-from model.training.run_state import RunState
+from model.training.run_state import RunState, restore
+from tests.families import make
 
 CHECKPOINT = Checkpoint(Path("run/step_00000007"), {"step": 7}, ModelConfig())
 STATE = RunState(step=7, tokens=70, elapsed_seconds=1.5, best_score=2.0, steps=9, decay_restart=(5, 0.5))
@@ -48,6 +52,18 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(loss):
     with pytest.raises(InputError, match=f"step 7 has validation loss {loss}, so it is not saved.*learning_rate"):
         state.update_best(EvalResult(loss, None, 9), select="loss", best_on_disk=2.0)
     assert state.best_score == 2.0
+
+
+@pytest.mark.parametrize("since_best, names", [(0, ["best"]), (1, [])])
+def test_a_resume_names_its_step_the_best_only_if_it_was(tmp_path, since_best, names):
+    """A kill may come between a save and the pointer. Another step may have the same accuracy."""
+    state = RunState(step=4, best_score=-0.9, evaluations_since_best=since_best)
+    checkpoint: Any = SimpleNamespace(
+        directory=tmp_path / "step_00000004", step=4, manifest={"score": -0.9},
+        train_state=lambda: ({}, asdict(state)), load_into=lambda model: None,
+    )  # fmt: skip
+    restore(checkpoint, make("modern"), [], fingerprints={}, resolved={}, world=World(), say=print)
+    assert [path.name for path in tmp_path.iterdir()] == names
 
 
 def as_json(**changes: object) -> dict[str, object]:
