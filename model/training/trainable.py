@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from .. import InputError
 from ..gpt import GPT
 
-BLOCKS = re.compile(r"blocks\.(-?\d*):?(-?\d*)")
+BLOCKS = re.compile(r"blocks\.(-?\d+)?(?:(:)(-?\d+)?)?")  # start, colon, stop
 GROUPS: dict[str, Callable[[str], bool]] = {  # by the name of a parameter
     "all": lambda name: True,
     "embed": lambda name: name.startswith(("embed.", "position_embed.")),
@@ -51,9 +51,9 @@ def matches(name: str, pattern: str, n_layer: int) -> bool:
         return GROUPS[pattern](name)
     if not (blocks := BLOCKS.fullmatch(pattern)):
         return fnmatchcase(name, pattern)
-    start, stop = (int(text) if text not in ("", "-") else None for text in blocks.groups())
-    if ":" in pattern:
+    start, stop = (int(text) if text else None for text in (blocks[1], blocks[3]))
+    if blocks[2]:
         numbers = range(n_layer)[start:stop]
     else:
-        numbers = range(n_layer)[start:][:1] if start is not None else range(0)
+        numbers = [number for number in range(n_layer) if start in (number, number - n_layer)]
     return name.startswith(tuple(f"blocks.{number}." for number in numbers))

@@ -38,7 +38,11 @@ def test_groups_and_wildcards_add_up():
 
 
 @pytest.mark.parametrize(
-    "family, pattern", [("modern", "norms"), ("modern", "blocks.7"), ("modern", "blokcs.0"), ("modern", "blocks.")]
+    "family, pattern",
+    [
+        *(("modern", "norms"), ("modern", "blokcs.0"), ("modern", "blocks.")),
+        *(("modern", "blocks.7"), ("modern", "blocks.-7"), ("modern", "blocks.0-1")),
+    ],
 )
 def test_a_pattern_that_names_nothing_is_refused(family, pattern):
     with pytest.raises(InputError, match=f"trainable={pattern} names no parameter"):
