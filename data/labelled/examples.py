@@ -1,4 +1,4 @@
-"""Labelled examples: their split into training and held-out ones, and what the two have in common."""
+"""Labelled examples, and their split into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def write_examples(examples: Sequence[Example], path: Path) -> None:
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """Returns the sha256 of all prompts and completions in their order, whichever file they come from."""
-    content = [(example.prompt, example.completion) for example in examples]
+    """Returns the sha256 of all prompts, completions and weights in their order, whichever file they come from."""
+    content = [(e.prompt, e.completion, *([] if e.weight == 1 else [e.weight])) for e in examples]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
@@ -70,19 +70,6 @@ def split_examples(examples: Sequence[Example], *, val_fraction: float) -> tuple
         [example for example in examples if group(example) not in held_out],
         [example for example in examples if group(example) in held_out],
     )
-
-
-def note_overlap(train: Sequence[Example], val: Sequence[Example]) -> list[str]:
-    """Returns a message if held-out examples are also training examples, or share their prompts."""
-    both, prompts = {(e.prompt, e.completion) for e in train}, {e.prompt for e in train if e.prompt}
-    same = sum((e.prompt, e.completion) in both for e in val)
-    shared = sum(e.prompt in prompts for e in val)
-    if not same and not shared:
-        return []
-    return [
-        f"warning: {same:,} of {len(val):,} held-out examples are training examples too, {shared:,} have a prompt that "
-        "training has; the validation loss is too low for new prompts"
-    ]
 
 
 def note_unknown(examples: Sequence[Example], tokenizer: CharacterSet, place: str) -> list[str]:

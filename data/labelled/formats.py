@@ -135,6 +135,7 @@ def records(path: str | Path) -> Iterator[tuple[str, Record]]:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]
         raise InputError(f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert it (iconv)") from None
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # by default, longer fields are an error
     head = text.partition("\n")[0]
     delimiter = max(delimiters, key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

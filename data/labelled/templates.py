@@ -14,7 +14,6 @@ from .. import InputError
 
 TASK = "task.json"  # in a step directory
 END = "<|endoftext|>"
-MAX_LABELS = 100_000
 SPECIAL = re.compile(r"<\|[^|<>]+\|>|<(?:start|end)_of_turn>|</?s>")
 ROLES = ("system", "user", "assistant")
 

@@ -10,7 +10,7 @@ import pytest
 
 from data import InputError
 from data.batching.batches import IGNORE
-from data.labelled.examples import Example, note_overlap, split_examples
+from data.labelled.examples import Example, fingerprint, split_examples
 from data.labelled.formats import read_examples
 from data.labelled.rows import ExampleBatches, ExampleEvaluation, Rows
 from data.tokenizers.build import TokenizerConfig, build
@@ -187,8 +187,9 @@ def test_examples_without_a_prompt_are_split_by_their_completion():
         split_examples([Example("", "a"), Example("", "a")], val_fraction=0.5)
 
 
-def test_overlap_of_training_and_held_out_examples_is_said():
-    train = [Example("a", "1"), Example("b", "2"), Example("", "x")]
-    assert note_overlap(train, [Example("c", "1"), Example("", "y")]) == []
-    [message] = note_overlap(train, [Example("a", "1"), Example("b", "3"), Example("", "x")])
-    assert "2 of 3 held-out examples" in message and "2 have a prompt" in message
+def test_the_fingerprint_holds_what_is_learned_and_how_often():
+    examples = [Example("p", "a"), Example("p", "b", place="elsewhere:7")]
+    found = {fingerprint(some) for some in (
+        examples, examples[::-1], [Example("p", "a", weight=2.0), examples[1]], [examples[0], Example("p", "b")]
+    )}  # fmt: skip
+    assert len(found) == 3

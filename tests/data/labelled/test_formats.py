@@ -127,3 +127,9 @@ def test_null_group_and_weight_are_absent(tmp_path):
     path = written(tmp_path / "e.jsonl", '{"text": "a", "label": "b", "group": null, "weight": null}\n')
     [example] = read_examples(path)
     assert example.group is None and example.weight == 1.0
+
+
+def test_a_table_may_have_long_texts(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text(f'text,label\n"{"word, " * 50_000}",a\nshort,b\n')
+    assert [len(example.record["text"]) for example in read_examples(path)] == [300_000, 5]
