@@ -1,4 +1,4 @@
-"""Fine-tuning: trains a checkpoint on labelled examples with the same fit() as pretraining, then compares both."""
+"""Fine-tunes a checkpoint on labelled examples with the same fit() as pretraining, then compares before and after."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             show_audit(Audit.of(rows, val_rows, chat=task.chat), rows, cfg.preview)
             for line in note_unknown(train_examples + val_examples, tokenizer, "the examples"):
                 print(f"note: {line}")
-        # A wrong name is refused before anything is written.
+        # A wrong name in trainable= is refused before anything is written.
         train_only(reader.without_storage(model_config), cfg.trainable)
         fingerprints = {
             "data_fingerprint": fingerprint(train_examples + val_examples),
@@ -283,7 +283,7 @@ def forgetting(
 
 
 def next_words_moved(base: LanguageModel, tuned: LanguageModel, prompt: str) -> dict[str, Any]:
-    """The next words whose probability changed most, with their probabilities before and after."""
+    """The next words whose probability changed most, before and after; 0 for a word outside the 50 most probable."""
     before, after = ({row.word: row.lower for row in lm.next_words(prompt, top=50).words} for lm in (base, tuned))
     rows: list[dict[str, Any]] = [
         {"word": word, "before": before.get(word, 0.0), "after": after.get(word, 0.0)} for word in before | after
