@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 
 from data.evaluation.bag_of_words import BagOfWords, Sparse, fit, softmax
@@ -30,6 +32,20 @@ def test_unknown_words_do_not_count():
     assert model.probabilities(["Good!", "one bad"]).argmax(1).tolist() == [1, 0]
     neutral = model.probabilities(["zebra", ""])
     assert np.allclose(neutral[0], neutral[1])
+
+
+def test_many_labels_need_little_memory():
+    rows = Sparse.of([{(i + 37 * j) % 500: 1.0 + j for j in range(100)} for i in range(200)], 500)
+    dense, weights = np.zeros((200, 500), np.float32), np.random.default_rng(0).random((500, 300), np.float32)
+    dense[rows.row, rows.column] = rows.value
+    tracemalloc.start()
+    try:
+        found = rows.times(weights), rows.transposed_times(weights[:200])
+        assert tracemalloc.get_traced_memory()[1] < 4e6  # not 200 * 100 * 300 products
+    finally:
+        tracemalloc.stop()
+    assert np.allclose(found[0], dense @ weights, rtol=1e-4)
+    assert np.allclose(found[1], dense.T @ weights[:200], rtol=1e-4)
 
 
 def test_the_optimum_is_that_of_plain_gradient_descent():
