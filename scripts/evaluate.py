@@ -233,6 +233,8 @@ def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
     for line in note_unknown(examples, rows.tokenizer, str(cfg.examples)):
         print(f"note: {line}")
     if task.labels and train:
+        if not any(example.label in task.labels for example in train):
+            raise InputError(f"train={cfg.train}: no example has one of the labels {', '.join(task.labels[:9])}")
         train_rows = Rows(train, rows.tokenizer, context=rows.context)
         answers |= results.baselines(train_rows, rows, task, seed=cfg.seed)
     content = results.compare(answers, seed=cfg.seed)

@@ -135,7 +135,7 @@ def short_ends() -> Iterator[None]:
     with (
         mock.patch.object(metrics_log, "draw_loss", no_plot),
         mock.patch.object(train, "draw_loss", no_plot),
-        mock.patch.object(answers, "plot_answers", lambda path, content, *, title: path.write_bytes(b"\x89PNG")),
+        mock.patch.object(answers, "plot_answers", lambda path, content, *, title: Path(path).write_bytes(b"\x89PNG")),
         mock.patch.object(plan, "peak_flops", functools.cache(plan.peak_flops)),
     ):
         yield

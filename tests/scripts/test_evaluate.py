@@ -120,6 +120,17 @@ def test_a_table_of_labels_is_answered_by_several_checkpoints_beside_baselines(t
     assert first["examples"] == 40 and first["unknown_characters"] == 0 and "bag of words" in out
 
 
+def test_training_examples_without_a_label_of_the_set_are_refused(better, tmp_path, refused):
+    (tmp_path / "other.csv").write_text("text,label\nlisten,sea\n")
+    (tmp_path / "own.csv").write_text("text,label\nlisten,air\nnobody,body\n")
+    tuned = tmp_path / "tuned"
+    shutil.copytree(better, tuned)
+    for step in tuned.glob("step_*"):
+        Task(labels=("air", "body")).save(step)
+    files = [f"examples={tmp_path / 'own.csv'}", f"train={tmp_path / 'other.csv'}"]
+    refused("evaluate", f"checkpoint={tuned}", "device=cpu", *files, parts=("train=", "one of the labels air, body"))
+
+
 def test_the_label_set_is_that_of_the_first_checkpoint_that_has_one(trained, better, tmp_path):
     tuned = tmp_path / "tuned"
     shutil.copytree(better, tuned)
