@@ -16,6 +16,7 @@ from .decode import Decoder
 from .sampling import NOT_FINITE
 
 TOKENS_PER_BATCH = 8192  # in the cache, padding included
+LOGITS_AT_ONCE = 2**24  # elements: 64 MiB in float32, for each token of the longest label
 
 
 class Labels(Protocol):
@@ -92,7 +93,8 @@ def label_log_probabilities(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     while order:
         capacity = len(prompts[order[-1]]) + longest_label - 1
-        rows, order = order[-max(1, TOKENS_PER_BATCH // capacity) :], order[: -max(1, TOKENS_PER_BATCH // capacity)]
+        size = max(1, min(TOKENS_PER_BATCH // capacity, LOGITS_AT_ONCE // model.config.vocab_size))
+        rows, order = order[-size:], order[:-size]
         decoder = Decoder(model, rows=len(rows), capacity=capacity, compute=replace(compute, compile=False))
         logits = decoder.prefill([prompts[index] for index in rows])
         if not logits.isfinite().all():

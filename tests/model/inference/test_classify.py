@@ -37,6 +37,18 @@ def test_scores_are_the_sum_over_all_tokens_of_the_label(family, monkeypatch):
             assert float(found[row, column]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_short_prompts_are_few_enough_for_their_logits(monkeypatch):
+    rows, prefill = [], classify.Decoder.prefill
+    monkeypatch.setattr(classify.Decoder, "prefill", lambda self, some: rows.append(len(some)) or prefill(self, some))
+    monkeypatch.setattr(classify, "LOGITS_AT_ONCE", 300)
+    model = make("modern")
+    prompts = [some_ids(seed, 3) for seed in range(8)]
+    found = label_log_probabilities(model, prompts, LABELS, compute=CPU)
+    assert rows == [3, 3, 2] and model.config.vocab_size == 96
+    monkeypatch.undo()
+    assert torch.allclose(found, label_log_probabilities(model, prompts, LABELS, compute=CPU), atol=1e-5)
+
+
 def test_labels_never_sum_to_more_than_one():
     found = label_log_probabilities(make("modern"), [some_ids(1, 12)], LABELS, compute=CPU)
     every_token = label_log_probabilities(
