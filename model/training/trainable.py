@@ -52,8 +52,7 @@ def matches(name: str, pattern: str, n_layer: int) -> bool:
     if not (blocks := BLOCKS.fullmatch(pattern)):
         return fnmatchcase(name, pattern)
     start, stop = (int(text) if text else None for text in (blocks[1], blocks[3]))
-    if blocks[2]:
-        numbers = range(n_layer)[start:stop]
-    else:
+    numbers = list(range(n_layer)[start:stop])
+    if not blocks[2]:
         numbers = [number for number in range(n_layer) if start in (number, number - n_layer)]
     return name.startswith(tuple(f"blocks.{number}." for number in numbers))
