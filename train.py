@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -162,7 +163,10 @@ def fit(
         (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")
 
     facts = {"seed": cfg.seed, **fingerprints}  # for the manifests
-    save_files = [lambda step: tokenizer.save(step / "tokenizer"), *([] if task is None else [task.task.save])]
+
+    def save_files() -> list[Callable[[Path], None]]:  # each writes its files into a step directory
+        return [lambda step: tokenizer.save(step / "tokenizer"), *([] if task is None else [task.task.save])]
+
     with (
         StopSignal() as stop,
         deterministic(compute.compile or device.type == "cuda"),
@@ -221,24 +225,16 @@ def fit(
                     if evaluating and val_data is not None:
                         with watch("evaluating"):
                             result = evaluate(
-                                model, val_data, compute=compute, batch_size=micro_batch_size, world=world
-                            )
-                            if task is not None:
-                                result = replace(result, metrics=task(model))
-                                save_files[1:] = [task.task.save]  # with the temperature just fitted
-                        best = state.update_best(result, select=cfg.select, best_on_disk=saver.best_on_disk())
-                        log.log_evaluation(
-                            done, state.tokens, loss=result.loss, bits_per_byte=result.bits_per_byte, best=best,
-                            metrics=result.metrics,
-                        )  # fmt: skip
+                                model, val_data, compute=compute, batch_size=micro_batch_size, world=world, task=task,
+                                select=cfg.select,
+                            )  # fmt: skip
+                        best = state.update_best(result, best_on_disk=saver.best_on_disk())
+                        log.log_evaluation(done, state.tokens, result, best=best)
                     if best or saving or state.out_of_patience(cfg.patience):
                         state.elapsed_seconds = log.elapsed_seconds
                         state.steps, state.decay_restart = budget.steps, budget.decay_restart
                         with watch("saving"):
-                            save(
-                                state, saver, model, stateful, result, list(save_files), best=best, facts=facts,
-                                select=cfg.select,
-                            )  # fmt: skip
+                            save(state, saver, model, stateful, result, save_files(), best=best, facts=facts)
                     if sampling:
                         with watch("sampling"):
                             text = sample_text(model, tokenizer, cfg.sample_prompt, compute=compute)

@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,21 +135,16 @@ class MetricsLog:
         """Recent, in this process, without evaluating and saving; None before the second line."""
         return self.pace.seconds_per_step
 
-    def log_evaluation(
-        self, step: int, tokens: int, *, loss: float, bits_per_byte: float | None, best: bool,
-        metrics: Mapping[str, float] | None = None,
-    ) -> None:  # fmt: skip
-        """Logs an evaluation with the `metrics` of its task.
-
-        bits_per_byte: None, and not written, if the tokenizer cannot give the text back.
-        """
-        self._write(step, tokens, val_loss=loss, val_bits_per_byte=bits_per_byte, **(metrics or {}))
+    def log_evaluation(self, step: int, tokens: int, result: Any, *, best: bool) -> None:
+        """Logs an evaluation: its `loss`, its `metrics` by name, and its `bits_per_byte` if they are not None."""
+        bits_per_byte, metrics = result.bits_per_byte, result.metrics
+        self._write(step, tokens, val_loss=result.loss, val_bits_per_byte=bits_per_byte, **metrics)
         mark = "  (best so far)" if best else ""
         bits = "no bits/byte: unknown characters" if bits_per_byte is None else f"{bits_per_byte:.4f} bits/byte"
-        figures = [f"{plots.METRICS.get(name, name)} {value:.4f}" for name, value in (metrics or {}).items()]
-        if "accuracy" not in (metrics or {}):  # bits per byte of labels mean nothing
+        figures = [f"{plots.METRICS.get(name, name)} {value:.4f}" for name, value in metrics.items()]
+        if "accuracy" not in metrics:  # bits per byte of labels mean nothing
             figures.insert(0, bits)
-        self.progress.say(f"step {step}: validation loss {loss:.4f}, {', '.join(figures)}{mark}")
+        self.progress.say(f"step {step}: validation loss {result.loss:.4f}, {', '.join(figures)}{mark}")
 
     def log_sample(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
         """Logs a text that the model wrote at this step."""

@@ -56,15 +56,17 @@ class EvalResult:
     bits_per_byte: float | None  # bits of all targets, end tokens included, over the bytes of their text, if known
     tokens: int
     metrics: dict[str, float] = field(default_factory=dict)  # of a TaskEvaluation, each better the higher it is
+    select: str = "loss"  # the figure by which evaluations are compared: loss, or the name of a metric
 
-    def score(self, select: str) -> float:
-        """Returns the figure by which evaluations are compared: the lower, the better."""
-        if select == "loss":
+    @property
+    def score(self) -> float:
+        """That figure, negative if it is a metric: the lower, the better."""
+        if self.select == "loss":
             return self.loss
-        if select not in self.metrics:
+        if self.select not in self.metrics:
             known = ", ".join(["loss", *self.metrics])
-            raise InputError(f"select={select} is not among the figures of this run's evaluations: {known}")
-        return -self.metrics[select]
+            raise InputError(f"select={self.select} is not among the figures of this run's evaluations: {known}")
+        return -self.metrics[self.select]
 
 
 class TaskEvaluation(Protocol):
@@ -72,7 +74,7 @@ class TaskEvaluation(Protocol):
 
     task: Any  # what each checkpoint keeps of it: save(directory) writes it
 
-    def __call__(self, model: GPT) -> dict[str, float]: ...  # metrics; all ranks call it
+    def __call__(self, model: Any) -> dict[str, float]: ...  # metrics; all ranks call it
 
 
 def to_device(batch: Any, device: torch.device) -> Batch:
@@ -87,11 +89,11 @@ def to_device(batch: Any, device: torch.device) -> Batch:
 @torch.no_grad()
 def evaluate(
     model: nn.Module, data: EvaluationData, *, compute: Compute, batch_size: int, world: parallel.World | None = None,
-    forwards: int | None = None,
+    forwards: int | None = None, task: TaskEvaluation | None = None, select: str = "loss",
 ) -> EvalResult:  # fmt: skip
     """Scores a split without dropout, `batch_size` rows per forward on each rank. Does not affect training.
 
-    forwards: number of forwards on each rank; all that the split needs by default.
+    forwards: number of forwards on each rank; all that the split needs by default. `task` adds its metrics.
     """
     world = world or parallel.World()
     was_training = model.training
@@ -114,7 +116,8 @@ def evaluate(
         totals = totals.to(compute.device)
     nats_sum, count = parallel.all_reduce_sum(totals).tolist()
     bits_per_byte = None if data.n_bytes is None else nats_sum / math.log(2) / max(1, data.n_bytes)
-    return EvalResult(nats_sum / max(1, count), bits_per_byte, int(count))
+    metrics = {} if task is None else task(model)
+    return EvalResult(nats_sum / max(1, count), bits_per_byte, int(count), metrics, select)
 
 
 @contextlib.contextmanager

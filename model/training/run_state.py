@@ -41,14 +41,14 @@ class RunState:
     time_budget: str | None = None  # the budget for which `steps` was planned
     resolved: dict[str, Any] = field(default_factory=dict)  # runtime_info()
 
-    def update_best(self, result: EvalResult, *, select: str, best_on_disk: float | None) -> bool:
+    def update_best(self, result: EvalResult, *, best_on_disk: float | None) -> bool:
         """Sets best_score. Returns True if the result beats the best checkpoint on disk (a save may have failed).
 
         Raises InputError if the loss is not a finite number: a run must not end as if it had trained a model.
         """
         if not math.isfinite(result.loss):
             raise InputError(f"step {self.step} has validation loss {result.loss}, so it is not saved; {DIVERGED}")
-        score = result.score(select)
+        score = result.score
         best = score < (math.inf if best_on_disk is None else best_on_disk)
         self.best_score = score if best else best_on_disk
         self.evaluations_since_best = 0 if best else self.evaluations_since_best + 1
@@ -111,7 +111,7 @@ def restore(
 
 def save(
     state: RunState, saver: Saver, model: GPT, stateful: Sequence[Stateful], result: EvalResult | None,
-    save_files: Sequence[Callable[[Path], None]], *, best: bool, facts: dict[str, Any], select: str = "loss",
+    save_files: Sequence[Callable[[Path], None]], *, best: bool, facts: dict[str, Any],
 ) -> None:  # fmt: skip
     """Saves the present step, with its evaluation if there was one. A collective: all ranks must call it.
 
@@ -120,8 +120,8 @@ def save(
     """
     measured = {} if result is None else {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
     measured = {name: value for name, value in measured.items() if value is not None}
-    if result is not None and select != "loss":
-        measured |= {"score": result.score(select)}
+    if result is not None and result.select != "loss":
+        measured |= {"score": result.score}
     measured |= {} if result is None else result.metrics
     tensors: dict[str, Tensor] = {}
     for part in stateful:
@@ -130,4 +130,4 @@ def save(
         state.step, model=model, tensors=tensors, state=asdict(state), save_files=save_files,
         manifest={"tokens": state.tokens, **measured, **facts}, peers=saver.peers,
     )  # fmt: skip
-    saver.save(snapshot, best=result.score(select) if best and result else None)
+    saver.save(snapshot, best=result.score if best and result else None)

@@ -32,6 +32,7 @@ PROGRAMS = {  # how a command line names it: (module, settings, name of its yaml
     "scripts.speeches": ("scripts.speeches", "SpeechesConfig", "speeches"),
     "scripts.topics": ("scripts.topics", "TopicsConfig", "topics"),
     "scripts.languages": ("scripts.languages", "LanguagesConfig", "languages"),
+    "scripts.tradeoff": ("scripts.tradeoff", "TradeoffConfig", "tradeoff"),
     "scripts.cloze": ("scripts.cloze", "ClozeConfig", "cloze"),
     "scripts.compress": ("scripts.compress", "CompressConfig", "compress"),
     "scripts.faults": ("scripts.faults", "FaultsConfig", "faults"),

@@ -14,6 +14,7 @@ from conf.display import plots
 from conf.run import metrics_log
 from conf.run.stopwatch import Stopwatch
 from model.checkpoints import reader
+from model.training.evaluate import EvalResult
 from tests.programs import ok
 
 
@@ -172,7 +173,7 @@ def test_metrics_wait_for_room_on_a_full_disk(tmp_path):
         disk = told.file = Disk(told.file, 100)
         for step in range(1, 9):
             disk.room += 10_000 * (step == 6)
-            told.log_evaluation(step, 10 * step, loss=3.0, bits_per_byte=2.0, best=False)
+            told.log_evaluation(step, 10 * step, EvalResult(3.0, 2.0, 9), best=False)
             if step == 5:
                 assert (tmp_path / "metrics.jsonl").stat().st_size == 100
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))

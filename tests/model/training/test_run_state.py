@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ def test_the_best_step_is_the_one_with_the_lowest_loss_on_disk():
     state = RunState(step=1)
 
     def update(loss: float, best_on_disk: float | None) -> bool:
-        return state.update_best(EvalResult(loss, None, 9), select="loss", best_on_disk=best_on_disk)
+        return state.update_best(EvalResult(loss, None, 9), best_on_disk=best_on_disk)
 
     assert update(2.0, None) and state.best_score == 2.0 and state.evaluations_since_best == 0
     assert not update(2.0, 2.0) and not update(3.0, 2.0) and state.evaluations_since_best == 2
@@ -38,19 +38,20 @@ def test_the_best_step_is_the_one_with_the_lowest_loss_on_disk():
 def test_a_metric_chooses_the_best_step_if_it_is_selected():
     state = RunState(step=1)
     results = [
-        EvalResult(loss, None, 9, {"accuracy": accuracy}) for loss, accuracy in ((2.0, 0.5), (3.0, 0.7), (1.0, 0.6))
+        EvalResult(loss, None, 9, {"accuracy": accuracy}, "accuracy")
+        for loss, accuracy in ((2.0, 0.5), (3.0, 0.7), (1.0, 0.6))
     ]
-    best = [state.update_best(r, select="accuracy", best_on_disk=state.best_score) for r in results]
+    best = [state.update_best(r, best_on_disk=state.best_score) for r in results]
     assert best == [True, True, False] and state.best_score == -0.7
     with pytest.raises(InputError, match=r"select=exact_match is not among the figures.*: loss, accuracy"):
-        state.update_best(results[0], select="exact_match", best_on_disk=None)
+        state.update_best(replace(results[0], select="exact_match"), best_on_disk=None)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_validation_loss_that_is_not_finite_ends_the_run(loss):
     state = RunState(step=7, best_score=2.0)
     with pytest.raises(InputError, match=f"step 7 has validation loss {loss}, so it is not saved.*learning_rate"):
-        state.update_best(EvalResult(loss, None, 9), select="loss", best_on_disk=2.0)
+        state.update_best(EvalResult(loss, None, 9), best_on_disk=2.0)
     assert state.best_score == 2.0
 
 
