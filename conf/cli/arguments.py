@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, as_input_error, one_line
-from .fields import Key, Modes, describe, keys_of, nearest
+from .fields import Key, Modes, describe, keys_of, nearest, typed
 from .renamed import REMOVED, current
 
 BRACKETS = re.compile(r"""\[\s*[^"',[\]\s][^"',[\]]*]""")  # [/INST]: the text /INST in a list, or text with brackets
@@ -156,7 +156,7 @@ def free_value(key: str, value: str, about: Key) -> Any:
     items = parsed(key, value, advice=f'quote the items of a list: {key}=\'["a", "b"]\'').value()
     for item in items:
         if not isinstance(item, str):
-            raise InputError(f'{key}={value}: the item {item} is not text; quote it: "{item}"')
+            raise InputError(f'{key}={value}: the item {typed(item)} is not text; quote it: "{typed(item)}"')
     return [expand(item) for item in items]
 
 
@@ -175,11 +175,14 @@ def given_text(raw: str) -> str:
 
 def read_text(key: str, path: str | None) -> str:
     """The text of a file that key=path names, or of standard input, as given_text() reads it. Raises InputError."""
+    place = "standard input" if path is None else f"{key}={path}"
     try:
         raw = sys.stdin.buffer.read() if path is None else Path(path).read_bytes()
-        return given_text(raw.decode("utf-8"))
+        text = given_text(raw.decode("utf-8"))
     except OSError as error:
         raise InputError(f"{key}={path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
-        place = "standard input" if path is None else f"{key}={path}"
         raise InputError(f"{place} is not UTF-8 at byte {error.start}; convert it (iconv)") from None
+    if "\0" in text:
+        raise InputError(f"{place} holds NUL characters, as UTF-16 does; convert it (iconv)")
+    return text

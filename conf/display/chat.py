@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..cli.config import check_config
 from ..cli.fields import nearest, typed
 
 CONTINUES = "A line is added to the text so far, on a new line unless it is empty or begins with a space."
+NOT_UTF_8 = re.compile(r"[\0\udc80-\udcff]")  # NUL as in UTF-16, and what surrogateescape makes of other bytes
 ANSWERS = "Each line is answered independently."
 MESSAGES = "Each line is a message, which the model answers."
 COMMANDS = """\
@@ -88,7 +90,7 @@ class Chat:
         if interactive:
             print(f"{self.about} /help lists the commands.")
         elif isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")
+            sys.stdin.reconfigure(errors="surrogateescape")
         with line_history() if interactive else contextlib.nullcontext():
             while True:
                 try:
@@ -99,6 +101,8 @@ class Chat:
                 if not (line or interactive):  # the end of a file
                     return 0
                 try:
+                    if NOT_UTF_8.search(line):
+                        raise cli.InputError("a line is not UTF-8; convert it (iconv)")
                     if not line.startswith("/"):
                         self.answer(cli.given_text(line))
                     elif self.command(cli.given_text(line)) == "quit":

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from .. import InputError
+from ..corpus.compressed import without_suffix
 from ..corpus.jsonl import json_object
 from .fields import check_fields
 from .formats import TABLES, records
@@ -87,7 +88,7 @@ class PromptFile:
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"prompts={path} is not a regular file; write the prompts to one")
         try:
-            is_table = self.path.suffix.lower() in TABLES
+            is_table = Path(without_suffix(self.path.name)).suffix in TABLES
             self._file: BinaryIO = as_json_lines(self.path) if is_table else self.path.open("rb")
         except OSError as error:
             raise InputError(f"prompts={path}: {error.strerror}; check the path") from None
@@ -161,6 +162,8 @@ class PromptFile:
             line = raw.decode("utf-8").removeprefix("\ufeff")  # byte order mark
         except UnicodeDecodeError as error:
             raise InputError(f"{place}: not UTF-8 at byte {error.start} of the line; convert it (iconv)") from None
+        if self.plain and "\0" in line:
+            raise InputError(f"{place}: holds NUL characters, as UTF-16 does; convert it (iconv)")
         if self.plain:
             return line.removesuffix("\n").removesuffix("\r"), {}
         record = json_object(line, place)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conf.cli import given_text
-from tests.programs import ok
+from tests.programs import ok, one_line, run
 
 MEANT = "Listen to"
 
@@ -44,3 +44,16 @@ def test_a_file_standard_input_the_chat_and_bulk_prompts_agree(trained, tmp_path
     as_stdin(monkeypatch, content + (b"/quit" + after if after.endswith(b"\n") else b""))
     expected = ok("sample", *common, f"prompt={MEANT}", "max_new_tokens=3")
     assert ok("sample", *common, "mode=chat", "max_new_tokens=3") == expected
+
+
+@pytest.mark.parametrize("content", ["Listen to".encode("utf-16"), "Listen to".encode("utf-16-le"), b"caf\xe9\n"])
+def test_text_that_is_not_utf_8_is_refused_by_every_reader_of_prompts(trained, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompt.txt").write_bytes(content)
+    common = (f"checkpoint={trained}", "device=cpu")
+    assert "iconv" in one_line(run("sample", *common, "mode=next_token", "prompt_file=prompt.txt"))
+    assert "iconv" in one_line(run("sample", *common, "mode=next_token", "prompts=prompt.txt", "outputs=bulk.json"))
+    as_stdin(monkeypatch, content)
+    assert "iconv" in one_line(run("sample", *common, "mode=next_token"))
+    as_stdin(monkeypatch, content)
+    assert "error: a line is not UTF-8" in ok("sample", *common, "mode=chat", "max_new_tokens=3")
