@@ -215,6 +215,8 @@ class LabelConfig(SampleConfig):
         found, labels = super().validate(), as_list(self.labels)
         if self.labels is not None and len(set(labels)) < max(2, len(labels)):
             found.append(f"labels={self.labels} must be at least two different texts: 'labels=[good, bad]'")
+        elif not all(isinstance(label, str) and label.strip() for label in labels):
+            found.append(f"labels={self.labels}: a label is empty; write text")
         return found
 
 

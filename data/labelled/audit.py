@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,9 +174,9 @@ def notes(train: Rows, held_out: Rows, labels: dict[str, tuple[int, int]]) -> li
         found.append(f"{len(unseen):,} labels are held out but not in training, such as {unseen[0]!r}")
     folded: defaultdict[str, list[str]] = defaultdict(list)
     for label in labels:
-        folded[" ".join(label.lower().split())].append(label)
+        folded[" ".join(unicodedata.normalize("NFC", label.lower()).split())].append(label)
     if same := [group for group in folded.values() if len(group) > 1]:
-        found.append(f"labels differ only in case or spaces: {', '.join(map(repr, same[0]))}")
+        found.append(f"labels differ only in case, spaces or composed accents: {', '.join(map(repr, same[0]))}")
     if first := shared_first_token(list(labels), train):
         found.append(
             f"{len(first):,} labels begin with the same token, such as {first[0]!r} and {first[1]!r}; whole labels are "

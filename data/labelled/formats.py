@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import InputError
+from ..corpus.compressed import open_stream, without_suffix
 from ..corpus.jsonl import json_lines
 from .examples import Example
 from .fields import check_fields
@@ -57,7 +58,7 @@ def read_examples(
             prompt, completion = task.prompt_of(prompt), task.completion_of(label)
         examples.append(Example(prompt, completion, **common, label=label, record=kept))
     if not examples:
-        table = Path(path).suffix.lower() in TABLES
+        table = Path(without_suffix(str(path))).suffix in TABLES
         form = "a header such as text,label and an example in each row" if table else f"one per line: {FORM}"
         raise InputError(f"{path}: no examples; write {form}")
     return examples
@@ -122,15 +123,14 @@ def chat_example(record: Record, place: str, template: ChatTemplate, common: dic
 def records(path: str | Path) -> Iterator[tuple[str, Record]]:
     """Yields (file:line, row) of a JSON Lines, CSV or TSV file."""
     file = Path(path).expanduser()
-    delimiters = TABLES.get(file.suffix.lower())
+    delimiters = TABLES.get(Path(without_suffix(file.name)).suffix)
     if delimiters is None:
         for number, record in json_lines(file):
             yield f"{path}:{number}", record
         return
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; check the path") from None
+        with open_stream(file) as (stream, _):
+            text = stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]

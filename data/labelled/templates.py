@@ -125,7 +125,11 @@ class Task:
 
     def changed(self, prompt: str | None, completion: str | None, labels: Sequence[str] = ()) -> Task:
         """The task with what is given. Another label set has no fitted temperature. Raises InputError."""
-        task = replace(self, prompt=prompt or self.prompt, completion=completion or self.completion)
+        task = replace(
+            self,
+            prompt=self.prompt if prompt is None else prompt,
+            completion=self.completion if completion is None else completion,
+        )
         if errors := check_templates(task.prompt, task.completion):
             raise InputError(*errors)
         return replace(task, labels=tuple(labels), temperature=1.0) if labels else task

@@ -122,7 +122,10 @@ def test_labels_and_templates_may_be_given_for_any_checkpoint(base, tmp_path):
     assert lm.classify("x", Task(labels=("a", "b")))[0].labels[0].label in "ab"
     for wrong, part in (
         ("prompt_template=no", "must contain {text} once"),
+        ("prompt_template=", "must contain {text} once"),
         ("labels=[a, a]", "at least two different texts"),
+        ('labels=["", a]', "a label is empty"),
+        ("labels=[a, null]", 'the item null is not text; quote it: "null"'),
         ("text=[]", "has no text"),
         ("prompt_file=x", "text and prompt_file are both given"),
     ):

@@ -125,9 +125,11 @@ def test_what_deserves_a_look_is_noted():
     )
     for part in (
         "1 prompts end in a space", "1 examples contain the name of a special token", "1 labels are held out but not",
-        "labels differ only in case or spaces: 'yes', ", "begin with the same token",
+        "labels differ only in case, spaces or composed accents: 'yes', ", "begin with the same token",
     ):  # fmt: skip
         assert part in notes
+    accents = audit([*TRAIN, labelled("a", "caf\u00e9"), labelled("b", "cafe\u0301")]).notes
+    assert "composed accents: 'caf\u00e9', 'cafe\u0301'" in " ".join(accents)
 
 
 def test_examples_that_no_epoch_draws_are_noted():

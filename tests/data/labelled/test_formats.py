@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -133,3 +134,8 @@ def test_a_table_may_have_long_texts(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text(f'text,label\n"{"word, " * 50_000}",a\nshort,b\n')
     assert [len(example.record["text"]) for example in read_examples(path)] == [300_000, 5]
+
+
+def test_a_compressed_table_is_one(tmp_path):
+    (tmp_path / "e.CSV.gz").write_bytes(gzip.compress(b"text,label\na,b\n"))
+    assert [example.label for example in read_examples(tmp_path / "e.CSV.gz")] == ["b"]
