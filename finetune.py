@@ -98,7 +98,10 @@ class FinetuneConfig(LoopConfig):
                 found.append(f"{name}={getattr(self, name)} must be 0 or above")
         if self.packing not in PACKINGS:
             found.append(f"packing={self.packing!r} is not one of {', '.join(PACKINGS)}")
-        return found + check_templates(self.prompt_template or Task.prompt, self.completion_template or Task.completion)
+        return found + check_templates(
+            Task.prompt if self.prompt_template is None else self.prompt_template,
+            Task.completion if self.completion_template is None else self.completion_template,
+        )
 
 
 def task_of(cfg: FinetuneConfig, start: Path) -> Task:
@@ -107,7 +110,7 @@ def task_of(cfg: FinetuneConfig, start: Path) -> Task:
     return Task(
         cfg.prompt_template or task.prompt,
         cfg.completion_template or task.completion,
-        chat=chat_template(cfg.chat_template) if cfg.chat_template else task.chat or chat_template("plain"),
+        chat=chat_template(cfg.chat_template) if cfg.chat_template is not None else task.chat or chat_template("plain"),
     )
 
 
@@ -131,6 +134,19 @@ def check_select(cfg: FinetuneConfig, task: Task) -> None:
     if cfg.select not in known:
         why = "answer_limit=0" if not cfg.answer_limit else "a label set" if task.labels else "free text, no label set"
         raise InputError(f"select={cfg.select} does not go with these examples ({why}); use {' or '.join(known)}")
+
+
+def check_base(cfg: FinetuneConfig, start: reader.Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raises InputError, before training, if the checkpoint that a resumed run is compared with is missing or other."""
+    try:
+        base = reader.find(Path(cfg.checkpoint or ""))
+    except InputError as error:
+        raise InputError(f"{error}; name its new place with checkpoint=, or set compare=false") from None
+    same_tokenizer = base.manifest.get("tokenizer_fingerprint", tokenizer.fingerprint) == tokenizer.fingerprint
+    if not same_tokenizer or replace(base.config, dropout=0.0) != replace(start.config, dropout=0.0):
+        raise InputError(
+            f"checkpoint={cfg.checkpoint} has another model or tokenizer than {start.directory}; name the run's own"
+        )
 
 
 class TaskEvaluation:
@@ -183,6 +199,8 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
     if resuming and (saved := Task.load(start.directory)):
         task = replace(task, temperature=saved.temperature)
     model_config = replace(start.config, dropout=cfg.dropout)
+    if resuming and cfg.compare:
+        check_base(cfg, start, tokenizer)
     rows, val_rows = (Rows(some, tokenizer, context=model_config.context) for some in (train_examples, val_examples))
     how: dict[str, Any] = {
         "batch_size": cfg.batch_size,

@@ -62,7 +62,7 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
     check_program(path, type(cfg))
     saved = read_config(path, type(cfg))
     refuse_changes(saved, overrides, run_dir)
-    for key in (CHANGEABLE | BY_CONTENT) & overrides.keys():
+    for key in (CHANGEABLE | by_content(saved)) & overrides.keys():
         if key in CHANGEABLE or overrides[key] is not None:
             saved = with_key(saved, key, overrides[key])
     if "steps" in overrides and "time_budget" not in overrides:  # steps replace the time budget
@@ -81,14 +81,19 @@ def check_program(path: Path, schema: type) -> None:
             raise InputError(f"run_dir={path.parent} is a run of {program}; resume it with that:  {command}")
 
 
+def by_content(saved: Any) -> set[str]:
+    """Settings that may name another place. finetune.py compares with its checkpoint and checks that it fits."""
+    return BY_CONTENT | ({"checkpoint"} if hasattr(saved, "examples") else set())
+
+
 def refuse_changes(saved: Any, overrides: Overrides, run_dir: Path) -> None:
     """Raises InputError if the command line changes what a resumed run must keep."""
     from_checkpoint = getattr(saved, "checkpoint", None) is not None  # then follow_checkpoint compares its settings
-    changes = []
+    changes, may_move = [], by_content(saved)
     for key, value in overrides.items():
         unresolved = None if key == "optimizer.warmup_steps" else "auto"  # asks for the value that was found at start
         kept = attrgetter(key)(saved)
-        if key in CHANGEABLE or value in (kept, unresolved) or (key in BY_CONTENT and None not in (value, kept)):
+        if key in CHANGEABLE or value in (kept, unresolved) or (key in may_move and None not in (value, kept)):
             continue
         if not (from_checkpoint and key.startswith(FROM_CHECKPOINT) and key != "model.dropout"):
             kept = f"the run in {run_dir} has {typed(kept)}"

@@ -71,10 +71,17 @@ def test_examples_and_a_tokenizer_that_moved_are_known_by_their_content(copy, st
     again = ("finetune", "run_dir=new", "resume=true")
     assert "labels.jsonl" in one_line(run(*again, "steps=2"))
     assert "at step 1" in ok(*again, "steps=2", "examples=moved.jsonl")
+    (tmp_path / "source").rename(tmp_path / "base")
+    assert "name its new place with checkpoint=" in one_line(run(*again, "steps=3"))
+    other = ["train", *(word for word in starts["train"] if not word.startswith("checkpoint=")), "run_dir=other"]
+    ok(*other, *NANO, "batch_size=2", "tokenizer=byte")
+    assert "another model or tokenizer" in one_line(run(*again, "steps=3", "checkpoint=other"))
+    assert "at step 2" in ok(*again, "steps=3", "checkpoint=base")
     assert "has null" in one_line(run(*again, "steps=3", "val_examples=moved.jsonl"))
-    (tmp_path / "moved.jsonl").write_text('{"prompt": "1", "completion": "o"}\n{"prompt": "2", "completion": "o"}\n')
+    (tmp_path / "moved.jsonl").write_text("".join(f'{{"prompt": "{n}", "completion": "o"}}\n' for n in range(4)))
     assert "data fingerprint" in one_line(run(*again, "steps=3"))
 
+    (tmp_path / "base").rename(tmp_path / "source")
     shutil.copytree(copy / "tokenizer", tmp_path / "one")
     words = [word for word in starts["train"] if not word.startswith("checkpoint=")]
     ok("train", *words, *NANO, "batch_size=2", "run_dir=own", "tokenizer.path=one")
