@@ -40,6 +40,12 @@ def read(run_dir: Path) -> dict[str, Any]:
 def main(cfg: TradeoffConfig, overrides: cli.Overrides) -> None:
     runs = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs
     points = [read(Path(run).expanduser()) for run in runs]
+    for run, point in zip(runs, points, strict=True):
+        if (point["start"], point["before"]) != (points[0]["start"], points[0]["before"]):
+            raise InputError(
+                f"{run} and {runs[0]} differ before fine-tuning: choose runs with the same checkpoint, held-out "
+                "examples and corpus"
+            )
     for point in points:
         forgot = f"{point['difference']:+.4f} bits/byte forgotten ({point['low']:+.4f} to {point['high']:+.4f})"
         print(f"{point['name']}: accuracy {point['task']['accuracy']:.1%}, {forgot}")

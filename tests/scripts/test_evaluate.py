@@ -112,6 +112,7 @@ def test_a_table_of_labels_is_answered_by_several_checkpoints_beside_baselines(t
     path.write_text("\n".join(["text,label", *rows]) + "\n")
     arguments = [f"checkpoint={better}", f"versus={trained}", f"examples={path}", f"train={path}"]
     out, (first, other) = evaluate(tmp_path, *arguments)
+    assert "note: 40 examples are in train= too, so the score of the bag of words is too good" in out
     names = [row["name"] for row in first["comparison"]["results"]]
     assert names == [str(better), str(trained), "bag of words", "commonest label"]
     assert first["comparison"]["labels"] == ["air", "body"] and "comparison" not in other

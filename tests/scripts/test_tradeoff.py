@@ -30,3 +30,10 @@ def test_what_is_missing_is_named(tmp_path):
     write(tmp_path / "a", forgetting=None)
     assert "has no forgetting" in one_line(run("tradeoff", f"runs={tmp_path / 'a'}"))
     assert "runs is required" in one_line(run("tradeoff"))
+
+
+def test_runs_that_start_from_different_figures_are_refused(tmp_path):
+    write(tmp_path / "a")
+    write(tmp_path / "b", forgetting={"difference": 0.1, "low": 0.05, "high": 0.15, "before": 1.7, "after": 1.8})
+    error = one_line(run("tradeoff", f"runs=[{tmp_path / 'a'},{tmp_path / 'b'}]", f"plot={tmp_path / 'p.png'}"))
+    assert "differ before fine-tuning: choose runs with the same checkpoint" in error
