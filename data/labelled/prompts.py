@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from .. import InputError
-from ..corpus.compressed import without_suffix
+from ..corpus.compressed import SUFFIXES, without_suffix
 from ..corpus.jsonl import json_object
 from .fields import check_fields
 from .formats import TABLES, records
@@ -90,6 +90,9 @@ class PromptFile:
         try:
             is_table = Path(without_suffix(self.path.name)).suffix in TABLES
             self._file: BinaryIO = as_json_lines(self.path) if is_table else self.path.open("rb")
+            if self._file.read(4).startswith(tuple(SUFFIXES.values())):
+                raise InputError(f"prompts={path} is compressed; decompress it")
+            self._file.seek(0)
         except OSError as error:
             raise InputError(f"prompts={path}: {error.strerror}; check the path") from None
         self._state = self._stat()

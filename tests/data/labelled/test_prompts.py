@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -165,3 +166,8 @@ def test_few_bytes_per_prompt_stay_in_memory(tmp_path):
     held = sum(len(value) * value.itemsize for value in vars(prompts).values() if hasattr(value, "itemsize"))
     assert 0 < held < 300 * 40
     assert isinstance(prompts.order, np.ndarray)
+
+
+def test_a_compressed_file_is_named_as_one(tmp_path):
+    with pytest.raises(InputError, match=r"prompts\.jsonl\.gz is compressed; decompress it"):
+        opened(tmp_path / "prompts.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n'))
