@@ -30,6 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session", autouse=True)
 def quick():
     gc.freeze()  # what was imported stays, so no collection needs to look at it
+    gc.set_threshold(50_000, 50, 50)
     with short_ends():
         yield
 
