@@ -14,7 +14,7 @@ from conf.cli.arguments import read_arguments
 from tests.conf.cli.schema import NASTY, ROOT, Train, compose, mistakes
 
 
-@pytest.mark.parametrize("text, other", zip(NASTY[::2], [*NASTY[1::2], ""], strict=False))
+@pytest.mark.parametrize("text, other", list(zip(NASTY[::2], [*NASTY[1::2], ""], strict=False)))
 def test_free_text_arrives_byte_for_byte(text: str, other: str) -> None:
     config, overrides = compose(f"prompt={text}", f"tokenizer.pattern={other}")
     assert config.prompt == text and config.tokenizer.pattern == other
