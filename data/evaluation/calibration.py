@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .bag_of_words import softmax
+
 FEWEST = 50  # a temperature fitted on fewer examples is noise
 RANGE = (0.05, 20.0)
 BINS = 15
@@ -15,9 +17,7 @@ RESAMPLES = 2_000
 
 def probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """scores (n, L): log-probabilities of the labels -> softmax(scores / temperature), (n, L)."""
-    scaled = scores.astype(float) / temperature
-    exponents = np.exp(scaled - scaled.max(1, keepdims=True))
-    return exponents / exponents.sum(1, keepdims=True)
+    return softmax(scores.astype(float) / temperature)
 
 
 def loss(scores: np.ndarray, truth: np.ndarray, temperature: float) -> float:

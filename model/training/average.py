@@ -45,7 +45,8 @@ class WeightAverage:
             self.mean = [w.clone() for w in weights]
             return
         weight = 1 / self.count if self.kind == "tail" else max(1 - self.decay, 1 / self.count)
-        torch._foreach_lerp_(self.mean, weights, weight)
+        for mean, new in zip(self.mean, weights, strict=True):
+            mean.lerp_(new, weight)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
