@@ -23,11 +23,11 @@ MOST_FILES = 12  # in a folder
 # A folder, or a file at the top of a package, imports only what is listed below it.
 ORDER = {
     "model": [
-        "training", "bulk sample_settings", "language_model", "next_word", "checkpoints", "inference", "planning",
-        "optimization", "distributed", "gpt", "attention cache loss", "config device memory seeds threads",
+        "training", "bulk sample_settings", "language_model", "next_word", "exchange", "checkpoints", "inference",
+        "planning", "optimization", "distributed", "gpt", "attention cache loss rotary", "config device memory seeds threads",
     ],
     "data": [
-        "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus",
+        "exchange", "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus",
         "downloads", "pool files",
     ],
     "conf": ["run", "display", "cli"],

@@ -1,0 +1,31 @@
+"""What a model in another program's format comes to: a shape, weights under this project's names, and remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..config import ModelConfig
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens that other programs ask for. None: the tokenizer has no such token."""
+
+    end_id: int
+    start_id: int | None = None
+    pad_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model read from another program's format, its names and shapes checked."""
+
+    config: ModelConfig
+    # Under the names of the attributes in gpt.py, float32, with the padded rows of embedding and head. Each tensor is
+    # computed when it is accessed, so that no second copy of the model is in memory.
+    weights: Mapping[str, Tensor]
+    notes: list[str]  # what a user should know, a line each
+    architecture: str  # the other program's name for it
