@@ -17,10 +17,10 @@ from conf.display.tables import comparison_table, show_cuts
 from data import InputError
 from data.corpus.corpora import documents
 from data.corpus.reading import ReadOptions, Skipped
+from data.exchange.tokenizer_json import to_tokenizer_json
 from data.tokenizers.base import ranks_path
 from data.tokenizers.build import Tokenizer, TokenizerConfig, build, load, shortfall
 from data.tokenizers.fertility import fertility, words_of
-from data.tokenizers.huggingface import to_tokenizer_json
 from data.tokenizers.unknown import unknown_in, unknown_note
 
 MODES = ("train", "compare", "show", "export")

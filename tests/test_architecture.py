@@ -27,8 +27,8 @@ ORDER = {
         "planning", "optimization", "distributed", "gpt", "attention cache loss rotary", "config device memory seeds threads",
     ],
     "data": [
-        "exchange", "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers", "corpus",
-        "downloads", "pool files",
+        "exchange", "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers",
+        "corpus", "downloads", "pool files",
     ],
     "conf": ["run", "display", "cli"],
 }  # fmt: skip

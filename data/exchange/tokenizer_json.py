@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from .. import InputError
-from .base import Tokenizer
-from .bpe import SINGLE_BYTES
-from .kinds import BytePairTokenizer, ByteTokenizer
+from ..tokenizers.base import Tokenizer
+from ..tokenizers.bpe import SINGLE_BYTES
+from ..tokenizers.kinds import BytePairTokenizer, ByteTokenizer
 
 # The character that GPT-2 writes for each byte: itself if it is visible, else the next one from U+0100 on.
 VISIBLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from data import InputError
+from data.exchange.tokenizer_json import BYTE_CHARS, to_tokenizer_json
 from data.tokenizers import bpe
 from data.tokenizers.bpe import format_ranks
 from data.tokenizers.build import END, Tokenizer, TokenizerConfig, build
-from data.tokenizers.huggingface import BYTE_CHARS, to_tokenizer_json
 from data.tokenizers.pretokenize import MAX_RUN
 from tests.data.tokenizers.test_encoder import WORDS
 from tests.data.tokenizers.test_pretokenize import ALPHABETS, random_text

@@ -1,0 +1,1 @@
+"""Tokenizers, chat templates and texts of other programs: read here, written for them, and proved equal."""
