@@ -35,7 +35,7 @@ from data.reporting.baselines import baseline_losses
 from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
 from data.tokenizers.unknown import unknown_note
-from model import InputError, memory
+from model import InputError
 from model.checkpoints import reader
 from model.checkpoints.background import Saver
 from model.checkpoints.lock import lock_run
@@ -46,7 +46,7 @@ from model.distributed import parallel, strategies
 from model.distributed.stop_signal import StopSignal
 from model.gpt import GPT
 from model.optimization.schedule import warmup_steps
-from model.planning import plan
+from model.planning import memory, plan
 from model.planning.budget import StepBudget
 from model.planning.depth import settings_for
 from model.threads import share_cpus

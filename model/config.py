@@ -37,6 +37,8 @@ class ModelConfig:
     dropout: float = 0.0  # on the embedding and on each sub-layer's output
     position: str = "rotary"  # rotary | learned
     rotary_base: float = field(default=10_000.0, metadata=ADVANCED | {"needs": ("position=rotary",)})
+    # null | [factor] | [factor, low, high, original context]: for longer contexts, see rotary.py
+    rotary_scaling: list[float] | None = field(default=None, metadata=ADVANCED | {"needs": ("position=rotary",)})
     norm: str = "rms"  # rms | layer
     # learned scale in the norms (and, with bias, a shift in LayerNorm)
     norm_affine: bool = field(default=False, metadata=ADVANCED)
@@ -87,6 +89,7 @@ class ModelConfig:
         for name in ("rotary_base", "norm_eps"):
             if not 0 < getattr(self, name) < 1e30:
                 errors.append(f"model.{name}={getattr(self, name)} must be above 0 and below 1e30")
+        errors += check_scaling(self.rotary_scaling)
         for name, allowed in (
             ("position", ("rotary", "learned")),
             ("norm", ("rms", "layer")),
@@ -95,3 +98,16 @@ class ModelConfig:
             if getattr(self, name) not in allowed:
                 errors.append(f"model.{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         return errors
+
+
+def check_scaling(scaling: list[float] | None) -> list[str]:
+    """Returns what is wrong with rotary_scaling, in one line; see rotary.py."""
+    if scaling is None:
+        return []
+    if len(scaling) not in (1, 4) or not all(0 < value < 1e30 for value in scaling):
+        form = "[factor] or [factor, low, high, original context], all above 0"
+    elif len(scaling) == 4 and not scaling[1] < scaling[2]:
+        form = "with low < high"
+    else:
+        return []
+    return [f"model.rotary_scaling={scaling} must be {form}"]

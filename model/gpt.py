@@ -17,8 +17,7 @@ from .attention import attend, document_mask
 from .cache import KVCache
 from .config import ModelConfig
 from .loss import head_loss
-
-Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, E), or (B, 1, T, E) where positions differ by row
+from .rotary import Rotary, apply_rotary, rotary_tables
 
 
 class Attention(nn.Module):
@@ -169,11 +168,7 @@ class GPT(nn.Module):
 
     def build_rotary(self) -> None:
         """Fills the tables of cosines and signed sines, (context, E); to be called again after to_empty()."""
-        E, device = self.config.head_dim, self.embed.weight.device
-        # (E/2,), radians per position: from 1 for the first pair down to almost 1 / rotary_base for the last.
-        frequencies = self.config.rotary_base ** -(torch.arange(0, E, 2, device=device).float() / E)
-        angles = torch.outer(torch.arange(self.config.context, device=device).float(), frequencies)
-        self.cos, self.sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=-1)
+        self.cos, self.sin = rotary_tables(self.config, self.embed.weight.device)
 
     def rotary_at(self, positions: Tensor) -> Rotary:
         """Returns the factors for positions (T,) or (B, T), shaped to broadcast over (B, heads, T, E)."""
@@ -208,13 +203,3 @@ def make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(config.d_model, config.norm_eps, elementwise_affine=config.norm_affine, bias=config.bias)
     return nn.RMSNorm(config.d_model, config.norm_eps, elementwise_affine=config.norm_affine)
-
-
-def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary position embedding (Su et al. 2021): rotates each pair (x[i], x[i + E/2]) by position * frequency.
-
-    A pair (a, b) becomes (a cos - b sin, b cos + a sin), so q . k depends on the distance between the two tokens and
-    not on their positions. The sines carry the signs. x: (B, heads, T, E).
-    """
-    cos, sin = rotary
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

@@ -24,7 +24,7 @@ MOST_FILES = 12  # in a folder
 ORDER = {
     "model": [
         "training", "bulk sample_settings", "language_model", "next_word", "exchange", "checkpoints", "inference",
-        "planning", "optimization", "distributed", "gpt", "attention cache loss rotary", "config device memory seeds threads",
+        "planning", "optimization", "distributed", "gpt", "attention cache loss rotary", "config device seeds threads",
     ],
     "data": [
         "exchange", "labelled", "evaluation", "batching", "preparation", "reporting", "curation", "tokenizers",

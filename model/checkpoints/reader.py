@@ -237,6 +237,8 @@ def has_type(value: Any, hint: Any) -> bool:
     if get_origin(hint) is tuple:
         parts = get_args(hint)
         return isinstance(value, list) and len(value) == len(parts) and all(map(has_type, value, parts))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(has_type(one, *get_args(hint)) for one in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # False for NaN
     return isinstance(value, get_origin(hint) or hint) and isinstance(value, bool) == (hint is bool)

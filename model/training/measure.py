@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import memory
 from ..device import Compute, deterministic
 from ..distributed import parallel
 from ..gpt import GPT
-from ..planning import plan
+from ..planning import memory, plan
 from ..planning.budget import Costs, StepBudget
 from .evaluate import EvaluationData, TrainingData, evaluate, to_device
 from .microbatch import MicroBatches

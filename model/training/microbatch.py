@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .. import InputError, memory
+from .. import InputError
 from ..device import Compute
 from ..distributed import parallel, strategies
 from ..gpt import GPT
+from ..planning import memory
 
 USABLE = 0.92  # fraction of a GPU's memory to plan with; the rest is for fragmentation and other libraries
 

@@ -10,9 +10,10 @@ import torch
 
 from model.cache import KVCache
 from model.config import ModelConfig
-from model.gpt import GPT, apply_rotary
+from model.gpt import GPT
 from model.optimization.optimizer import Optimizer
 from model.optimization.schedule import OptimizerConfig
+from model.rotary import apply_rotary, rotary_frequencies
 from tests.families import FAMILIES, SHAPE, make, reference
 
 IDS = torch.randint(0, 96, (3, 40), generator=torch.Generator().manual_seed(1))
@@ -151,3 +152,27 @@ def test_all_errors_in_a_config_are_reported():
 def test_a_tied_head_is_not_a_parameter_of_its_own():
     assert "lm_head.weight" not in make("gpt2").state_dict()
     assert "lm_head.weight" in make("modern").state_dict()
+
+
+@pytest.mark.parametrize(
+    "scaling, theirs",
+    [
+        ([4.0], {"rope_type": "linear", "factor": 4.0}),
+        (
+            [8.0, 1.0, 4.0, 16.0],
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+             "original_max_position_embeddings": 16},
+        ),
+    ],
+)  # fmt: skip
+def test_scaled_rotary_frequencies_equal_those_of_transformers(scaling, theirs):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 48}
+    config = LlamaConfig(**shape, rope_parameters={"rope_theta": 10_000.0, **theirs})
+    assert theirs["rope_type"] in ROPE_INIT_FUNCTIONS
+    ours = rotary_frequencies(ModelConfig(**SHAPE, rotary_scaling=scaling))
+    torch.testing.assert_close(ours, LlamaRotaryEmbedding(config).inv_freq, rtol=1e-6, atol=0)
+    assert not torch.allclose(ours, rotary_frequencies(ModelConfig(**SHAPE)))

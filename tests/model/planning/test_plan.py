@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf import cli
-from model import InputError, memory
+from model import InputError
 from model.device import Compute
 from model.gpt import GPT
-from model.planning import plan
+from model.planning import memory, plan
 from tests.families import FAMILIES, make
 from tests.programs import ok, run
 from train import TrainConfig

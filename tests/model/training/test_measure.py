@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import train
-from model import memory
 from model.checkpoints import reader
 from model.device import Compute
+from model.planning import memory
 from model.planning.budget import Costs, StepBudget
 from model.training.measure import copied_bytes, measure, saved_bytes
 from model.training.settings import LoopConfig

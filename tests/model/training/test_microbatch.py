@@ -118,7 +118,7 @@ def test_auto_finds_a_divisor_that_fits_and_leaves_the_model_unchanged(monkeypat
     assert best_micro_batch_size(model, 6, compute=CPU) in divisors(6)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    monkeypatch.setattr("model.memory.release", lambda device: None)  # takes most of the time
+    monkeypatch.setattr("model.planning.memory.release", lambda device: None)  # takes most of the time
     monkeypatch.setattr("model.training.microbatch.sequences_per_second", lambda _, ids, starts: float(len(ids)))
     assert best_micro_batch_size(model, 12, compute=CPU) == 12
     monkeypatch.setattr(
