@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,9 @@ class LanguageModel:
         return Vocabulary.of(self.tokenizer, self.ends)
 
     @cached_property
-    def _tables(self) -> dict[WordRule, Tables]:
-        """The vocabulary's word tables by word rule, filled on demand and shared by all prompts."""
-        return {}
+    def tables(self) -> Callable[[WordRule], Tables]:
+        """The vocabulary's word tables by word rule, made on demand and shared by all prompts."""
+        return cache(partial(Tables, self.vocabulary))
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt, text or ids already; an empty prompt is the start of a document."""
@@ -127,12 +127,9 @@ class LanguageModel:
         The search stops when the order of the `top` is certain, when the unexplored mass is at most `tolerance`, or
         after `max_expansions` tokens. ignore_trailing_spaces: those of the prompt. `rule` defines words.
         """
-        rule = rule or WordRule()
-        if rule not in self._tables:
-            self._tables[rule] = Tables(self.vocabulary, rule)
         return next_word_distribution(
             self.model,
-            self._tables[rule],
+            self.tables(rule or WordRule()),
             prompt,
             encode=self.tokenizer.encode,
             top=top,

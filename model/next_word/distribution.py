@@ -13,8 +13,9 @@ words are conditional on a new outcome beginning.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -50,7 +51,8 @@ class NextWords:
     continues: float  # the probability that the prompt's last word continues; `words` are conditional on the opposite
     unexplored: float  # the open mass, shared by all outcomes
     unseen: float  # the most that an outcome which was not found can have
-    stopped: str  # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was hit
+    # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was hit | searching
+    stopped: str
     evaluated: int  # tokens that the model read after the prompt
 
 
@@ -67,6 +69,24 @@ def next_word_distribution(
     (temperature, top_k, top_p...) to every token after the prompt. A prompt that leaves no room in the model's context
     is truncated on the left. Raises InputError for invalid settings.
     """
+    steps = next_word_steps(
+        model, tables, prompt, encode=encode, top=top, tolerance=tolerance, max_expansions=max_expansions,
+        ignore_trailing_spaces=ignore_trailing_spaces, sampling=sampling, compute=compute,
+    )  # fmt: skip
+    for table in steps:
+        last = table
+    return last()
+
+
+def next_word_steps(
+    model: GPT, tables: Tables, prompt: str, *, encode: Callable[[str], list[int]], top: int = 20,
+    tolerance: float = 0.001, max_expansions: int = 1024, ignore_trailing_spaces: bool = True,
+    sampling: SamplingConfig | None = None, compute: Compute | None = None,
+) -> Iterator[Callable[[], NextWords]]:  # fmt: skip
+    """As next_word_distribution, step by step: yields a function that returns the table so far, per forward pass.
+
+    Lower bounds only rise from step to step. Whoever stops asking for steps stops the search.
+    """
     limits = {"top": top, "max_expansions": max_expansions}
     problems = [f"{name}={value} must be at least 1" for name, value in limits.items() if value < 1]
     if not 0 <= tolerance < 1:
@@ -79,9 +99,14 @@ def next_word_distribution(
     predictor = TreePredictor(model, ids[room - model.config.context :], compute=compute)
     search = Search(predictor, tables, start=start, healed=healed, sampling=checked(sampling))
     batch = 32 if top <= 32 else 128  # small batches choose better, large ones cost less per token
-    stopped, evaluated = expand_until_certain(
+    for stopped, evaluated in expansions(
         search, top=top, tolerance=tolerance, max_expansions=max_expansions, batch=batch
-    )
+    ):
+        yield partial(table_of, search, top, stopped, evaluated)
+
+
+def table_of(search: Search, top: int, stopped: str, evaluated: int) -> NextWords:
+    """The table that a search has led to."""
     if search.total <= 1e-12 * search.continued_mass:  # no new outcome can begin
         return NextWords([], continues=1.0, unexplored=0.0, unseen=0.0, stopped="certified", evaluated=evaluated)
     return NextWords(
@@ -152,26 +177,30 @@ def pick_disputed(search: Search, disputed: list[tuple[bytes, float]], count: in
     return heapq.nlargest(count, picked, key=picked.__getitem__)
 
 
-def expand_until_certain(
+def expansions(
     search: Search, *, top: int, tolerance: float = 0.0, max_expansions: int, batch: int = 32
-) -> tuple[str, int]:
+) -> Iterator[tuple[str, int]]:
     """Expands until the order of the top outcomes is certain or a limit is reached.
 
-    Returns why it stopped (see NextWords) and the number of tokens evaluated. Half of each batch goes to the disputed
-    texts, the other half to the most probable children.
+    Yields, before each forward pass and at the end, why it stopped (see NextWords) and the number of tokens evaluated.
+    Half of each batch goes to the disputed texts, the other half to the most probable children.
     """
     evaluated = 0
     while True:
         disputed = disputes(search, top)
         if not disputed:
-            return "certified", evaluated
+            yield "certified", evaluated
+            return
         if search.open_mass <= tolerance * search.total:
-            return "tolerance", evaluated
+            yield "tolerance", evaluated
+            return
         count = min(batch, max_expansions - evaluated)
         children = pick_disputed(search, disputed, count - count // 2)
         children += search.most_probable(count - len(children), exclude=set(children))
         if not children:  # the limit or the end of the context is reached
-            return "max_tokens", evaluated
+            yield "max_tokens", evaluated
+            return
+        yield "searching", evaluated
         search.expand(children)
         evaluated += len(children)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from model import InputError
 from model.inference.sampling import SamplingConfig
 from model.inference.vocabulary import Vocabulary
-from model.next_word.distribution import next_word_distribution, split_prompt
+from model.next_word.distribution import next_word_distribution, next_word_steps, split_prompt
 from model.next_word.word_table import Tables
 from model.next_word.words import State, WordRule
 from tests.families import FAMILIES, make
@@ -151,3 +153,17 @@ def test_a_rule_reaches_the_search():
         probabilities = torch.softmax(model(torch.tensor([encode("a") + encode("b")]))[0, -1].double(), -1)
     expected = sorted(probabilities.tolist(), reverse=True)
     assert [row.lower for row in found.words] == pytest.approx(expected[:7], abs=1e-5)
+
+
+def test_bounds_only_tighten_from_step_to_step_and_the_last_table_is_the_answer():
+    model = make("modern", vocab_size=len(CHAR.tokens), context=24)
+    options = {"encode": encode, "top": 5, "tolerance": 0.0, "max_expansions": 400}
+    tables = [table() for table in next_word_steps(model, Tables(CHAR), "b,", **options)]
+    assert tables[-1] == next_word_distribution(model, Tables(CHAR), "b,", **options)
+    assert len(tables) > 2 and {table.stopped for table in tables[:-1]} == {"searching"}
+    for before, after in itertools.pairwise(tables):
+        assert after.unexplored < before.unexplored
+        earlier = {(row.kind, row.word): row for row in before.words}
+        for row in after.words:
+            if known := earlier.get((row.kind, row.word)):
+                assert known.lower - 1e-12 <= row.lower and row.upper <= known.upper + 1e-12

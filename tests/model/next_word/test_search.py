@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.inference.vocabulary import Vocabulary
 from model.next_word import search as module
-from model.next_word.distribution import disputes, expand_until_certain, outcomes, pick_disputed, ranking
+from model.next_word.distribution import disputes, expansions, outcomes, pick_disputed, ranking
 from model.next_word.search import OutcomeId, Search
 from model.next_word.word_table import Tables
 from model.next_word.words import State
@@ -146,7 +146,7 @@ def test_every_true_probability_lies_within_its_bounds_at_every_step(first):
             assert search.total <= 1e-12 * search.continued_mass or search.open_mass > 0
             continue
         generator = random.Random(seed)
-        disputed_first = seed % 2  # half of the models are searched like expand_until_certain
+        disputed_first = seed % 2  # half of the models are searched like expansions()
         while True:
             assert (
                 search.closed_mass + search.open_mass + search.continued_mass + search.excluded_mass == pytest.approx(1)
@@ -190,7 +190,7 @@ def test_a_search_finds_the_best_outcomes_whatever_its_batches():
             _, search, *_ = toy_search(seed)
             if search.total == 0:
                 continue
-            stopped, _ = expand_until_certain(search, top=3, max_expansions=10**6, batch=batch)
+            *_, (stopped, _) = expansions(search, top=3, max_expansions=10**6, batch=batch)
             assert stopped == "certified" or search.open_mass < 1e-12
             listed = [search.closed[outcome].mass for outcome in ranking(search)[:3]]
             true_listed = [true[name_of(outcome)] for outcome in ranking(search)[:3]]
@@ -249,7 +249,7 @@ def test_the_most_probable_token_need_not_begin_the_most_probable_word():
     after: defaultdict[tuple[int, ...], dict[int, float]] = defaultdict(lambda: {7: 1.0})
     after |= {(): {0: 0.5, 1: 0.3, 2: 0.2}, (0,): {3: 0.4, 4: 0.35, 5: 0.25}}
     search = Search(Fixed(vocabulary, after), Tables(vocabulary), start=State("before_word"))
-    assert expand_until_certain(search, top=4, max_expansions=100)[0] == "certified"
+    assert list(expansions(search, top=4, max_expansions=100))[-1][0] == "certified"
     shown = [(row.word, pytest.approx(row.lower)) for row in outcomes(search, 4)]
     assert shown[0] == ("heart", 0.3) and shown[3] == ("unfair", 0.175)
     assert sorted(shown[1:3]) == [("gut", 0.2), ("unkind", 0.2)]  # a tie
