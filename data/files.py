@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from . import InputError
+
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
@@ -54,6 +56,31 @@ def publish(temporary: Path, target: Path) -> None:
         shutil.rmtree(target)
     os.rename(temporary, target)
     _fsync(target.parent)
+
+
+@contextmanager
+def new_path(target: Path) -> Iterator[Path]:
+    """Yields a path beside `target` for a folder or file; renames it to `target` if the body succeeds.
+
+    Otherwise nothing is left. Raises InputError if the target exists, unless it is an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already; choose another name, or remove it")
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # of a process that was killed
+        yield temporary
+        publish(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

@@ -64,7 +64,7 @@ class Snapshot:
     config: ModelConfig
     files: dict[str, dict[str, Tensor]]  # tensors by file name; only those that this rank writes
     index: dict[str, str]  # the file name of every weight, if there are several files
-    state: dict[str, Any]
+    state: dict[str, Any] | None  # None: no training state, so that no run resumes from this step
     manifest: dict[str, Any]  # further entries of the manifest
     save_files: Sequence[Callable[[Path], None]]  # each writes its files into the step directory
 
@@ -142,7 +142,8 @@ def write_tensors(temporary: Path, new: Snapshot) -> None:
 def publish(run_dir: Path, temporary: Path, final: Path, new: Snapshot, *, best: bool, keep_last: int) -> None:
     """Completes a save on one rank, after all tensors are on disk."""
     write_json(temporary / "model.json", asdict(new.config))
-    write_json(temporary / "train_state.json", new.state)
+    if new.state is not None:
+        write_json(temporary / "train_state.json", new.state)
     if new.index:  # the name and format that transformers uses
         write_json(temporary / "model.safetensors.index.json", {"metadata": {}, "weight_map": new.index})
     for save in new.save_files:
