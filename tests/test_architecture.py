@@ -76,7 +76,7 @@ def test_every_part_of_the_code_is_looked_at():
 @pytest.mark.parametrize(
     "package, allowed",
     [
-        ("model", {"torch", "safetensors"}),
+        ("model", {"torch", "safetensors", "gguf"}),
         ("data", {"numpy", "regex", "tiktoken", "sentencepiece", "pyarrow", "zstandard", "rensa"}),
         ("conf", {"hydra", "omegaconf", "yaml", "rich", "matplotlib", "wandb"}),
     ],
