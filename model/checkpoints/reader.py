@@ -244,15 +244,15 @@ def has_type(value: Any, hint: Any) -> bool:
     return isinstance(value, get_origin(hint) or hint) and isinstance(value, bool) == (hint is bool)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, advice: str = COPY_AGAIN) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}; {COPY_AGAIN}") from None
+        raise InputError(f"{path} is not JSON: {error}; {advice}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object; {COPY_AGAIN}")
+        raise InputError(f"{path} is not a JSON object; {advice}")
     return values
 
 

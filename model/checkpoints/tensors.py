@@ -33,9 +33,13 @@ OTHER_STATE: dict[str, Shape] = {
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of safetensors files, by name. The files are memory-mapped; a tensor is read when it is accessed."""
+    """The tensors of safetensors files, by name. The files are memory-mapped; a tensor is read when it is accessed.
 
-    def __init__(self, paths: list[Path]) -> None:
+    advice: what a user should do about a damaged file.
+    """
+
+    def __init__(self, paths: list[Path], *, advice: str = COPY_AGAIN) -> None:
+        self.advice = advice
         self.found: dict[str, tuple[Path, Any, str]] = {}  # path, open file, and the name in it
         for path in paths:
             with self.readable(path):
@@ -44,7 +48,7 @@ class TensorFiles(Mapping[str, Tensor]):
             for saved in names:
                 name = saved.replace(*RENAMED_TENSOR)
                 if name in self.found:
-                    raise InputError(f"{path} holds the tensor {name[:99]!r} a second time; {COPY_AGAIN}")
+                    raise InputError(f"{path} holds the tensor {name[:99]!r} a second time; {self.advice}")
                 self.found[name] = path, file, saved
 
     def __getitem__(self, name: str) -> Tensor:
@@ -89,13 +93,12 @@ class TensorFiles(Mapping[str, Tensor]):
                 path = self.found[name][0]
                 raise InputError(f"{path}: tensor {name!r} holds NaN or infinity; use an earlier checkpoint")
 
-    @staticmethod
     @contextlib.contextmanager
-    def readable(path: Path) -> Iterator[None]:
+    def readable(self, path: Path) -> Iterator[None]:
         try:
             yield
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path} is not a readable safetensors file: {error}; {COPY_AGAIN}") from None
+            raise InputError(f"{path} is not a readable safetensors file: {error}; {self.advice}") from None
 
 
 def shape_of_state(name: str, weights: Mapping[str, Shape]) -> Shape | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,3 +29,19 @@ class Source:
     weights: Mapping[str, Tensor]
     notes: list[str]  # what a user should know, a line each
     architecture: str  # the other program's name for it
+
+
+class LazyWeights(Mapping[str, Tensor]):
+    """Weights by name; each is computed anew whenever it is accessed."""
+
+    def __init__(self, compute: Mapping[str, Callable[[], Tensor]]) -> None:
+        self.compute = compute
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.compute[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.compute)
+
+    def __len__(self) -> int:
+        return len(self.compute)
