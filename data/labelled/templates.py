@@ -36,18 +36,21 @@ class ChatTemplate:
 
     roles: Mapping[str, tuple[str, str]]  # role -> (prefix, suffix)
     start: str = ""  # before the first message
+    default_system: str | None = None  # the system message of a chat that starts with another role
+    trim: bool = False  # messages lose the white space at both ends
 
     def segments(self, messages: Sequence[Mapping[str, str]]) -> tuple[Segment, ...]:
         """The messages as segments; joined, their texts are the rendered chat."""
         parts = [Segment(self.start, special=True)]
-        for message in messages:
-            prefix, suffix = self.roles[message["role"]]
-            learned = message["role"] == "assistant"
-            parts += [
-                Segment(prefix, special=True),
-                Segment(message["content"], learned),
-                Segment(suffix, learned, special=True),
-            ]
+        turns = [(message["role"], message["content"]) for message in messages]
+        if self.trim:
+            turns = [(role, content.strip()) for role, content in turns]
+        if self.default_system is not None and turns and turns[0][0] != "system":
+            turns.insert(0, ("system", self.default_system))
+        for role, content in turns:
+            prefix, suffix = self.roles[role]
+            learned = role == "assistant"
+            parts += [Segment(prefix, special=True), Segment(content, learned), Segment(suffix, learned, special=True)]
         return tuple(part for part in parts if part.text)
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[Segment, ...]:
@@ -56,12 +59,20 @@ class ChatTemplate:
 
     def jinja(self) -> str:
         """The template as transformers reads it from tokenizer_config.json."""
-        lines = ["{{ " + json.dumps(self.start, ensure_ascii=False) + " }}{% for message in messages %}"]
+
+        def quoted(text: str) -> str:
+            return json.dumps(text, ensure_ascii=False)
+
+        lines = ["{{ " + quoted(self.start) + " }}{% for message in messages %}"]
+        if self.default_system is not None:
+            prefix, suffix = self.roles["system"]
+            default = quoted(prefix + self.default_system + suffix)
+            lines.append(f"{{% if loop.first and message['role'] != 'system' %}}{{{{ {default} }}}}{{% endif %}}")
+        content = "message['content'] | trim" if self.trim else "message['content']"
         for number, (role, (prefix, suffix)) in enumerate(self.roles.items()):
-            prefix, suffix = (json.dumps(text, ensure_ascii=False) for text in (prefix, suffix))
-            test = f"{{% {'elif' if number else 'if'} message['role'] == {json.dumps(role)} %}}"
-            lines.append(f"{test}{{{{ {prefix} + message['content'] + {suffix} }}}}")
-        prefix = json.dumps(self.roles["assistant"][0], ensure_ascii=False)
+            test = f"{{% {'elif' if number else 'if'} message['role'] == {quoted(role)} %}}"
+            lines.append(f"{test}{{{{ {quoted(prefix)} + {content} + {quoted(suffix)} }}}}")
+        prefix = quoted(self.roles["assistant"][0])
         lines.append(f"{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ {prefix} }}}}{{% endif %}}")
         return "".join(lines)
 
@@ -79,7 +90,12 @@ class ChatTemplate:
             raise InputError(
                 f"{place}: 'start' must be text, and the assistant's suffix, which ends an answer, not empty"
             )
-        return ChatTemplate({role: (pair[0], pair[1]) for role, pair in roles.items()}, start)
+        default, trim = value.get("default_system"), value.get("trim", False)
+        if type(default) not in (str, type(None)) or (default is not None and "system" not in roles):
+            raise InputError(f"{place}: 'default_system' must be text, and then there must be a role 'system'")
+        if type(trim) is not bool:
+            raise InputError(f"{place}: 'trim' must be true or false")
+        return ChatTemplate({role: (pair[0], pair[1]) for role, pair in roles.items()}, start, default, trim)
 
 
 CHAT_TEMPLATES = {

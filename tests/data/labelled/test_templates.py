@@ -97,6 +97,8 @@ def test_a_template_is_read_by_name_or_from_a_file(tmp_path):
         ('{"roles": {"user": ["U", ""], "assistant": ["A", ""]}}', "suffix, which ends an answer, not empty"),
         ('{"roles": {"user": ["U", ""], "assistant": ["A", "E"], "tool": ["", ""]}}', "not a chat template"),
         ('{"roles": {"user": ["U", ""], "assistant": ["A", "E"]}, "start": 1}', "'start' must be text"),
+        ('{"roles": {"user": ["U", ""], "assistant": ["A", "E"]}, "default_system": "S"}', "must be a role 'system'"),
+        ('{"roles": {"user": ["U", ""], "assistant": ["A", "E"]}, "trim": 1}', "'trim' must be true or false"),
     ],
 )
 def test_a_wrong_template_file_is_refused(tmp_path, content, message):
@@ -106,6 +108,23 @@ def test_a_wrong_template_file_is_refused(tmp_path, content, message):
         chat_template(str(path))
     with pytest.raises(InputError, match=r"chat_template=chatlm is not one of plain, chatml, zephyr"):
         chat_template("chatlm")
+
+
+def test_a_chat_without_a_system_message_gets_the_default_one(tmp_path):
+    template = ChatTemplate(CHAT_TEMPLATES["chatml"].roles, "<s>", " Be kind.", trim=True)
+    exported = jinja2.Environment().from_string(template.jinja())
+    turns, own = [{"role": "user", "content": " Hi\n"}], [{"role": "system", "content": "Be brief. "}]
+    system = "<s><|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    for messages, said in ((turns, " Be kind."), (own + turns, "Be brief.")):
+        text = "".join(segment.text for segment in template.segments(messages))
+        assert text == system.replace("{}", said) == exported.render(messages=messages)
+    assert "".join(segment.text for segment in template.segments([])) == "<s>" == exported.render(messages=[])
+    Task(chat=template).save(tmp_path)
+    assert Task.load(tmp_path) == Task(chat=template)
+    saved = json.loads((tmp_path / "task.json").read_text())  # as versions without these two fields wrote it
+    del saved["chat"]["default_system"], saved["chat"]["trim"]
+    (tmp_path / "task.json").write_text(json.dumps(saved))
+    assert Task.load(tmp_path) == Task(chat=ChatTemplate(template.roles, "<s>"))
 
 
 def test_a_task_is_saved_and_loaded(tmp_path):

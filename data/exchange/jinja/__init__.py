@@ -1,0 +1,1 @@
+"""A small part of Jinja, evaluated on messages whose texts are unknown."""
