@@ -71,11 +71,11 @@ class KVCache:
         """Advances `length` past the tokens of `begin`, after all layers have stored them."""
         self.length += count
 
-    def view_rows(self, count: int) -> KVCache:
-        """Returns the first `count` rows as a cache that shares this one's memory."""
-        view = copy.copy(self)
-        view.length, view._rows = self.length[:count], self._rows[:count]
-        view.keys, view.values = [k[:count] for k in self.keys], [v[:count] for v in self.values]
+    def view_rows(self, count: int, *, first: int = 0) -> KVCache:
+        """Returns `count` rows from row `first` on as a cache that shares this one's memory."""
+        view, rows = copy.copy(self), slice(first, first + count)
+        view.length, view._rows = self.length[rows], self._rows[:count]
+        view.keys, view.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
         return view
 
     def gather_rows(self, sources: Sequence[int]) -> None:
@@ -85,3 +85,21 @@ class KVCache:
         for tensor in (*self.keys, *self.values):
             tensor[:, :, :longest] = tensor[rows, :, :longest]
         self.length.copy_(self.length[rows])
+
+    def copy_tokens(self, source: int, target: int, *, count: int) -> None:
+        """Replaces the tokens of row `target` by the first `count` tokens of row `source`."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :count] = tensor[source, :, :count]
+        self.length[target] = count
+
+    def swap_rows(self, a: int, b: int, *, longest: int) -> None:
+        """Exchanges two rows of at most `longest` tokens."""
+        for tensor in (*self.keys, *self.values):
+            tensor[[a, b], :, :longest] = tensor[[b, a], :, :longest]
+        self.length[[a, b]] = self.length[[b, a]]
+
+    def clear_row(self, row: int) -> None:
+        """Empties a row and its memory. NaN values must not stay: attention gives them weight 0, and 0 NaN is NaN."""
+        for tensor in (*self.keys, *self.values):
+            tensor[row].zero_()
+        self.length[row] = 0

@@ -110,6 +110,11 @@ class Constraints:
     constraints cannot be met within `max_new_tokens`.
     """
 
+    @staticmethod
+    def of(vocabulary: Vocabulary, sampling: SamplingConfig, *, max_new_tokens: int) -> Constraints | None:
+        """The constraints in these settings, or None if there are none."""
+        return Constraints(vocabulary, sampling, max_new_tokens=max_new_tokens) if sampling.has_constraints else None
+
     def __init__(self, vocabulary: Vocabulary, sampling: SamplingConfig, *, max_new_tokens: int) -> None:
         self.sampling, self.V = sampling, len(vocabulary.tokens)
         self.end_ids = [token for token in (vocabulary.end_id, *vocabulary.ends) if token >= 0]

@@ -13,7 +13,7 @@ from .. import InputError
 from ..device import Compute
 from ..gpt import GPT
 from ..seeds import hash_seed
-from .constraints import STOP, Constraints, StringMatcher, TextStream
+from .constraints import STOP, Constraints, State, StringMatcher, TextStream
 from .decode import Decoder
 from .inspect import FilterStep, explained, most_probable
 from .sampling import NOT_FINITE, SamplingConfig, checked, draw, penalize, probabilities
@@ -107,7 +107,9 @@ def generate(
     check(prompts, limits, sampling, context=context, on_overflow=on_overflow, speculative=speculative)
     if vocabulary is None:
         vocabulary = Vocabulary((b"",) * model.config.vocab_size, {}, end_id=-1)
-    sampler = Sampler(prompts, sampling, vocabulary, limit=min(limits), device=compute.device)
+    constraints = Constraints.of(vocabulary, sampling, max_new_tokens=min(limits))
+    sampler = Sampler(sampling, constraints, vocab_size=len(vocabulary.tokens), device=compute.device)
+    sampler.add_rows(prompts)
     stops = StringMatcher([(text, STOP) for text in sampling.stop])
     noise_keys = zip(seeds, range(n_rows) if indices is None else indices, strict=True)
     rows = [
@@ -154,26 +156,25 @@ class Sampler:
     """Draws each row's next token from its logits; tracks the text for constraints and penalties."""
 
     def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        vocabulary: Vocabulary,
-        *,
-        limit: int,
-        device: torch.device,
+        self, sampling: SamplingConfig, constraints: Constraints | None, *, vocab_size: int, device: torch.device
     ) -> None:
-        """limit: the smallest max_new_tokens of all rows. device: of the logits."""
-        self.sampling = sampling
-        self.constraints = None
-        if sampling.bad_words or sampling.force_words or sampling.min_new_tokens:
-            self.constraints = Constraints(vocabulary, sampling, max_new_tokens=limit)
-            self.states = [self.constraints.start] * len(prompts)
+        """Has no rows at first. device: of the logits."""
+        self.sampling, self.constraints = sampling, constraints
+        self.states: list[State] = []  # of each row, for the constraints
         if sampling.has_penalties:
-            shape = len(prompts), len(vocabulary.tokens)
-            self.counts = torch.zeros(shape, device=device)  # of each token in the new text
-            self.seen = torch.zeros(shape, dtype=torch.bool, device=device)  # in prompt or new text
-            for seen, prompt in zip(self.seen, prompts, strict=True):
-                seen[torch.tensor(prompt, device=device)] = True
+            self.counts = torch.zeros(0, vocab_size, device=device)  # of each token in the new text
+            self.seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)  # in prompt or new text
+
+    def add_rows(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Appends rows, whose new text is empty."""
+        if self.constraints is not None:
+            self.states += [self.constraints.start] * len(prompts)
+        if self.sampling.has_penalties:
+            seen = self.seen.new_zeros(len(prompts), self.seen.shape[1])
+            for row, prompt in zip(seen, prompts, strict=True):
+                row[torch.tensor(prompt, device=row.device)] = True
+            self.seen = torch.cat((self.seen, seen))
+            self.counts = torch.cat((self.counts, torch.zeros_like(seen, dtype=self.counts.dtype)))
 
     def sample(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Draws one token per row from logits (B, V), meaningless for rows that have ended.

@@ -68,6 +68,10 @@ class SamplingConfig:
         return " ".join(f"{name}={getattr(self, name)}" for name in off if getattr(self, name) != off[name])
 
     @property
+    def has_constraints(self) -> bool:
+        return bool(self.bad_words or self.force_words or self.min_new_tokens)
+
+    @property
     def has_penalties(self) -> bool:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
