@@ -17,12 +17,13 @@ from .source import SpecialIds
 HARMLESS = set("""
     architectures model_type dtype torch_dtype transformers_version transformers_weights _name_or_path use_cache
     is_llama_config transformers.js_config unsloth_fixed unsloth_version _from_model_config _attn_implementation
-    _attn_implementation_autoset _flash_attn_2_enabled n_ctx gradient_checkpointing language
+    _attn_implementation_autoset _flash_attn_2_enabled n_ctx n_special gradient_checkpointing language
     bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
     decoder_start_token_id forced_bos_token_id forced_eos_token_id tokenizer_class prefix
     initializer_range attn_pdrop resid_pdrop embd_pdrop attention_dropout hidden_dropout classifier_dropout
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    id2label label2id num_labels problem_type task_specific_params finetuning_task
+    id2label label2id num_labels problem_type task_specific_params finetuning_task _num_labels
+    predict_special_tokens output_past
     return_dict output_attentions output_hidden_states output_scores return_dict_in_generate chunk_size_feed_forward
     max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups num_return_sequences
     temperature top_k top_p typical_p diversity_penalty repetition_penalty length_penalty no_repeat_ngram_size

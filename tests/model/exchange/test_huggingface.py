@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import InputError
+from model.config import ModelConfig
 from model.exchange import huggingface
 from model.exchange.huggingface import read_model, write_model
+from model.exchange.huggingface_config import read_config
 from model.exchange.source import Source, SpecialIds
 from model.gpt import GPT
-from tests.families import SHAPE, make
+from tests.families import GPT2, LLAMA, SHAPE, make
 
 LLAMA31 = [8.0, 1.0, 4.0, 16.0]  # the original context is below that of SHAPE
 PORTABLE: dict[str, Any] = {"norm_affine": True, "norm_eps": 1e-5, "qk_norm": False, "embedding_norm": False}
@@ -204,6 +206,63 @@ def test_rotary_settings_of_transformers_4_and_5_are_read(key, remark, tmp_path)
     write_model(tmp_path, model.config, model.state_dict(), ids=IDS)
     change(tmp_path, {key: None})
     assert read_model(tmp_path).config == model.config
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the keys of well-known config.json files
+    "gpt2": (
+        {
+            "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+            "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
+            "n_layer": 12, "n_positions": 1024, "n_special": 0, "predict_special_tokens": True, "resid_pdrop": 0.1,
+            "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
+            "summary_type": "cls_index", "summary_use_proj": True, "vocab_size": 50257,
+            "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        },
+        {"n_layer": 12, "n_head": 12, "d_model": 768, "context": 1024, "vocab_size": 50257} | GPT2,
+    ),
+    "smollm2": (
+        {
+            "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+            "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+            "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "model_type": "llama",
+            "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+            "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.40.1",
+            "use_cache": True, "vocab_size": 49152,
+        },
+        LLAMA | {
+            "n_layer": 30, "n_head": 9, "n_kv_head": 3, "d_model": 576, "d_ff": 1536, "context": 8192,
+            "vocab_size": 49152,
+        },
+    ),
+    "llama 3.1": (
+        {
+            "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+            "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu",
+            "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+            "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama", "num_attention_heads": 32,
+            "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192, "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+            "transformers_version": "4.42.3", "use_cache": True, "vocab_size": 128256,
+        },
+        LLAMA | {
+            "n_layer": 32, "n_head": 32, "n_kv_head": 8, "d_model": 4096, "d_ff": 14336, "context": 131072,
+            "vocab_size": 128256, "rotary_base": 500_000.0, "rotary_scaling": [8.0, 1.0, 4.0, 8192.0],
+            "tie_embeddings": False,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_well_known_configurations_are_read(name):
+    values, expected = PUBLISHED[name]
+    assert read_config(values, Path("config.json"))[2] == ModelConfig(**expected)
 
 
 UNLIKE_ANY = {

@@ -21,6 +21,7 @@ from model.exchange.source import SpecialIds
 from tests.families import make
 
 FAMILIES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "modern": "NanoChatForCausalLM"}
+NORM = "model.norm.weight"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -149,10 +150,10 @@ def write_header(header: bytes, data: bytes = b"") -> Callable[[Path], None]:
     )
 
 
-def shards(places: Any) -> Callable[[Path], None]:
+def shards(places: Any, *, second: str = NORM) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-        save_file({"model.norm.weight": torch.ones(16)}, folder / "model-00002-of-00002.safetensors")
+        save_file({second: torch.ones(16)}, folder / "model-00002-of-00002.safetensors")
         (folder / huggingface.INDEX).write_text(json.dumps({"weight_map": places}))
 
     return apply
@@ -167,7 +168,6 @@ def truncate(folder: Path, name: str = "model.safetensors") -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-NORM = "model.norm.weight"
 OVERLAP = {name: {"dtype": "F32", "shape": [4], "data_offsets": [at, at + 16]} for name, at in (("a", 0), ("b", 8))}
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (truncate, "not a readable safetensors file"),
@@ -214,6 +214,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index empty": (shards({}), "weight_map"),
     "shard missing": (shards({NORM: "model-00003-of-00003.safetensors"}), "is missing"),
     "shard lacks a tensor": (shards({"other": "model-00001-of-00002.safetensors"}), "lacks"),
+    "tensor in another shard": (shards({NORM: "model-00002-of-00002.safetensors"}, second="x"), "lacks"),
+    "shard listed by no tensor of its own": (
+        shards({"x": "model-00001-of-00002.safetensors", NORM: "model-00002-of-00002.safetensors"}, second="x"),
+        "lacks",
+    ),
     "tensor twice": (
         shards({NORM: "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}),
         "a second time",
