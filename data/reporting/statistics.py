@@ -55,7 +55,7 @@ class Statistics:
 
     def count_lost(self, document: Document, tokenizer: Tokenizer) -> None:
         """Counts what a document's ids do not say about its text."""
-        if tokenizer.unknown_id >= 0:
+        if not tokenizer.knows_all:
             self.unknown.update(tokenizer.unknown(document.text))
         if not tokenizer.allow_special:
             self.special.update(tokenizer.special_names(document.text))

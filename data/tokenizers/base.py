@@ -109,7 +109,9 @@ class Tokenizer:
     kind = ""
     model_file = ""  # the file saved next to tokenizer.json, if there is one
     allow_special = False  # a special token's name in a text is that token; build and load set it
-    unknown_id = -1  # the id of all characters that are not in the vocabulary; -1: every character can be encoded
+    unknown_id = -1  # the id of all characters that are not in the vocabulary; -1: there is no such id
+    start_id: int | None = None  # a special token that stands before every text, for a model that learned it so
+    end_name = END  # the end token's name in the program that the tokenizer is from
 
     def __init__(
         self, ordinary: dict[int, bytes], special_tokens: dict[str, int], *, model: bytes = b"", **fields: Any
@@ -120,10 +122,20 @@ class Tokenizer:
             raise ValueError(f"{END} is missing, or a special token has the id of another token")
         if any(type(token_id) is not int or not 0 <= token_id < 2 * MAX_VOCABULARY for token_id in table):
             raise ValueError("a token id is not a whole number, or is too large")
-        self.special_tokens, self._model, self._more_fields = special_tokens, model, fields
+        self.special_tokens, self.model, self._more_fields = special_tokens, model, fields
         self.vocab_size = max(table) + 1
         self.end_id = special_tokens[END]
         self._table = [table.get(token_id, b"") for token_id in range(self.vocab_size)]  # some encodings skip ids
+
+    @property
+    def stream_start(self) -> int:
+        """The token that a stream starts with: start_id if there is one, otherwise the end token."""
+        return self.end_id if self.start_id is None else self.start_id
+
+    @property
+    def knows_all(self) -> bool:
+        """True if every character has an encoding; unknown() then finds only lone surrogates."""
+        return self.unknown_id < 0
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
@@ -180,7 +192,7 @@ class Tokenizer:
         return lost + Counter(c for part in self._split(LONE_SURROGATE.sub("", text))[::2] for c in self._unknown(part))
 
     def _unknown(self, text: str) -> str:
-        """Returns the characters of a text that are encoded as unknown_id."""
+        """Returns the characters of a text that have no encoding of their own."""
         return ""
 
     def token_bytes(self, token: int) -> bytes:
@@ -199,24 +211,26 @@ class Tokenizer:
         """Returns the text of the ids. Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def _fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Returns the content of tokenizer.json, except its sha256."""
         fields = {"format": FORMAT, "kind": self.kind, "vocab_size": self.vocab_size}
         fields["special_tokens"] = self.special_tokens
-        return fields | ({"allow_special": True} if self.allow_special else {}) | self._more_fields
+        optional: dict[str, Any] = {"allow_special": self.allow_special or None, "start_id": self.start_id}
+        optional["end_name"] = self.end_name if self.end_name != END else None
+        return fields | {key: value for key, value in optional.items() if value is not None} | self._more_fields
 
     @property
     def fingerprint(self) -> str:
         """The sha256 of everything that save writes: equal if and only if the tokenizers are."""
-        return digest(self._fields(), self._model)
+        return digest(self.fields(), self.model)
 
     def save(self, directory: Path) -> None:
         """Writes tokenizer.json and, if the kind has one, the model file."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         if self.model_file:
-            (directory / self.model_file).write_bytes(self._model)
-        about = {**self._fields(), "sha256": self.fingerprint}
+            (directory / self.model_file).write_bytes(self.model)
+        about = {**self.fields(), "sha256": self.fingerprint}
         (directory / "tokenizer.json").write_bytes(json.dumps(about, indent=1).encode() + b"\n")
 
 

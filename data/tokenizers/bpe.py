@@ -151,8 +151,11 @@ def format_ranks(ranks: dict[bytes, int]) -> bytes:
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
 
 
-def parse_ranks(content: bytes, *, place: str) -> dict[bytes, int]:
-    """Parses a ranks file, ours or another program's. Raises InputError, which names the place and the line."""
+def parse_ranks(content: bytes, *, place: str, all_bytes: bool = True) -> dict[bytes, int]:
+    """Parses a ranks file, ours or another program's. Raises InputError, which names the place and the line.
+
+    all_bytes: refuses a file in which a single byte has no token.
+    """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -164,6 +167,7 @@ def parse_ranks(content: bytes, *, place: str) -> dict[bytes, int]:
             raise InputError(f"{place}:{number}: {line[:60]!r} is not a token in base64 and its rank") from None
         if len(ranks) != number:
             raise InputError(f"{place}:{number}: the token {line[:60]!r} is a duplicate")
-    if not ranks.keys() >= SINGLE_BYTES.keys() or b"" in ranks or len(set(ranks.values())) != len(ranks):
+    missing = all_bytes and not ranks.keys() >= SINGLE_BYTES.keys()
+    if missing or b"" in ranks or len(set(ranks.values())) != len(ranks):
         raise InputError(f"{place}: not a ranks file: a single byte has no token, or two tokens have the same rank")
     return ranks

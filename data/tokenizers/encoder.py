@@ -79,6 +79,10 @@ class Encoder:
         of_texts = [[next(encoded) for _ in of_text] for of_text in segments]
         return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in of_texts]
 
+    def encode_piece(self, piece: bytes) -> list[int]:
+        """Returns the ids of one pretoken, which need not be UTF-8."""
+        return self._tiktoken._encode_single_piece(piece)
+
     def _batch(self, texts: list[str]) -> list[np.ndarray]:
         if sum(map(len, texts)) <= MIN_LOOKUP:
             return [np.array(self._tiktoken.encode_ordinary(text), np.uint32) for text in texts]

@@ -12,11 +12,12 @@ import numpy as np
 
 from .. import InputError
 from .base import END, UNKNOWN, Tokenizer, TokenizerConfig, ranks_path, read_file
-from .bpe import format_ranks, learn_merges, parse_ranks
+from .bpe import SINGLE_BYTES, format_ranks, learn_merges, parse_ranks
 from .encoder import Encoder
 from .pretokenize import Pattern, count_pretokens
 
 REPLACEMENT = "\ufffd".encode()
+NEVER_IN_UTF8 = bytes([0xC0, 0xC1, *range(0xF5, 0x100)])
 
 
 class ByteTokenizer(Tokenizer):
@@ -87,6 +88,8 @@ class BytePairTokenizer(Tokenizer):
         # The expression, not its name: the folder must keep its meaning if a later version changes what gpt2 is.
         super().__init__(ordinary, special_tokens, model=format_ranks(ranks), pattern=self.pattern.expression)
         self._encoder = Encoder(ranks, self.pattern)
+        # Bytes without a token. Some vocabularies from elsewhere lack those that their training text had none of.
+        self.lost = b"".join(byte for byte in SINGLE_BYTES if byte not in ranks)
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:
@@ -103,14 +106,43 @@ class BytePairTokenizer(Tokenizer):
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
         return cls(parse_ranks(content, place=cls.model_file), about["special_tokens"], pattern=about["pattern"])
 
+    @property
+    def knows_all(self) -> bool:
+        return not self.lost.strip(NEVER_IN_UTF8)
+
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        return self._encoder.encode_batch(texts)
+        if self.knows_all:
+            return self._encoder.encode_batch(texts)
+        lossy = [bool(self._unknown(text)) for text in texts]
+        whole = iter(self._encoder.encode_batch([text for text, loses in zip(texts, lossy, strict=True) if not loses]))
+        return [self._encode_rest(text) if loses else next(whole) for text, loses in zip(texts, lossy, strict=True)]
+
+    def _encode_rest(self, text: str) -> np.ndarray:
+        """Returns the ids of a text without its lost bytes. They are left out of their pretokens, as elsewhere."""
+        ids = [token for pretoken in self.pattern.pretokens(text) for token in self.encode_pretoken(pretoken)]
+        return np.array(ids, np.uint32)
+
+    def encode_pretoken(self, pretoken: str) -> list[int]:
+        """Returns the ids of one pretoken, without its lost bytes."""
+        kept = pretoken.encode().translate(None, self.lost)
+        return self._encoder.encode_piece(kept) if kept else []
+
+    def _unknown(self, text: str) -> str:
+        content = text.encode()
+        if len(content.translate(None, self.lost)) == len(content):
+            return ""
+        return "".join(character for character in text if not {*self.lost}.isdisjoint(character.encode()))
 
 
 class TiktokenTokenizer(BytePairTokenizer):
     """BPE with ranks that were trained elsewhere: one of tiktoken's encodings, with its own ids, or a ranks file."""
 
     kind = "tiktoken"
+
+    @classmethod
+    def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
+        ranks = parse_ranks(content, place=cls.model_file, all_bytes=False)
+        return cls(ranks, about["special_tokens"], pattern=about["pattern"])
 
     @classmethod
     def train(cls, config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0) -> Tokenizer:

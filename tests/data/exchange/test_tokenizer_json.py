@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from data import InputError
-from data.exchange.tokenizer_json import BYTE_CHARS, to_tokenizer_json
+from data.exchange.byte_level.vocabulary import BYTE_CHARS
+from data.exchange.tokenizer_json import to_tokenizer_json
 from data.tokenizers import bpe
 from data.tokenizers.bpe import format_ranks
 from data.tokenizers.build import END, Tokenizer, TokenizerConfig, build

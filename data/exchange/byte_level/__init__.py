@@ -1,0 +1,1 @@
+"""Byte-level vocabularies of other programs, and the proof that ours give the same ids."""
