@@ -12,6 +12,7 @@ BENCHMARKS = {
     "tokens": "tokens that the default preset needs to reach the loss of a tuned GPT-2 with AdamW",
     "decode": "decoding one text: tokens per second, against transformers and nanoGPT with the same weights",
     "bulk": "decoding many prompts in batches, against one at a time",
+    "engine": "many clients of the server's engine, against one; the wait for the first token",
     "contention": "training and decoding on a CPU beside a busy process, of equal and of lower priority",
     "finetune": "steps of fine-tuning with the output head on targets only, against the head on all tokens",
     "next_word": "seconds until the order of the next words is certified",

@@ -54,6 +54,8 @@ class Config:
 class NumberTokenizer:
     """A tokenizer for random weights: writes each id as a number."""
 
+    start_id: int | None = None
+
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.special_tokens = vocab_size, {"<|endoftext|>": vocab_size}
         self.end_id = vocab_size  # an id that the model cannot sample, so no text ends early

@@ -21,7 +21,7 @@ from model.inference.generate import generate
 from model.inference.quantize import compare_logits, prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 
-from . import nanogpt
+from .contenders import nanogpt
 from .measure import describe_rates, memory_bandwidth, print_json, take_turns
 
 # GPT-2 (Radford et al. 2019), which all three implement. 10m is the size of nanoGPT's character model.

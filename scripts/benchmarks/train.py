@@ -20,7 +20,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.planning.plan import flops_per_token, peak_flops
 
-from . import nanogpt
+from .contenders import nanogpt
 from .measure import ROOT, describe_rates, print_json, rates, run_process, take_turns
 
 

@@ -15,7 +15,8 @@ from conf.cli import InputError
 from data.corpus.corpora import Document
 from data.preparation.config import PrepareConfig
 from scripts.bench import main
-from scripts.benchmarks import contention, curate, decode, measure, nanogpt, next_word, prepare, tokens, train
+from scripts.benchmarks import contention, curate, decode, measure, next_word, prepare, tokens, train
+from scripts.benchmarks.contenders import nanogpt
 from tests.programs import capture, ok
 
 NANOGPT = """
@@ -70,6 +71,13 @@ def test_bulk_counts_the_tokens_of_each_batch_size():
         "bulk", "batch_sizes=[2,4]", "max_new_tokens=3", "prompt_tokens=4", "singles=1", "repeats=1", "threads=1"
     )
     assert set(result["ratios"]) == {"one at a time", "batch of 2", "batch of 4"}
+
+
+def test_engine_counts_what_its_clients_get(trained):
+    settings = ["clients=3", "waiting_clients=2", "prompt_tokens=4", "max_new_tokens=3", "repeats=1", "threads=1"]
+    result = bench("engine", f"checkpoint={trained}", *settings)
+    assert list(result["clients"]) == ["1", "2", "3"] and result["clients"]["1"]["ratio"] == 1
+    assert all(row["first_token_ms"] <= row["first_token_ms_p95"] for row in result["clients"].values())
 
 
 def test_fine_tuning_steps_are_compared_at_equal_gradients():
@@ -213,6 +221,7 @@ def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkey
         (["tokenizer", "contenders=[ours,bert]"], "rustbpe"),
         (["curate", "exact=0", "near=0"], "exact + near"),
         (["bulk", "batch_sizes=[]"], "batch_sizes"),
+        (["engine", "clients=0"], "clients"),
         (["tokens", "shares=[2]"], "shares"),
         (["next_word", "n_prompts=0"], "n_prompts"),
         (["contention", "repeats=0"], "repeats"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .measure import run_process
+from ..measure import run_process
 
 
 def problems(checkout: str | None) -> list[str]:
@@ -49,7 +49,7 @@ class Training:
 
 def measure(training: Training) -> dict[str, Any]:
     """Times its training step in a new process: tokens per second (median step), and the peak memory of a GPU."""
-    out = run_process([sys.executable, "-m", "scripts.benchmarks.nanogpt", json.dumps(asdict(training))])
+    out = run_process([sys.executable, "-m", "scripts.benchmarks.contenders.nanogpt", json.dumps(asdict(training))])
     return json.loads(next(line for line in reversed(out.splitlines()) if line.startswith("{")))
 
 

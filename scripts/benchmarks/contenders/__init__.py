@@ -1,0 +1,1 @@
+"""Other programs that benchmarks run, from a checkout of each."""
