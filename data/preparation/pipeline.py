@@ -136,7 +136,7 @@ class Pipeline:
         """Returns the tokenizer, and the fraction of the training documents that it was trained on."""
         config, rules, fraction = self.config.tokenizer, self.rules, 1.0
         if config.path is not None or config.kind in ("byte", "tiktoken"):
-            return tokenizers.build(config, ()), fraction
+            return tokenizers.build(config, (), cache=self.corpus.cache), fraction
         if config.kind != "char":  # which needs all characters, or it could not encode the validation text
             fraction = min(1.0, self.config.tokenizer_sample / max(1.0, rules.splitting.train_bytes(self.totals)))
         if fraction < 1:

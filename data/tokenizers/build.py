@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import InputError
+from . import gpt2_files
 from .base import END, FORMAT, UNKNOWN, Tokenizer, TokenizerConfig, digest, read_file, replace_surrogates
 from .kinds import KINDS, BytePairTokenizer
 
@@ -14,18 +15,26 @@ __all__ = ["END", "UNKNOWN", "Tokenizer", "TokenizerConfig", "build", "load", "s
 
 
 def build(
-    config: TokenizerConfig, texts: Iterable[str], *, workers: int = 0, counts: dict[str, int] | None = None
+    config: TokenizerConfig,
+    texts: Iterable[str],
+    *,
+    workers: int = 0,
+    counts: dict[str, int] | None = None,
+    cache: Path = Path("datasets"),
 ) -> Tokenizer:
     """Trains the tokenizer that config describes on texts, or loads the one at config.path.
 
     Texts are read once, and counted by `workers` processes if the kind supports it (0: one per CPU).
     counts: the number of occurrences of each pretoken, if already known (kind bpe); texts are then ignored.
+    cache: the folder in whose `downloads` the files of GPT-2's tokenizer are kept.
     Raises InputError if the settings are wrong or the text is not enough.
     """
     if problems := config.validate():
         raise InputError("; ".join(problems))
     if config.path is not None:
         return load(Path(config.path).expanduser())
+    if config.kind == "tiktoken" and config.encoding == gpt2_files.ENCODING:
+        gpt2_files.provide(cache)
     if counts is not None:
         tokenizer: Tokenizer = BytePairTokenizer.from_counts(config, counts)
     else:

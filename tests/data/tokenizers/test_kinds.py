@@ -350,6 +350,7 @@ def test_named_encodings_without_a_network_point_to_ranks_files(monkeypatch: pyt
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    monkeypatch.setattr("data.tokenizers.gpt2_files.provide", lambda cache: None)
     with pytest.raises(InputError, match=r"tokenizer\.encoding=PATH\.tiktoken"):
         build(TokenizerConfig(kind="tiktoken"), [])
     with pytest.raises(InputError, match="neither a ranks file nor one of gpt2"):
