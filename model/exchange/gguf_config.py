@@ -77,7 +77,7 @@ def read_config(file: GgufFile, architecture: Architecture) -> ModelConfig:
         raise refuse(f"its metadata describe no model: {errors[0]}")
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if (size := get(key, config.head_dim)) != config.head_dim:
-            raise refuse(f"{architecture.name}.{key}={size} is not supported; it must be the head dim {config.head_dim}")
+            raise refuse(f"{architecture.name}.{key}={size} is not supported; the head dim is {config.head_dim}")
     config.rotary_scaling = read_scaling(file, config, values)
     if errors := config.validate():
         raise refuse(errors[0])

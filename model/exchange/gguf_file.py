@@ -148,8 +148,8 @@ def dequantize(data: bytearray, entry: Entry) -> Tensor:
 class Header:
     """Parses a header from front to back. `position` is the next byte to read."""
 
-    def __init__(self, path: Path, content: mmap.mmap) -> None:
-        self.path, self.content, self.size, self.position = path, content, len(content), 4
+    def __init__(self, path: Path, content: mmap.mmap | bytes) -> None:
+        self.path, self.content, self.size, self.position = path, content, len(content), 4  # behind the magic
         version = self.number("I")
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -228,7 +228,7 @@ class Header:
                 raise self.damaged(f"tensor {name!r} appears twice")
             found[name] = self.tensor_info(name)
         alignment = self.metadata.get("general.alignment", 32)
-        if isinstance(alignment, bool) or alignment not in ALIGNMENTS:
+        if type(alignment) is not int or alignment not in ALIGNMENTS:  # 32.0 would be in it too
             raise self.damaged(f"general.alignment={alignment!r} is not a power of 2 from 8 to 65536")
         data_start = end = -(-self.position // alignment) * alignment
         entries = {}
@@ -252,8 +252,8 @@ class Header:
         shape = tuple(self.number("Q") for _ in range(n_dims))[::-1]
         number = self.number("I")
         if number not in TYPES:
-            kind = OTHER_TYPES.get(number, f"number {number}")
-            raise InputError(f"{self.path}: tensor {name!r} is of type {kind}; take a file whose types are {SUPPORTED}")
+            other = OTHER_TYPES.get(number, f"number {number}")
+            raise InputError(f"{self.path}: tensor {name!r} is of type {other}; take a file of {SUPPORTED}")
         kind, offset = TYPES[number], self.number("Q")
         if min(shape) < 1:
             raise self.damaged(f"tensor {name!r} has the shape {shape}")

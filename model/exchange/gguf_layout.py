@@ -79,7 +79,11 @@ def choose_architecture(config: ModelConfig) -> Architecture:
     def differences(architecture: Architecture) -> list[str]:
         return [name for name, value in architecture.settings.items() if getattr(config, name) != value]
 
-    nearest = min(ARCHITECTURES.values(), key=lambda architecture: len(differences(architecture)))
+    def distance(architecture: Architecture) -> tuple[int, bool]:
+        wrong = differences(architecture)
+        return len(wrong), "activation" in wrong
+
+    nearest = min(ARCHITECTURES.values(), key=distance)
     if wrong := differences(nearest):
         have = ", ".join(f"model.{name}={getattr(config, name)}" for name in wrong)
         need = ", ".join(f"{name}={nearest.settings[name]}" for name in wrong)
@@ -108,7 +112,9 @@ def layout(config: ModelConfig, architecture: Architecture) -> dict[str, dict[st
         found["position_embed.weight"] = {"position_embd.weight": (config.context, D)}
     for layer in range(config.n_layer):
         for name, parts in architecture.block.items():
-            shapes = {f"blk.{layer}.{part}": (rows.get(part, D), F if part == "ffn_down" else D) for part in parts}
+            shapes: dict[str, Shape] = {
+                f"blk.{layer}.{part}": (rows.get(part, D), F if part == "ffn_down" else D) for part in parts
+            }
             found |= tensors(config, f"blocks.{layer}.{name}", shapes, is_norm=name.endswith("_norm"))
     found |= tensors(config, "norm", {"output_norm": (D, D)}, is_norm=True)
     if not config.tie_embeddings:

@@ -15,8 +15,16 @@ from ..config import ModelConfig
 from .gguf_config import metadata_of, read_config
 from .gguf_file import TYPES, GgufFile
 from .gguf_layout import (
-    ARCHITECTURES, ROPE_FACTORS, Architecture, as_written, choose_architecture, layout, rope_factors, rotated_heads,
-    to_halves, to_interleaved,
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    Architecture,
+    as_written,
+    choose_architecture,
+    layout,
+    rope_factors,
+    rotated_heads,
+    to_halves,
+    to_interleaved,
 )  # fmt: skip
 from .source import Source
 
@@ -55,8 +63,8 @@ class Weights(Mapping[str, Tensor]):
             if name not in file.shapes:
                 reason = "; biases must be in all linear layers or in none" if name.endswith(".bias") else ""
                 raise InputError(f"{file.path}: there is no tensor {name!r}, {architecture.name} has one{reason}")
-            if file.shapes[name] != shape:
-                raise InputError(f"{file.path}: tensor {name!r} has shape {file.shapes[name]}, its metadata say {shape}")
+            if (found := file.shapes[name]) != shape:
+                raise InputError(f"{file.path}: tensor {name!r} has shape {found}; by the metadata it is {shape}")
         for name in file.shapes:
             if name not in expected and name != ROPE_FACTORS:
                 raise InputError(f"{file.path}: tensor {name!r} has no place in the architecture {architecture.name}")
@@ -91,12 +99,12 @@ def write_model(
 ) -> str:
     """Writes a model, and returns llama.cpp's name of its architecture.
 
-    weights: under the names of gpt.py, float32; one tensor at a time is read and converted. kind: F32, F16 or Q8_0,
-    for the matrices; vectors and the position table stay F32, and so do, in Q8_0, no matrices but those whose rows
-    are no multiple of 32: they become F16. tokenizer: metadata under their whole keys. about: metadata about the
-    model, such as name, license and description, without `general.` in front.
-    Raises InputError, before a file exists, for a shape that no architecture has, metadata that GGUF cannot hold, and
-    without the extra `gguf`; later only for weights that are too large for the type.
+    weights: under the names of gpt.py, float32; one tensor at a time is read and converted. kind: the type of the
+    matrices, F32, F16 or Q8_0. Vectors and the position table stay F32; with Q8_0, matrices whose rows are not a
+    multiple of 32 become F16. tokenizer: metadata under their whole keys. about: metadata about the model, such as
+    name, license and description, without `general.` in front.
+    Raises InputError before a file exists, for a shape that no architecture has, for metadata that GGUF cannot hold,
+    and without the extra `gguf`; and while writing, for weights that are too large for the type.
     """
     try:
         from gguf.constants import GGMLQuantizationType, GGUFValueType
@@ -120,12 +128,13 @@ def write_model(
     if scaled:
         contents[ROPE_FACTORS] = {ROPE_FACTORS: (config.head_dim // 2,)}
     kinds = {}
+    float32 = torch.empty(0).numpy().dtype  # only uint8 would have a meaning
     for shapes in contents.values():
         for part, shape in shapes.items():
             kinds[part] = stored = kind_of(part, shape, kind)
             block, size = next((entry.block, entry.size) for entry in TYPES.values() if entry.name == stored)
             n_bytes = torch.Size(shape).numel() // block * size
-            writer.add_tensor_info(part, shape, None, n_bytes, raw_dtype=GGMLQuantizationType[stored])
+            writer.add_tensor_info(part, shape, float32, n_bytes, raw_dtype=GGMLQuantizationType[stored])
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -172,7 +181,11 @@ def value_type(key: str, value: Any) -> str:
     """Returns GGUF's type of a metadata value."""
     if isinstance(value, list) and value:
         return "ARRAY"
-    for kind, name in ((bool, "BOOL"), (int, "UINT32"), (float, "FLOAT32"), (str, "STRING")):
-        if isinstance(value, kind) and not (name == "UINT32" and not 0 <= value < 2**32):
+    if isinstance(value, bool):  # first, for a bool is an int
+        return "BOOL"
+    if isinstance(value, int) and 0 <= value < 2**32:
+        return "UINT32"
+    for kind, name in ((float, "FLOAT32"), (str, "STRING")):
+        if isinstance(value, kind):
             return name
     raise InputError(f"GGUF metadata cannot hold {key}={value!r:.60}")
