@@ -21,7 +21,7 @@ from .inference.inspect import most_probable
 from .inference.quantize import QualityLoss, compare_logits
 from .inference.sampling import NOT_FINITE, SamplingConfig, checked, probabilities
 from .inference.score import OptionScore, TextScore, log_probabilities, score_options, score_text
-from .inference.vocabulary import Tokenizer, Vocabulary
+from .inference.vocabulary import Tokenizer, Vocabulary, opened, prompt_ids
 from .next_word.distribution import NextWords, next_word_distribution
 from .next_word.word_table import Tables
 from .next_word.words import WordRule
@@ -88,7 +88,9 @@ class LanguageModel:
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt, text or ids already; an empty prompt is the start of a document."""
-        return (self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)) or [self.tokenizer.end_id]
+        if isinstance(prompt, str):
+            return prompt_ids(self.tokenizer, prompt)
+        return list(prompt) or opened([], start_id=self.tokenizer.start_id, end_id=self.tokenizer.end_id)
 
     @torch.no_grad()
     def next_tokens(
@@ -311,8 +313,8 @@ class LanguageModel:
         return [found[i] for i in range(len(prompts))]
 
     def losses(self, documents: Sequence[Sequence[int]]) -> list[float]:
-        """The negative log-probability (nats) of each document, ids after an end token."""
-        pairs = [([self.tokenizer.end_id], ids) for ids in documents]
+        """The negative log-probability (nats) of each document, ids after the token that starts a stream."""
+        pairs = [(self.encode(()), ids) for ids in documents]
         figures = log_probabilities(self.model, pairs, compute=self.compute)
         return [-math.fsum(figure.log_probability for figure in row) for row in figures]
 

@@ -63,13 +63,13 @@ def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list
 
 
 def text_log_likelihoods(lm: LanguageModel, texts: Sequence[str]) -> list[float]:
-    """Returns log p, nats, of whole texts after the end token, in windows that share one token with the next.
+    """Returns log p, nats, of whole texts after the token that starts a stream.
 
-    As lm-eval defines it, the last window of a text is as long as the others and scores only what is left.
+    The windows share one token with the next. As lm-eval defines it, the last window of a text is as long as the others and scores only what is left.
     """
     context, windows, owner = lm.model.config.context, [], []
     for number, text in enumerate(texts):
-        ids = [lm.tokenizer.end_id, *lm.tokenizer.encode(text)]
+        ids = [*lm.encode(()), *lm.tokenizer.encode(text)]
         for start in range(1, len(ids), context):
             stop = min(len(ids), start + context)
             windows.append((ids[max(0, stop - context - 1) : start], ids[start:stop]))

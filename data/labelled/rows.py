@@ -48,7 +48,8 @@ def encode_segments(examples: Sequence[Sequence[Segment]], tokenizer: Tokenizer)
 class Rows:
     """Examples as rows: ids, and a mask of the ids that are learned, with loss. An empty prompt is an end token.
 
-    A completion is followed by an end token, which is learned too; a chat has the suffixes of its template.
+    If the tokenizer has a start token, it stands before every prompt instead. A completion is followed by an end token,
+    which is learned too; a chat has the suffixes of its template.
     truncated: places of examples whose beginning was cut because they are longer than the context. dropped: places of
     examples whose completion does not fit the context.
     """
@@ -60,14 +61,15 @@ class Rows:
         self.learned: list[np.ndarray] = []
         self.truncated: list[str] = []
         self.dropped: list[str] = []
-        end = np.array([tokenizer.end_id])
+        end, start = np.array([tokenizer.end_id]), np.array([tokenizer.stream_start])
         encoded = encode_segments([example.segments for example in examples], tokenizer)
         for example, parts in zip(examples, encoded, strict=True):
             masks = [np.full(len(ids), part.learned) for ids, part in zip(parts, example.segments, strict=True)]
             if not example.chat:
                 parts, masks = [*parts, end], [*masks, np.array([True])]
-            if masks[0].all() or not len(parts[0]):  # nothing comes before what is learned
-                parts, masks = [end, *parts], [np.array([False]), *masks]
+            opens = tokenizer.start_id is not None and not example.chat  # a chat's template has what the model learned
+            if opens or masks[0].all() or not len(parts[0]):  # or nothing comes before what is learned
+                parts, masks = [start, *parts], [np.array([False]), *masks]
             ids, learned = np.concatenate(parts), np.concatenate(masks)
             excess = len(ids) - context - 1  # a row of context + 1 ids has context inputs
             if excess > 0:

@@ -17,7 +17,7 @@ from ..device import Compute
 from ..gpt import GPT
 from ..loss import IGNORE
 from .sampling import NOT_FINITE
-from .vocabulary import Tokenizer
+from .vocabulary import Tokenizer, prompt_ids
 
 METHODS = ("raw", "normalised", "pmi")
 TOKENS_PER_FORWARD = 8192  # including padding
@@ -66,7 +66,7 @@ def move_trailing_spaces(prompt: str, text: str) -> tuple[str, str]:
 
 
 def encode_pair(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[list[int], list[int]]:
-    return tokenizer.encode(prompt) or [tokenizer.end_id], tokenizer.encode(text)
+    return prompt_ids(tokenizer, prompt), tokenizer.encode(text)
 
 
 def score_text(model: GPT, tokenizer: Tokenizer, prompt: str, text: str, *, compute: Compute) -> TextScore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from model.gpt import GPT
 from model.inference.quantize import prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 from model.language_model import LanguageModel
+from model.next_word.distribution import split_prompt
+from model.next_word.words import WordRule
 from tests.families import make
 from tests.model.inference.helpers import CPU, byte_model
 
@@ -92,3 +95,15 @@ def test_logits_that_are_not_finite_give_an_error_and_no_answer(monkeypatch, val
     ):
         with pytest.raises(InputError, match="logits are not finite"):
             answer()
+
+
+def test_a_start_token_stands_before_every_text():
+    tokenizer = build(TokenizerConfig(kind="byte", special_tokens=["<s>"]), [])
+    tokenizer.start_id = start = tokenizer.special_tokens["<s>"]
+    lm = LanguageModel(make("modern", vocab_size=tokenizer.vocab_size), tokenizer, CPU, directory=Path())
+    assert lm.encode("ab") == [start, 97, 98] and lm.encode("") == [start] == lm.encode(()) and lm.encode([97]) == [97]
+    after_start = {token.id: token.probability for token in lm.next_tokens([start], top=tokenizer.vocab_size)}
+    expected = pytest.approx(math.log(after_start[97]), abs=1e-5)
+    assert lm.score("a").log_probability == expected and -lm.losses([[97]])[0] == expected
+    ids, removed, _ = split_prompt("ab", lm.tables(WordRule()), encode=tokenizer.encode)
+    assert (ids, removed) == ([start, 97], b"b")

@@ -131,3 +131,16 @@ def test_an_empty_prompt_gets_an_end_token(tokenizer):
     assert rows.ids[0].tolist() == [tokenizer.end_id, ord("x"), tokenizer.end_id]
     answer_first = Example("", "x", chat=(Segment("x", learned=True), Segment("<|endoftext|>", True, True)))
     assert Rows([answer_first], tokenizer, context=8).ids[0].tolist() == rows.ids[0].tolist()
+
+
+def test_a_start_token_stands_before_every_prompt_but_not_before_a_chat():
+    tokenizer = build(TokenizerConfig(kind="byte", special_tokens=["<s>"]), [])
+    tokenizer.start_id = start = tokenizer.special_tokens["<s>"]
+    rows = Rows([Example("p", "x"), Example("", "x"), chat("a", "b")], tokenizer, context=8)
+    assert [ids.tolist() for ids in rows.ids[:2]] == [
+        [start, ord("p"), ord("x"), tokenizer.end_id],
+        [start, ord("x"), tokenizer.end_id],
+    ]
+    assert [learned.tolist() for learned in rows.learned[:2]] == [[False, False, True, True], [False, True, True]]
+    assert start not in rows.ids[2]
+    assert rows.prompt_ids(0).tolist() == [start, ord("p")]
