@@ -30,7 +30,9 @@ CONFIGS = {
     "languages": ("scripts.languages", "LanguagesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),
+    "serve": ("scripts.serve", "ServeConfig"),
     "tokenize": ("scripts.tokenizer", "ToolConfig"),
+    "inspect": ("scripts.inspect", "InspectConfig"),
 }
 NANO = [  # the smallest thing that is still a model
     "model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "tokenizer=char", "device=cpu",

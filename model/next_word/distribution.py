@@ -23,6 +23,7 @@ from .. import InputError
 from ..device import Compute
 from ..gpt import GPT
 from ..inference.sampling import SamplingConfig, checked
+from ..inference.vocabulary import opened
 from .search import Child, OutcomeId, Search
 from .tree import TreePredictor
 from .word_table import Tables
@@ -73,7 +74,7 @@ def next_word_distribution(
         model, tables, prompt, encode=encode, top=top, tolerance=tolerance, max_expansions=max_expansions,
         ignore_trailing_spaces=ignore_trailing_spaces, sampling=sampling, compute=compute,
     )  # fmt: skip
-    for table in steps:
+    for _, table in steps:
         last = table
     return last()
 
@@ -82,10 +83,11 @@ def next_word_steps(
     model: GPT, tables: Tables, prompt: str, *, encode: Callable[[str], list[int]], top: int = 20,
     tolerance: float = 0.001, max_expansions: int = 1024, ignore_trailing_spaces: bool = True,
     sampling: SamplingConfig | None = None, compute: Compute | None = None,
-) -> Iterator[Callable[[], NextWords]]:  # fmt: skip
-    """As next_word_distribution, step by step: yields a function that returns the table so far, per forward pass.
+) -> Iterator[tuple[str, Callable[[], NextWords]]]:  # fmt: skip
+    """As next_word_distribution, step by step: yields, after each forward pass, (stopped, the table so far).
 
-    Lower bounds only rise from step to step. Whoever stops asking for steps stops the search.
+    The table is a function to call, because it costs time; `stopped` is "searching" except at the last step. Bounds
+    only tighten from step to step. Whoever stops asking for steps stops the search.
     """
     limits = {"top": top, "max_expansions": max_expansions}
     problems = [f"{name}={value} must be at least 1" for name, value in limits.items() if value < 1]
@@ -102,7 +104,7 @@ def next_word_steps(
     for stopped, evaluated in expansions(
         search, top=top, tolerance=tolerance, max_expansions=max_expansions, batch=batch
     ):
-        yield partial(table_of, search, top, stopped, evaluated)
+        yield stopped, partial(table_of, search, top, stopped, evaluated)
 
 
 def table_of(search: Search, top: int, stopped: str, evaluated: int) -> NextWords:
@@ -127,7 +129,8 @@ def split_prompt(
     vocabulary, ids = tables.vocabulary, encode(text)
     start = tables.rule.start(text, spaced=text.endswith(" "))
     healed = vocabulary.tokens[ids[-1]] if ids else b""  # empty for a special token, which no text can continue
-    return (ids[:-1] if healed else ids) or [vocabulary.end_id], healed, start
+    read = opened(ids[:-1] if healed else ids, start_id=vocabulary.start_id, end_id=vocabulary.end_id)
+    return read, healed, start
 
 
 def ranking(search: Search) -> list[OutcomeId]:

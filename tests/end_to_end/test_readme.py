@@ -36,7 +36,9 @@ PROGRAMS = {  # how a command line names it: (module, settings, name of its yaml
     "scripts.cloze": ("scripts.cloze", "ClozeConfig", "cloze"),
     "scripts.compress": ("scripts.compress", "CompressConfig", "compress"),
     "scripts.faults": ("scripts.faults", "FaultsConfig", "faults"),
+    "scripts.serve": ("scripts.serve", "ServeConfig", "serve"),
     "scripts.tokenizer": ("scripts.tokenizer", "ToolConfig", "tokenize"),
+    "scripts.inspect": ("scripts.inspect", "InspectConfig", "inspect"),
 }
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)  # (language, content)
 STARTS = ("python ", "bash ", "torchrun ", "srun ", "pip ", "git ", "source ", "cd ", "echo ", "cat ", "zcat ")

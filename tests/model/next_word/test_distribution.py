@@ -158,7 +158,7 @@ def test_a_rule_reaches_the_search():
 def test_bounds_only_tighten_from_step_to_step_and_the_last_table_is_the_answer():
     model = make("modern", vocab_size=len(CHAR.tokens), context=24)
     options = {"encode": encode, "top": 5, "tolerance": 0.0, "max_expansions": 400}
-    tables = [table() for table in next_word_steps(model, Tables(CHAR), "b,", **options)]
+    tables = [table() for _, table in next_word_steps(model, Tables(CHAR), "b,", **options)]
     assert tables[-1] == next_word_distribution(model, Tables(CHAR), "b,", **options)
     assert len(tables) > 2 and {table.stopped for table in tables[:-1]} == {"searching"}
     for before, after in itertools.pairwise(tables):
