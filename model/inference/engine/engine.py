@@ -74,8 +74,7 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._jobs: deque[Job] = deque()
         self._unfinished = 0  # tickets
-        self._ended: BaseException | None = None  # why there is no worker any more
-        self._closing = False
+        self._ended: BaseException | None = None  # why nothing more is accepted
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
 
@@ -84,7 +83,7 @@ class Engine:
         self.check(request)
         ticket = Ticket(request)
         with self._changed:
-            self._require_worker()
+            self._require_open()
             if self._unfinished >= self.slots.count + self.queue:
                 raise QueueFull(f"{self._unfinished} requests are in progress or waiting; try again later")
             self._unfinished += 1
@@ -95,7 +94,7 @@ class Engine:
     def check(self, request: EngineRequest) -> None:
         """Raises InputError if a request is malformed, does not fit a slot, or has impossible constraints."""
         checked(request.sampling)
-        prompt, limit, size = request.prompt, request.max_new_tokens, len(self.vocabulary.tokens)
+        prompt, limit, size = request.prompt, request.max_new_tokens, self.slots.model.config.vocab_size
         check([prompt], [limit], request.sampling, context=self.capacity, on_overflow="slide", speculative=False)
         if bad := [token for token in prompt if not 0 <= token < size]:
             raise InputError(f"prompt has the id {bad[0]}, which is not in 0..{size - 1}")
@@ -113,7 +112,7 @@ class Engine:
         """
         job = Job(function, stopped, Future())
         with self._changed:
-            self._require_worker()
+            self._require_open()
             if len(self._jobs) >= max(1, self.queue):
                 raise QueueFull(f"{len(self._jobs)} functions are waiting; try again later")
             self._jobs.append(job)
@@ -123,15 +122,13 @@ class Engine:
     def close(self) -> None:
         """Ends all tickets as cancelled and the worker with them; waits for a function that is running."""
         with self._changed:
-            self._closing = True
+            self._ended = self._ended or RuntimeError("the engine is closed")
             self._changed.notify()
         self._worker.join()
 
-    def _require_worker(self) -> None:
+    def _require_open(self) -> None:
         if self._ended is not None:
             raise self._ended
-        if self._closing:
-            raise RuntimeError("the engine is closed")
 
     def _work(self) -> None:
         error: BaseException | None = None
@@ -144,7 +141,7 @@ class Engine:
         except BaseException as bug:
             error = bug
         with self._changed:
-            self._ended = error or RuntimeError("the engine is closed")
+            self._ended = error or self._ended
             tickets, jobs = [*self._waiting, *(active.ticket for active in self.active)], list(self._jobs)
         for ticket in tickets + ([self.reading.ticket] if self.reading else []):
             ticket.end("error" if error else "cancelled", error)
@@ -155,8 +152,8 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Blocks while there is nothing to do. Returns False when the engine closes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self.active or self.reading or self._waiting or self._jobs)
-            return not self._closing
+            self._changed.wait_for(lambda: self._ended or self.active or self.reading or self._waiting or self._jobs)
+            return self._ended is None
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -208,6 +205,9 @@ class Engine:
             self.reading, before = reading, reading.done
             try:
                 logits = reading.read(self.slots, budget)
+                if logits is not None:
+                    active = Active.begin(reading.ticket, len(self.active), self.vocabulary)
+                    self.groups.add(active)
             except Exception as error:
                 self.slots.clear(reading.place)
                 self.reading = None
@@ -217,8 +217,7 @@ class Engine:
             if logits is not None:
                 self.reading = None
                 self.slots.activate(reading.place)
-                self.active.append(Active.begin(reading.ticket, len(self.active), self.vocabulary))
-                self.groups.add(self.active[-1])
+                self.active.append(active)
                 found.append(logits)
         return found
 
@@ -232,8 +231,6 @@ class Engine:
 
     def _leave(self, leaving: Mapping[Active, Finish]) -> None:
         """Frees the slots of rows, then ends their tickets."""
-        if not leaving:
-            return
         self.groups.remove(leaving)
         for active in sorted(leaving, key=lambda active: -active.place):  # from the last, so that few rows move
             if leaving[active][1] is not None:

@@ -222,9 +222,9 @@ def test_an_error_in_a_row_ends_only_that_row(start):
     with torch.no_grad():
         model.embed.weight[NAN] = float("nan")
     engine = start(model, slots=2)
-    good = [EngineRequest([n + 1, 2], 12, SamplingConfig(), index=n) for n in range(6)]
-    bad = EngineRequest([4, NAN], 12, SamplingConfig())
-    scored = EngineRequest([4, NAN, 3], 12, GREEDY, echo_scores=True)
+    good = [EngineRequest([n + 1] * (2 if n % 2 else 20), 12, SamplingConfig(), index=n) for n in range(6)]
+    bad = EngineRequest([*LONG[:15], NAN], 12, SamplingConfig())
+    scored = replace(bad, sampling=GREEDY, echo_scores=True)
     tickets = {request.index: engine.submit(request) for request in good[:1]}
     failed = [engine.submit(request) for request in (bad, scored, bad)]
     tickets |= {request.index: engine.submit(request) for request in good[1:]}
