@@ -67,8 +67,10 @@ def parameters_by_part(model: GPT) -> dict[str, int]:
     return {part: count for part, count in parts.items() if count}
 
 
-def flops_per_token(model: GPT) -> int:
+def flops_per_token(model: GPT, *, context: int | None = None) -> int:
     """Returns the FLOPs of training on one token, forward and backward, as MFU counts them.
+
+    context: tokens of a sequence, by default as many as fit. A third of the FLOPs are those of the forward pass.
 
     Six per weight of each matrix, including the head but not the embedding (a lookup), plus
     12 * layers * heads * head width * context for attention, without the causal mask (Chowdhery et al. 2022,
@@ -77,7 +79,7 @@ def flops_per_token(model: GPT) -> int:
     config = model.config
     blocks = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
     weights = blocks + config.padded_vocab * config.d_model
-    return 6 * weights + 12 * config.n_layer * config.n_head * config.head_dim * config.context
+    return 6 * weights + 12 * config.n_layer * config.n_head * config.head_dim * (context or config.context)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
