@@ -292,7 +292,8 @@ class LanguageModel:
         texts, ask = [texts] if isinstance(texts, str) else texts, labels or self.labels
         if ask is None or not ask.labels:
             raise InputError(f"{self.directory} was not fine-tuned on a label set; give one with labels=")
-        ids = [[*self.tokenizer.encode(ask.completion_of(label)), self.tokenizer.end_id] for label in ask.labels]
+        answers = [self.tokenizer.encode(ask.completion_of(label), continued=True) for label in ask.labels]
+        ids = [[*answer, self.tokenizer.end_id] for answer in answers]
         scores = self.label_scores([self.encode(ask.prompt_of(text)) for text in texts], ids)
         return label_probabilities(texts, ask, scores)
 

@@ -65,7 +65,8 @@ def log_likelihoods(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list
 def text_log_likelihoods(lm: LanguageModel, texts: Sequence[str]) -> list[float]:
     """Returns log p, nats, of whole texts after the token that starts a stream.
 
-    The windows share one token with the next. As lm-eval defines it, the last window of a text is as long as the others and scores only what is left.
+    Each window shares one token with the next. As lm-eval defines it, the last window of a text is as long as the
+    others and scores only what is left.
     """
     context, windows, owner = lm.model.config.context, [], []
     for number, text in enumerate(texts):

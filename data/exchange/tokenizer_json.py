@@ -19,6 +19,7 @@ from ..labelled.templates import ChatTemplate
 from ..tokenizers.base import END, Tokenizer
 from ..tokenizers.bpe import SINGLE_BYTES
 from ..tokenizers.kinds import BytePairTokenizer, ByteTokenizer
+from . import sentencepiece_model
 from .byte_level.merges import Pair, needed_pairs
 from .byte_level.patterns import GPT2, expression_of
 from .byte_level.vocabulary import BYTE_CHARS, ByteLevel, spell
@@ -40,19 +41,36 @@ def from_huggingface(folder: Path) -> Imported:
     config = read_json(folder / "tokenizer_config.json", missing={})
     names = special_names(folder, config)
     path = folder / "tokenizer.json"
-    content = read_json(path)
+    spm = folder / sentencepiece_model.FILE
+    content = read_json(path, missing={} if spm.exists() else None)
     if content.get("version") != "1.0" and "kind" in content:
         raise InputError(f"{path} is a tokenizer of this program: give it as tokenizer.path={folder}")
     notes: list[str] = []
     try:
-        read = parse(content, path=path, config=config, names=names, notes=notes)
+        if spm.exists() and not is_byte_level(content):
+            added = content.get("added_tokens") or [
+                {**entry, "id": int(token)} for token, entry in (config.get("added_tokens_decoder") or {}).items()
+            ]
+            tokenizer: Tokenizer = sentencepiece_model.from_sentencepiece(
+                spm,
+                added=added_tokens(added, path, notes),
+                names=names,
+                adds_start=config.get("add_bos_token", True) is True,
+                notes=notes,
+            )
+        else:
+            tokenizer = parse(content, path=path, config=config, names=names, notes=notes).tokenizer()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, InputError):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise InputError(f"{path} is damaged, or of an unknown form ({reason}); copy it again") from None
-    tokenizer = read.tokenizer()
     return Imported(tokenizer, read_chat(folder, config, names, tokenizer, notes), notes)
+
+
+def is_byte_level(content: dict[str, Any]) -> bool:
+    model = content.get("model") or {}
+    return model.get("type", "BPE" if "merges" in model else None) == "BPE" and not model.get("byte_fallback")
 
 
 def read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:

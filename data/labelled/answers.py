@@ -108,7 +108,7 @@ def label_numbers(examples: Sequence[Example], task: Task) -> np.ndarray:
 
 def label_ids(rows: Rows, task: Task) -> list[list[int]]:
     """Returns the ids of each label as a completion, with the end token."""
-    encoded = rows.tokenizer.encode_batch([task.completion_of(label) for label in task.labels])
+    encoded = rows.tokenizer.encode_batch([task.completion_of(label) for label in task.labels], continued=True)
     return [[*ids.tolist(), rows.tokenizer.end_id] for ids in encoded]
 
 

@@ -28,15 +28,22 @@ def encode_segments(examples: Sequence[Sequence[Segment]], tokenizer: Tokenizer)
     """
     names = any_of(tokenizer.special_tokens)
     sizes = []  # pieces in each segment
+    firsts = set()  # the pieces that begin an example
     pieces: list[tuple[str, bool, bool]] = []  # text, whether it is the name of a special token, whether it is ordinary
     for segments in examples:
         templated = any(segment.special for segment in segments)
+        firsts.add(len(pieces))
         for segment in segments:
             parts = names.split(segment.text) if segment.special else [segment.text]
             pieces += [(part, odd % 2 == 1, templated) for odd, part in enumerate(parts)]
             sizes.append(len(parts))
-    ordinary = iter(tokenizer.encode_ordinary([text for text, named, templated in pieces if templated and not named]))
-    plain = iter(tokenizer.encode_batch([text for text, named, templated in pieces if not templated and not named]))
+    prefixed = [
+        (tokenizer.prefix + text if text and index in firsts else text, named, templated)
+        for index, (text, named, templated) in enumerate(pieces)
+    ]
+    ordinary = iter(tokenizer.encode_ordinary([text for text, named, templated in prefixed if templated and not named]))
+    texts = [text for text, named, templated in prefixed if not templated and not named]
+    plain = iter(tokenizer.encode_batch(texts, continued=True))
     ids = []
     for text, named, templated in pieces:
         ids.append(np.array([tokenizer.special_tokens[text]]) if named else next(ordinary if templated else plain))

@@ -111,6 +111,7 @@ class Tokenizer:
     allow_special = False  # a special token's name in a text is that token; build and load set it
     unknown_id = -1  # the id of all characters that are not in the vocabulary; -1: there is no such id
     start_id: int | None = None  # a special token that stands before every text, for a model that learned it so
+    prefix = ""  # stands before every text that is not empty; decoding returns it
     end_name = END  # the end token's name in the program that the tokenizer is from
 
     def __init__(
@@ -151,13 +152,16 @@ class Tokenizer:
         """Returns the ids of each text as uint32. Special tokens in the text are ordinary text."""
         raise NotImplementedError
 
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text. Special tokens in it are ordinary text, unless the tokenizer allows them."""
-        return self.encode_batch([text])[0].tolist()
+    def encode(self, text: str, *, continued: bool = False) -> list[int]:
+        """Returns the ids of a text. Special tokens in it are ordinary text, unless the tokenizer allows them.
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        continued: the text follows another one, so it has no prefix.
+        """
+        return self.encode_batch([text], continued=continued)[0].tolist()
+
+    def encode_batch(self, texts: list[str], *, continued: bool = False) -> list[np.ndarray]:
         """Returns the ids of each text as uint32, using several threads if the kind supports it."""
-        split = [self._split(text) for text in texts]
+        split = [self._split(text if continued or not text else self.prefix + text) for text in texts]
         ordinary = iter(self._encode([part for parts in split for part in parts[::2]]))
         special = {name: np.array([token], np.uint32) for name, token in self.special_tokens.items()}
         encoded = []

@@ -1,4 +1,4 @@
-"""The five kinds of tokenizer: bytes, characters, BPE trained here or elsewhere, sentencepiece."""
+"""The five kinds of tokenizer: bytes, characters, BPE and sentencepiece, trained here or elsewhere."""
 
 from __future__ import annotations
 
@@ -187,6 +187,8 @@ class SentencePieceTokenizer(Tokenizer):
         ordinary = {index: piece.replace("\u2581", " ").encode() for index, piece in enumerate(pieces)}
         ordinary |= {i: bytes([int(piece[1:-1], 16)]) for i, piece in enumerate(pieces) if processor.is_byte(i)}
         ordinary[processor.unk_id()] = REPLACEMENT
+        for token in special_tokens.values():  # control pieces; those that follow are not in the model
+            ordinary.pop(token, None)
         super().__init__(ordinary, special_tokens, model=model)
         self._bypass_ids = {
             character: [processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
@@ -229,13 +231,42 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def restore(cls, about: dict[str, Any], content: bytes) -> Tokenizer:
-        return cls(content, about["special_tokens"])
+        return PrefixedSentencePiece.of(about, content) if "prefix" in about else cls(content, about["special_tokens"])
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         split = [self.bypass.split(text) for text in texts]  # lines at even positions, bypassed characters at odd ones
         lines = iter(self._processor.encode([line for parts in split for line in parts[::2]]))
         encoded = ((self._bypass_ids[p] if i % 2 else next(lines) for i, p in enumerate(parts)) for parts in split)
         return [np.array([*chain.from_iterable(ids)], np.uint32) for ids in encoded]
+
+
+class PrefixedSentencePiece(SentencePieceTokenizer):
+    """A sentencepiece model from elsewhere, as Llama 2 has one: it sees whole texts, with a space before each.
+
+    The space (the "dummy prefix") is our `prefix`, and the model's own is off, so that a text that continues another
+    has none. Decoding returns it: decode(encode(text)) is prefix + text. U+2581 becomes a space.
+    """
+
+    def __init__(self, model: bytes, special_tokens: dict[str, int], *, prefix: str) -> None:
+        super().__init__(model, special_tokens)
+        self.prefix = prefix
+        self._more_fields = {"prefix": prefix}
+
+    @classmethod
+    def of(cls, about: dict[str, Any], content: bytes) -> PrefixedSentencePiece:
+        if about["prefix"] not in ("", " "):
+            raise ValueError(f"prefix is {about['prefix']!r}, neither a space nor empty")
+        return cls(content, about["special_tokens"], prefix=about["prefix"])
+
+    @property
+    def knows_all(self) -> bool:
+        return False
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(ids, np.uint32) for ids in self._processor.encode(texts)]
+
+    def _unknown(self, text: str) -> str:
+        return "\u2581" * text.count("\u2581")
 
 
 def assign_ids(special_tokens: list[str], *, first: int) -> dict[str, int]:

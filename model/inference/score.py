@@ -66,7 +66,7 @@ def move_trailing_spaces(prompt: str, text: str) -> tuple[str, str]:
 
 
 def encode_pair(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[list[int], list[int]]:
-    return prompt_ids(tokenizer, prompt), tokenizer.encode(text)
+    return prompt_ids(tokenizer, prompt), tokenizer.encode(text, continued=bool(prompt))
 
 
 def score_text(model: GPT, tokenizer: Tokenizer, prompt: str, text: str, *, compute: Compute) -> TextScore:

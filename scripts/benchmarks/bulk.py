@@ -60,7 +60,7 @@ class NumberTokenizer:
         self.vocab_size, self.special_tokens = vocab_size, {"<|endoftext|>": vocab_size}
         self.end_id = vocab_size  # an id that the model cannot sample, so no text ends early
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, continued: bool = False) -> list[int]:
         return [int(number) for number in text.split()]
 
     def decode(self, ids: Iterable[int]) -> str:
