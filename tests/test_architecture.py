@@ -152,7 +152,7 @@ def test_nothing_imports_a_script():
     for path in FILES:
         if path.relative_to(ROOT).parts[0] != "tests":
             found = {name for name in imports(path) if name.partition(".")[0] == "scripts"}
-            if path.is_relative_to(ROOT / "scripts" / "benchmarks"):  # which share how they measure, and some have parts
+            if path.is_relative_to(ROOT / "scripts" / "benchmarks"):  # they share how they measure
                 found = {name for name in found if not name.startswith("scripts.benchmarks.")}
             if path.parent.name == "server" or name_of(path) == "scripts/serve.py":  # a program in parts
                 found = {name for name in found if not name.startswith("scripts.server.")}
