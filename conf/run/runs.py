@@ -73,3 +73,14 @@ def show_sweep(jobs: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
     page = Page()
     title = f"{len(jobs)} jobs, the best {select.replace('_', ' ')} first"
     page.print(page.table(title, ["*run_dir", *keys, *figures.values()], rows=rows))
+
+
+def corpus_of(run_dir: Path) -> list[str]:
+    """The corpora that a run was trained on, as its config.yaml names them; empty if it names none."""
+    import yaml
+
+    try:
+        corpus = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")).get("corpus")
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return []
+    return [corpus] if isinstance(corpus, str) else [one for one in corpus or [] if isinstance(one, str)]

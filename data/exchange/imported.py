@@ -25,3 +25,17 @@ class Imported:
                 f"the tokenizer has the token id {last}, but the model's vocab_size is {vocab_size}: "
                 "they are not of the same model"
             )
+
+    def filled(self, vocab_size: int) -> Imported:
+        """The tokenizer for a model whose embedding has more rows: ids without a token get names as special tokens."""
+        self.check_size(vocab_size)
+        tokenizer, first = self.tokenizer, self.tokenizer.vocab_size
+        if first == vocab_size:
+            return self
+        about = tokenizer.fields()
+        about["special_tokens"] = about["special_tokens"] | {f"<|unused_{i}|>": i for i in range(first, vocab_size)}
+        filled = type(tokenizer).restore(about, tokenizer.model)
+        for name in ("allow_special", "start_id", "end_name"):
+            setattr(filled, name, getattr(tokenizer, name))
+        note = f"the model has {vocab_size - first} embeddings beyond the tokenizer's {first} tokens: unused ids"
+        return Imported(filled, self.chat, [*self.notes, note])
