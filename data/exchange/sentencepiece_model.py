@@ -63,13 +63,19 @@ def from_sentencepiece(
         special[name] = token
     if len({*special.values()}) != len(special):
         raise InputError(f"{path}: two special tokens have the same id")
-    end = END if END in special else names.get("eos_token", processor.id_to_piece(max(processor.eos_id(), 0)))
+    own = {
+        f"{role}_token": processor.id_to_piece(token)
+        for role, token in (("eos", processor.eos_id()), ("bos", processor.bos_id()))
+        if token >= 0
+    }
+    names = own | names
+    end = END if END in special else names.get("eos_token", "")
     if end not in special:
         raise InputError(f"{path}: there is neither {END} nor another special token that ends a text (eos_token)")
-    start = names.get("bos_token", processor.id_to_piece(max(processor.bos_id(), 0)))
-    if adds_start and start not in special:
+    start = names.get("bos_token") if adds_start else None
+    if start is not None and start not in special:
         raise InputError(f"{path}: the token before every text, {start[:60]!r}, is no special token")
-    start_id = special[start] if adds_start else None
+    start_id = None if start is None else special[start]
     special = {END if name == end else name: token for name, token in special.items()}
     tokenizer = PrefixedSentencePiece(content + NO_DUMMY_PREFIX, special, prefix=" " if dummy_prefix else "")
     tokenizer.start_id, tokenizer.end_name = start_id, end
