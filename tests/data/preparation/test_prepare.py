@@ -117,7 +117,7 @@ def test_slices_cross_shards(notes, tmp_path, monkeypatch):
 class WideTokenizer:
     """A character tokenizer whose ids are code points, for any vocab_size."""
 
-    end_id, kind, fingerprint, unknown_id, allow_special = 0, "wide", "0", -1, True
+    end_id, kind, fingerprint, knows_all, allow_special = 0, "wide", "0", True, True
 
     def __init__(self, vocab_size):
         self.vocab_size = vocab_size
