@@ -14,14 +14,16 @@ from starlette.types import ASGIApp
 
 from data import InputError as DataError
 from model import InputError as ModelError
+from model.inference.engine import EngineClosed, QueueFull
 
-from .bodies import ApiError, Json
+from .bodies import ApiError, Json, as_api_error
 from .chat import chat_completions
 from .completions import completions
 from .decisions import decisions
 from .middleware import Guard, Rules
 from .models import Models
 from .next_words import next_words
+from .streaming import BUG
 from .texts import detokenize, next_tokens, surprisal, tokenize, tokenizer_info
 
 PAGE = Path(__file__).parent / "page"
@@ -66,13 +68,10 @@ POST: dict[str, Any] = {
 }
 
 
-async def api_error(request: Request, error: Any) -> Response:
-    return error.response()
-
-
-async def input_error(request: Request, error: Any) -> Response:
-    """What the model or a tokenizer refuses is a bad request."""
-    return ApiError("; ".join(map(str, error.args))).response()
+async def known_error(request: Request, error: Any) -> Response:
+    answer = as_api_error(error)
+    assert answer is not None
+    return answer.response()
 
 
 async def http_error(request: Request, error: Any) -> Response:
@@ -89,13 +88,11 @@ async def gone(request: Request, error: Any) -> Response:
 
 async def bug(request: Request, error: Any) -> Response:
     """An error of the server itself, whose traceback it prints."""
-    return ApiError("the server failed; its log says why", status=500).response()
+    return BUG.response()
 
 
 ERRORS: dict[Any, Any] = {
-    ApiError: api_error,
-    DataError: input_error,
-    ModelError: input_error,
+    **dict.fromkeys((ApiError, DataError, ModelError, QueueFull, EngineClosed), known_error),
     HTTPException: http_error,
     ClientDisconnect: gone,
     Exception: bug,

@@ -11,6 +11,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from data import InputError as DataError
+from model import InputError as ModelError
+from model.inference.engine import EngineClosed, QueueFull
+
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 64  # of lists and objects inside each other
 REQUIRED: Any = object()  # the default of a field that has none
@@ -36,6 +40,19 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         return Json(self.body, self.status, self.headers)
+
+
+def as_api_error(error: BaseException) -> ApiError | None:
+    """An error as an answer: what the model or a tokenizer refuses is a bad request. None: it is a bug."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFull):
+        return ApiError(str(error), status=429, code="queue_full")
+    if isinstance(error, EngineClosed):
+        return ApiError("the server is shutting down", status=503)
+    if isinstance(error, DataError | ModelError):
+        return ApiError("; ".join(map(str, error.args)))
+    return None
 
 
 class Json(Response):

@@ -55,7 +55,8 @@ async def chat_completions(request: Request) -> Response | ASGIApp:
     asked = read(fields, Models.here(request).of(fields))
     generation = Generation(asked.served, asked.requests)
     if fields.flag("stream"):
-        return EventStream(stream(asked, generation, request.scope["tokens"], with_usage=includes_usage(fields)))
+        events = stream(asked, generation, request.scope["tokens"], with_usage=includes_usage(fields))
+        return EventStream(events, on_end=generation.cancel)
     try:
         rows = await unless_gone(request, generation.all())
     finally:
@@ -149,18 +150,15 @@ async def stream(
     def chunk(index: int, delta: dict[str, Any], new: list[NewToken]) -> dict[str, Any]:
         return start | {"choices": [{"index": index, "delta": delta} | details(asked, new)]} | empty
 
-    try:
-        for index in range(len(texts)):
-            role = chunk(index, {"role": "assistant", "content": "", "refusal": None}, [])
-            role["choices"][0]["logprobs"] = None
-            yield role
-        async for index, new in generation.tokens():
-            new_tokens += 1
-            counted[0] = len(asked.ids) + new_tokens
-            text = texts[index].add(new.text, last=new.ended is not None)
-            if text or asked.logprobs or new.ended:
-                yield chunk(index, {"content": text} if text or not new.ended else {}, [new])
-        if with_usage:
-            yield start | {"choices": [], "usage": usage(len(asked.ids), new_tokens)}
-    finally:
-        generation.cancel()
+    for index in range(len(texts)):
+        role = chunk(index, {"role": "assistant", "content": "", "refusal": None}, [])
+        role["choices"][0]["logprobs"] = None
+        yield role
+    async for index, new in generation.tokens():
+        new_tokens += 1
+        counted[0] = len(asked.ids) + new_tokens
+        text = texts[index].add(new.text, last=new.ended is not None)
+        if text or asked.logprobs or new.ended:
+            yield chunk(index, {"content": text} if text or not new.ended else {}, [new])
+    if with_usage:
+        yield start | {"choices": [], "usage": usage(len(asked.ids), new_tokens)}

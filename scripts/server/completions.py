@@ -55,7 +55,8 @@ async def completions(request: Request) -> Response | ASGIApp:
     asked = read(fields, Models.here(request).of(fields))
     generation = Generation(asked.served, asked.requests)
     if fields.flag("stream"):
-        return EventStream(stream(asked, generation, request.scope["tokens"], with_usage=includes_usage(fields)))
+        events = stream(asked, generation, request.scope["tokens"], with_usage=includes_usage(fields))
+        return EventStream(events, on_end=generation.cancel)
     try:
         rows = await unless_gone(request, generation.all())
     finally:
@@ -151,14 +152,11 @@ async def stream(
     start, empty = head(asked.served, "text_completion", "cmpl"), {"usage": None} if with_usage else {}
     choices = [Choice(asked, generation, index) for index in range(len(asked.requests))]
     prompt_tokens, new_tokens = sum(len(ids) for _, ids in asked.prompts), 0
-    try:
-        async for index, new in generation.tokens():
-            new_tokens += asked.max_tokens > 0
-            counted[0] = prompt_tokens + new_tokens
-            part = choices[index].add([new])
-            if part["text"] or part["logprobs"] or part["finish_reason"]:
-                yield start | {"choices": [part]} | empty
-        if with_usage:
-            yield start | {"choices": [], "usage": usage(prompt_tokens, new_tokens)}
-    finally:
-        generation.cancel()
+    async for index, new in generation.tokens():
+        new_tokens += asked.max_tokens > 0
+        counted[0] = prompt_tokens + new_tokens
+        part = choices[index].add([new])
+        if part["text"] or part["logprobs"] or part["finish_reason"]:
+            yield start | {"choices": [part]} | empty
+    if with_usage:
+        yield start | {"choices": [], "usage": usage(prompt_tokens, new_tokens)}

@@ -11,12 +11,12 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from model.inference.engine import EngineRequest, QueueFull, Ticket
+from model.inference.engine import EngineClosed, EngineRequest, Ticket
 from model.inference.generate import NewToken, overflow
 from model.inference.sampling import SamplingConfig
 
 from .bodies import ApiError, Fields
-from .models import Served, queue_full
+from .models import Served
 
 MOST_CHOICES = 16  # n
 MOST_STOPS, LONGEST_STOP = 16, 1000
@@ -62,7 +62,7 @@ def check_length(ids: Sequence[int], max_new_tokens: int, served: Served) -> Non
 class Generation:
     """Several requests to one engine, whose tokens arrive as they are made. All are accepted, or none.
 
-    Raises ApiError with status 429 if the engine's queue is full. Whoever stops reading must call cancel().
+    Raises QueueFull, and InputError for a request that cannot be met. Whoever stops reading must call cancel().
     """
 
     def __init__(self, served: Served, requests: Sequence[EngineRequest]) -> None:
@@ -72,9 +72,6 @@ class Generation:
         try:
             for request in requests:
                 self.tickets.append(served.engine.submit(request))
-        except QueueFull as error:
-            self.cancel()
-            raise queue_full(error) from None
         except BaseException:
             self.cancel()
             raise
@@ -98,7 +95,7 @@ class Generation:
             if ticket.error is not None:
                 raise ticket.error
             if ticket.finish == "cancelled":
-                raise ApiError("the server is shutting down", status=503)
+                raise EngineClosed("the engine is closed")
 
     async def all(self) -> list[list[NewToken]]:
         """The tokens of each request, when all have ended."""

@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from starlette.requests import Request
 
 from data.labelled.rows import chat_end, chat_prompt
 from data.labelled.templates import Task
-from model.gpt import GPT
-from model.inference.engine import Engine, QueueFull
+from model.inference.engine import Engine
 from sample import LanguageModel
 
 from .bodies import ApiError, Fields, is_ids
@@ -37,12 +35,6 @@ class Served:
         """What the checkpoint was fine-tuned to do."""
         return Task.load(self.lm.directory) or Task()
 
-    @cached_property
-    def parameters(self) -> int:
-        """Of the network as configured: decoding may hold its weights in another form."""
-        with torch.device("meta"):
-            return sum(weight.numel() for weight in GPT(self.lm.model.config).parameters())
-
     @property
     def context(self) -> int:
         """The most tokens of prompt and answer together."""
@@ -61,18 +53,13 @@ class Served:
             "owned_by": "nextword",
             "context": self.context,
             "vocab_size": self.lm.tokenizer.vocab_size,
-            "parameters": self.parameters,
             "chat": self.task.chat is not None,
             "labels": list(self.task.labels),
         }
 
     async def alone(self, function: Callable[[], Result]) -> Result:
         """The result of other work with the model, between two steps of the engine. Cancelled, it is not begun."""
-        try:
-            future = self.engine.run_alone(function)
-        except QueueFull as error:
-            raise queue_full(error) from None
-        return await asyncio.wrap_future(future)
+        return await asyncio.wrap_future(self.engine.run_alone(function))
 
     def encode(self, text: str, *, name: str = "prompt") -> list[int]:
         """The ids of a text; an empty one is the start of a document. Refuses at once what cannot fit the context."""
@@ -112,10 +99,6 @@ def too_long(name: str, what: str, context: int) -> ApiError:
         param=name,
         code="context_length_exceeded",
     )
-
-
-def queue_full(error: QueueFull) -> ApiError:
-    return ApiError(str(error), status=429, code="queue_full")
 
 
 class Models:

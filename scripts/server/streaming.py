@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from .bodies import ApiError, as_json
+from .bodies import ApiError, as_api_error, as_json
 
 Result = TypeVar("Result")
+BUG = ApiError("the server failed; its log says why", status=500)
 DONE = b"data: [DONE]\n\n"
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
@@ -47,12 +48,16 @@ class EventStream:
     An error after the first byte can no longer have a status: it is an event of its own, and the last one.
     """
 
-    def __init__(self, events: AsyncGenerator[Any, None]) -> None:
-        self.events = events
+    def __init__(self, events: AsyncGenerator[Any, None], on_end: Callable[[], None] = lambda: None) -> None:
+        """on_end is called in any case, also if the client is gone before the first event is asked for."""
+        self.events, self.on_end = events, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientDisconnect):
-            await first_of(receive, self.send_all(send))
+        try:
+            with contextlib.suppress(ClientDisconnect):
+                await first_of(receive, self.send_all(send))
+        finally:
+            self.on_end()
 
     async def send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -61,8 +66,11 @@ class EventStream:
                 async for event in events:
                     await send(part(b"data: " + as_json(event) + b"\n\n"))
                 await send(part(DONE))
-            except ApiError as error:
-                await send(part(b"data: " + as_json(error.body) + b"\n\n"))
+            except Exception as error:
+                known = as_api_error(error)
+                await send(part(b"data: " + as_json((known or BUG).body) + b"\n\n"))
+                if known is None:
+                    raise
         await send(part(b"", more=False))
 
 

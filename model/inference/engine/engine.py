@@ -20,7 +20,7 @@ from ..sampling import checked
 from ..vocabulary import Vocabulary
 from .groups import Active, Groups
 from .reading import Reading
-from .request import EngineRequest, QueueFull, Ticket
+from .request import EngineClosed, EngineRequest, QueueFull, Ticket
 from .slots import Slots
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class Engine:
     def close(self) -> None:
         """Ends all tickets as cancelled and the worker with them; waits for a function that is running."""
         with self._changed:
-            self._ended = self._ended or RuntimeError("the engine is closed")
+            self._ended = self._ended or EngineClosed("the engine is closed")
             self._changed.notify()
         self._worker.join()
 

@@ -13,6 +13,10 @@ from ..sampling import SamplingConfig
 Listener = Callable[[NewToken | None], None]
 
 
+class EngineClosed(RuntimeError):  # noqa: N818
+    """close() was called; nothing more is accepted."""
+
+
 class QueueFull(Exception):  # noqa: N818 - a state of the engine, not a mistake
     """All slots are taken and as many requests wait as may; try again later."""
 

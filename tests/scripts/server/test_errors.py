@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from model.inference.engine import Engine
+from model.inference.engine import Engine, EngineClosed
 from scripts.server.app import GET, POST
 from tests.scripts.server.conftest import QUEUE, SLOTS
 
@@ -163,3 +163,30 @@ def test_a_client_that_leaves_frees_its_slot_within_a_step(client, models, monke
     at_the_end = len(steps)
     wait_until_free(models)
     assert at_the_end < 60 and len(steps) <= at_the_end + 2
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/next_words"])
+def test_an_error_in_the_middle_of_a_stream_is_its_last_event(client, lms, monkeypatch, path):
+    lm, calls, head = lms["plain"], [], lms["plain"].model.head
+
+    def broken(hidden):
+        calls.append(1)
+        return head(hidden) * (float("nan") if len(calls) > 2 else 1)
+
+    monkeypatch.setattr(lm.model, "head", broken)
+    body = {"prompt": "Dear", "stream": True, "max_tokens": 100, "logprobs": 0}
+    answer = client.post(path, body if path == PATH else {"prompt": "Dear", "stream": True, "tolerance": 0})
+    lines = answer.body.decode().split("\n\n")
+    assert answer.status == 200 and len(lines) > 2 and lines[-1] == ""
+    assert "not finite" in json.loads(lines[-2].removeprefix("data: "))["error"]["message"]
+
+
+def test_requests_that_come_while_the_server_ends_are_said_so(make_client, monkeypatch):
+    def closed(*_):
+        raise EngineClosed("the engine is closed")
+
+    monkeypatch.setattr(Engine, "submit", closed)
+    monkeypatch.setattr(Engine, "run_alone", closed)
+    for path in (PATH, "/v1/next_tokens"):
+        answer = make_client().post(path, {"prompt": "x"})
+        assert answer.status == 503 and answer.json["error"]["message"] == "the server is shutting down"
