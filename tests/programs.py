@@ -29,6 +29,8 @@ CONFIGS = {
     "topics": ("scripts.topics", "TopicsConfig"),
     "languages": ("scripts.languages", "LanguagesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),
+    "export": ("scripts.export", "ExportConfig"),
+    "import_model": ("scripts.import_model", "ImportConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),
     "serve": ("scripts.serve", "ServeConfig"),
     "tokenize": ("scripts.tokenizer", "ToolConfig"),

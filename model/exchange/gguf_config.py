@@ -10,6 +10,7 @@ from .. import InputError
 from ..config import ModelConfig
 from .gguf_file import GgufFile
 from .gguf_layout import ROPE_FACTORS, Architecture, read_rope_factors
+from .source import canonical
 
 # Keys below the architecture's name that are understood. Any other may change what the model computes.
 SHAPE_KEYS = {
@@ -81,7 +82,7 @@ def read_config(file: GgufFile, architecture: Architecture) -> ModelConfig:
     config.rotary_scaling = read_scaling(file, config, values)
     if errors := config.validate():
         raise refuse(errors[0])
-    return config
+    return canonical(config)
 
 
 def read_scaling(file: GgufFile, config: ModelConfig, values: Mapping[str, Any]) -> list[float] | None:

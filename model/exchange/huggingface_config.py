@@ -11,7 +11,7 @@ from .. import InputError
 from ..checkpoints.reader import has_type
 from ..config import ModelConfig
 from .huggingface_families import FAMILIES, Family
-from .source import SpecialIds
+from .source import SpecialIds, canonical
 
 # Keys that no forward pass without dropout reads: provenance, tokens, dropout, training, generation, other tasks.
 HARMLESS = set("""
@@ -169,15 +169,6 @@ def unsupported(path: Path, key: str, value: Any, expected: str | None = None) -
 
 def short(value: Any) -> str:
     return json.dumps(value)[:99]
-
-
-def canonical(config: ModelConfig) -> ModelConfig:
-    """Returns an equal shape in which null stands for a number wherever it means that number."""
-    return replace(
-        config,
-        n_kv_head=None if config.n_kv_head == config.n_head else config.n_kv_head,
-        d_ff=None if config.d_ff == 4 * config.d_model else config.d_ff,
-    )
 
 
 def find_class(config: ModelConfig) -> tuple[Family, ModelConfig]:

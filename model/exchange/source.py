@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -45,3 +45,12 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.compute)
+
+
+def canonical(config: ModelConfig) -> ModelConfig:
+    """Returns an equal shape in which null stands for a number wherever it means that number."""
+    return replace(
+        config,
+        n_kv_head=None if config.n_kv_head == config.n_head else config.n_kv_head,
+        d_ff=None if config.d_ff == 4 * config.d_model else config.d_ff,
+    )

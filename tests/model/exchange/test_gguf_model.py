@@ -16,6 +16,7 @@ from model.exchange.gguf_config import shortest
 from model.exchange.gguf_file import GgufFile
 from model.exchange.gguf_layout import rope_factors, to_halves, to_interleaved
 from model.exchange.gguf_model import read_model, write_model
+from model.exchange.source import canonical
 from model.gpt import GPT
 from tests.families import make
 
@@ -77,7 +78,7 @@ def test_a_model_written_and_read_is_the_same_bit_for_bit(name, tmp_path):
     file = write(model, tmp_path / "x.gguf")
     source = read_model(file)
     assert source.architecture == architecture == file.metadata["general.architecture"]
-    own = replace(model.config, n_kv_head=model.config.kv_heads, d_ff=model.config.ff_width, norm_affine=True)
+    own = replace(canonical(model.config), norm_affine=True)
     assert source.config == (replace(own, bias=True) if architecture == "gpt2" else own)
     assert len(source.weights) == len(list(source.weights)) == len(GPT(source.config).state_dict())
     assert torch.equal(logits(read(file)), logits(model))
