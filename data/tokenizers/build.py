@@ -71,6 +71,12 @@ def load(directory: Path) -> Tokenizer:
         if type(allow_special := about.get("allow_special", False)) is not bool:
             raise TypeError("allow_special must be true or false")
         tokenizer.allow_special = allow_special
+        tokenizer.start_id = start = about.get("start_id")
+        tokenizer.end_name = about.get("end_name", END)
+        if start is not None and (type(start) is not int or start not in tokenizer.special_tokens.values()):
+            raise ValueError(f"start_id is {start!r}, not the id of a special token")
+        if not isinstance(tokenizer.end_name, str) or tokenizer.end_name in tokenizer.special_tokens.keys() - {END}:
+            raise ValueError(f"end_name is {tokenizer.end_name!r}: it must be text, and no other special token's name")
         if tokenizer.vocab_size != about["vocab_size"]:
             raise ValueError(f"vocab_size is {about['vocab_size']!r}, but there are {tokenizer.vocab_size} tokens")
         return tokenizer
