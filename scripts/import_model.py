@@ -20,7 +20,7 @@ from data.exchange.smollm2 import PRETRAINED
 from data.exchange.tasks import PROMPT, encode, proof_texts
 from data.files import new_path
 from data.labelled.templates import Task
-from data.tokenizers.base import Tokenizer
+from data.tokenizers.build import Tokenizer, TokenizerConfig, build, load
 from model import InputError
 from model.checkpoints import reader
 from model.checkpoints.writer import Peers, Snapshot, write
@@ -46,6 +46,8 @@ class ImportConfig:
     # smollm2, a Hugging Face directory, a .gguf file, or the name of a model on the Hugging Face hub
     source: str | None = field(default=None, metadata={"kind": "path"})
     run_dir: str | None = field(default=None, metadata={"kind": "path"})  # the run directory to make
+    # for a source without one: the folder of a saved tokenizer, or gpt2
+    tokenizer: str | None = field(default=None, metadata={"kind": "path"})
     datasets: str = field(default="datasets", metadata={"kind": "path"})  # where downloads are kept
     proof: bool = True  # compare with transformers' reading of the same files, where it is installed
     debug: bool = False
@@ -105,16 +107,30 @@ def from_hub(name: str) -> Path:
         raise InputError(f"source={name} cannot be fetched from the hub: {reason}") from None
 
 
-def read(origin: Origin) -> tuple[Source, Imported, Callable[[], Program]]:
-    """The model, its tokenizer and the other program that reads them; weights are read when they are accessed."""
+def read(origin: Origin, tokenizer: Tokenizer | None) -> tuple[Source, Imported, Callable[[], Program] | None]:
+    """The model, its tokenizer and the other program that reads both; weights are read when they are accessed."""
     if origin.gguf is not None:
+        if tokenizer is not None:
+            raise InputError("tokenizer= is for a directory without one; a GGUF file has its own: leave it out")
         file, path = GgufFile(origin.gguf), origin.gguf
         digits_first = file.metadata.get("tokenizer.ggml.pre") in DIGITS_FIRST
         other = partial(Transformers, path.parent, gguf_file=path.name, digits_first=digits_first)
         return gguf_model.read_model(file), tokenizer_gguf.from_gguf(file.metadata), other
     assert origin.folder is not None
+    if tokenizer is not None:
+        return huggingface.read_model(origin.folder), Imported(tokenizer), None
     other = partial(Transformers, origin.folder)
     return huggingface.read_model(origin.folder), tokenizer_json.from_huggingface(origin.folder), other
+
+
+def given_tokenizer(cfg: ImportConfig) -> Tokenizer | None:
+    """The tokenizer that tokenizer= names."""
+    if cfg.tokenizer is None:
+        return None
+    if cfg.tokenizer == "gpt2":
+        config = TokenizerConfig(kind="tiktoken", encoding="gpt2")
+        return build(config, [], cache=Path(cfg.datasets).expanduser())
+    return load(Path(cfg.tokenizer).expanduser())
 
 
 def write_run(run_dir: Path, source: Source, imported: Imported, facts: dict[str, Any]) -> Path:
@@ -153,7 +169,7 @@ def main(cfg: ImportConfig, overrides: cli.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "").expanduser()
     with new_path(run_dir) as temporary, share_cpus(CPU):
         origin = find(cfg)
-        source, imported, other = read(origin)
+        source, imported, other = read(origin, given_tokenizer(cfg))
         imported = imported.filled(source.config.vocab_size)
         for note in (*source.notes, *imported.notes):
             print(f"note: {note}")
@@ -161,7 +177,7 @@ def main(cfg: ImportConfig, overrides: cli.Overrides) -> None:
         if origin.licence:
             facts["licence"] = origin.licence
         step = write_run(temporary, source, imported, facts)
-        if cfg.proof:
+        if cfg.proof and other is not None:
             prove(step, origin, imported.tokenizer, other)
     print(f"{origin.name} -> {run_dir} in {time.perf_counter() - start:.0f} s; next:")
     print(f'  python sample.py checkpoint={run_dir} mode=next_word prompt="{PROMPT}"')

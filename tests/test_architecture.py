@@ -77,8 +77,8 @@ def test_every_part_of_the_code_is_looked_at():
 @pytest.mark.parametrize(
     "package, allowed",
     [
-        ("model", {"torch", "safetensors", "gguf"}),
-        ("data", {"numpy", "regex", "tiktoken", "sentencepiece", "pyarrow", "zstandard", "rensa"}),
+        ("model", {"torch", "safetensors", "gguf", "transformers", "tokenizers", "llama_cpp"}),
+        ("data", {"numpy", "regex", "jinja2", "tiktoken", "sentencepiece", "pyarrow", "zstandard", "rensa"}),
         ("conf", {"hydra", "omegaconf", "yaml", "rich", "matplotlib", "wandb"}),
     ],
 )
@@ -204,6 +204,7 @@ def test_importing_all_of_data_and_conf_brings_no_torch_and_nothing_optional(tmp
         "torch",
         "tiktoken",
         "sentencepiece",
+        "jinja2",
         "pyarrow",
         "zstandard",
         "rensa",
