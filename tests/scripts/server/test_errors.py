@@ -116,8 +116,8 @@ def test_a_bug_is_an_error_of_the_server_with_a_traceback_in_its_log_only(client
         client.post(PATH, {"prompt": "x"})
 
 
-BODY = json.dumps({"prompt": "Dear", "max_tokens": 150}).encode()
-STREAM = json.dumps({"prompt": "Dear", "max_tokens": 150, "stream": True}).encode()
+BODY = json.dumps({"prompt": "Dear", "max_tokens": 150, "temperature": 0}).encode()
+STREAM = json.dumps({"prompt": "Dear", "max_tokens": 150, "temperature": 0, "stream": True}).encode()
 
 
 def test_a_full_queue_is_said_with_the_time_to_try_again(client):
@@ -128,12 +128,13 @@ def test_a_full_queue_is_said_with_the_time_to_try_again(client):
     answers = asyncio.run(crowd())
     refused = [answer for answer in answers if answer.status == 429]
     assert [answer.status for answer in answers].count(200) == SLOTS + QUEUE and len(refused) == 3
+    assert {a.json["usage"]["completion_tokens"] for a in answers if a.status == 200} == {150}  # none ended early
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
     assert refused[0].json["error"]["type"] == "rate_limit_error"
 
 
 def test_prompts_are_accepted_together_or_not_at_all(client, models):
-    answer = client.post(PATH, {"prompt": ["x"] * 64, "max_tokens": 100})
+    answer = client.post(PATH, {"prompt": ["x"] * 64, "max_tokens": 100, "temperature": 0})
     assert answer.status == 429
     wait_until_free(models)
     assert client.post(PATH, {"prompt": ["x"] * (SLOTS + QUEUE), "max_tokens": 2}).status == 200
