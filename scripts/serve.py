@@ -6,9 +6,11 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from conf import cli
@@ -21,6 +23,8 @@ from sample import load
 if TYPE_CHECKING:
     from scripts.server.models import Models
 
+GRACE = 5  # seconds for answers to end after the engines have
+BACKLOG = 2048  # connections that wait to be accepted
 TEXTS = {"kind": "text", "list": True}
 
 
@@ -83,16 +87,35 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises InputError if the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise InputError(f"host={host} port={port}: {os.strerror(error.errno or 0)}; choose another") from None
 
 
+def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -> None:
+    """Runs an ASGI app until an interrupt, which is a way to end and not a failure; a second one does not wait."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            before_exit()  # ends what is being generated, so that no stream keeps the server waiting
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
+        server_header=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=65, backlog=BACKLOG,
+    )  # fmt: skip
+    Server(config).run(sockets=[listener])
+
+
 def main(cfg: ServeConfig, overrides: cli.Overrides) -> None:
     try:
-        from scripts.server.app import make_app, page_paths
+        from scripts.server.app import make_app, page_paths, run
         from scripts.server.middleware import Rules
-        from scripts.server.running import run
     except ImportError as error:
         if error.name not in ("starlette", "uvicorn", "anyio"):
             raise
