@@ -114,7 +114,9 @@ def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -
 
 def main(cfg: ServeConfig, overrides: cli.Overrides) -> None:
     try:
-        from scripts.server.app import make_app, page_paths, run
+        import uvicorn  # noqa: F401 - so that it is missed before anything is loaded
+
+        from scripts.server.app import make_app, page_paths
         from scripts.server.middleware import Rules
     except ImportError as error:
         if error.name not in ("starlette", "uvicorn", "anyio"):
