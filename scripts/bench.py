@@ -15,6 +15,7 @@ BENCHMARKS = {
     "engine": "many clients of the server's engine, against one; the wait for the first token",
     "contention": "training and decoding on a CPU beside a busy process, of equal and of lower priority",
     "finetune": "steps of fine-tuning with the output head on targets only, against the head on all tokens",
+    "pretrained": "a pretrained model: decoding against transformers and llama.cpp, and seconds to next words",
     "next_word": "seconds until the order of the next words is certified",
     "tokenizer": "training vocabularies and encoding text, against other libraries",
     "prepare": "preparing a corpus of 2 GB: MB/s and peak memory",

@@ -17,6 +17,7 @@ from data.preparation.config import PrepareConfig
 from scripts.bench import main
 from scripts.benchmarks import contention, curate, decode, measure, next_word, prepare, tokens, train
 from scripts.benchmarks.contenders import nanogpt
+from scripts.benchmarks.pretrained import benchmark as pretrained
 from tests.programs import capture, ok
 
 NANOGPT = """
@@ -114,6 +115,16 @@ def test_next_word_times_prompts_that_end_in_a_word(trained, poem):
     assert result["prompts"] == 2 and 0 <= result["seconds"]["top 10"]["certified"] <= 1
     prompts = next_word.draw_prompts(next_word.Config(corpus=str(poem), n_prompts=20))
     assert all(prompt[-1].isalnum() and len(prompt.split()) <= 40 for prompt in prompts)
+
+
+def test_pretrained_compares_texts_and_speeds_with_transformers_and_proves_next_words(monkeypatch, trained):
+    monkeypatch.setattr(pretrained, "llama_cpp_peers", lambda *_, gguf: iter(()))
+    settings = [f"checkpoint={trained}", "prompt='1. to'", "tokens=5", "repeats=1", "threads=1", "n_prompts=2", "top=2"]
+    result = bench("pretrained", *settings, "contenders=[float32,int8]", "next_word_dtypes=[float32]")
+    assert result["texts"]["float32"] == result["texts"]["transformers float32"] == "equal"
+    assert result["bytes"]["int8"] < result["bytes"]["float32"]
+    assert result["next_words"]["float32"]["prompts"] == 2
+    assert pretrained.agreement([1, 2, 3], [1, 2, 4]) == "differs from token 2"
 
 
 def test_prepare_makes_a_corpus_and_measures_the_memory_of_all_processes(tmp_path, monkeypatch):
@@ -225,6 +236,8 @@ def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkey
         (["tokens", "shares=[2]"], "shares"),
         (["next_word", "n_prompts=0"], "n_prompts"),
         (["contention", "repeats=0"], "repeats"),
+        (["pretrained", "contenders=[int4]"], "int8 compiled"),
+        (["pretrained", "n_prompts=99"], "20"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, part):

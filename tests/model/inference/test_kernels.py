@@ -16,14 +16,26 @@ def operands(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("onednn", [True, False])
-def test_decoding_linear_equals_the_plain_form(rows, onednn, monkeypatch):
+@pytest.mark.parametrize("intel", [True, False])
+def test_decoding_linear_equals_the_plain_form(rows, onednn, intel, monkeypatch):
     x, weight = operands(rows)
+    monkeypatch.setattr(kernels, "is_intel", lambda: intel)
     if not onednn:
         monkeypatch.setattr(kernels, "has_onednn_linear", lambda: False)
     for bias in (None, torch.arange(80.0)):
         layer = kernels.DecodingLinear(weight, bias, torch.float32)
         with torch.no_grad():
             torch.testing.assert_close(layer(x), F.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("intel", [True, False])
+def test_a_row_in_bfloat16_equals_the_plain_form(intel, monkeypatch):
+    x, weight = (tensor.bfloat16() for tensor in operands(1))
+    monkeypatch.setattr(kernels, "is_intel", lambda: intel)
+    with torch.no_grad():
+        y = kernels.decoding_linear(x, weight)
+    assert y.dtype == torch.bfloat16 and y.shape == (1, 1, 80)
+    torch.testing.assert_close(y.float(), F.linear(x.float(), weight.float()), atol=0.05, rtol=1 / 128)
 
 
 def test_fused_sums_equal_the_plain_form():
