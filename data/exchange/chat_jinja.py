@@ -1,6 +1,6 @@
 """Hugging Face's chat templates, which are Jinja, as prefixes and suffixes: recognised, never rendered.
 
-A template is evaluated on short chats whose messages have unknown texts (see jinja/). What it writes around
+A template is evaluated on short chats whose messages have unknown texts (see jinja_forms.py). What it writes around
 these texts gives the prefixes and suffixes; they must then explain all these chats.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..labelled.templates import ChatTemplate
-from .jinja.blocks import Program
-from .jinja.values import RefusedError, UnsupportedError
+from .jinja_forms import CONTENTS, TRIMMED, UNKNOWN, RefusedError, Template, UnsupportedError
 
 TURNS = ["user", "assistant"] * 2  # the longest chat that is tried, and one with a system message before it
-CONTENT = "\ufdd0content\ufdd0"  # stands for a message's text; U+FDD0 is no character
+CONTENT = CONTENTS[0]  # stands for a message's text
 
 
 class MisfitError(Exception):
@@ -28,7 +27,7 @@ def read_template(source: str, *, names: Mapping[str, str] | None = None) -> Cha
     names: the values of the variables that hold special tokens, such as bos_token and eos_token.
     """
     try:
-        probes = Probes(Program(source), names or {})
+        probes = Probes(Template(source), names or {})
         template = without_system(probes)
         probes.check(template, TURNS)
         try:
@@ -45,25 +44,20 @@ def read_template(source: str, *, names: Mapping[str, str] | None = None) -> Cha
 class Probes:
     """What a template writes for chats of given roles."""
 
-    def __init__(self, program: Program, names: Mapping[str, str]) -> None:
-        self.program, self.names = program, names
+    def __init__(self, template: Template, names: Mapping[str, str]) -> None:
+        self.template, self.names = template, names
         self.trim: bool | None = None  # whether messages are trimmed; None: not yet known
         self.asks = True  # the template writes the prefix of an answer when it is asked to
 
     def around(self, roles: Sequence[str], *, prompt: bool = False) -> list[str]:
         """Returns the texts before, between and after the messages; with `prompt`, an answer is asked for."""
-        texts, n_contents = [""], 0
-        for part in self.program.evaluate(list(roles), {**self.names, "add_generation_prompt": prompt}):
-            if isinstance(part, str):
-                texts[-1] += part
-                continue
-            if part.index != n_contents or part.trimmed is not (part.trimmed if self.trim is None else self.trim):
-                raise MisfitError
-            self.trim, n_contents = part.trimmed, n_contents + 1
-            texts.append("")
-        if n_contents < len(roles):
+        variables = {"tools": None, "documents": None, "add_generation_prompt": prompt}  # as transformers sets them
+        text = self.template.write(roles, {**self.names, **variables})
+        trim = {CONTENTS[: len(roles)]: False, TRIMMED[: len(roles)]: True}.get("".join(UNKNOWN.findall(text)))
+        if trim is None or trim is not (trim if self.trim is None else self.trim):
             raise MisfitError
-        return texts
+        self.trim = trim
+        return UNKNOWN.split(text)
 
     def check(self, template: ChatTemplate, roles: list[str]) -> None:
         """Raises MisfitError unless the first messages, in any number, are rendered as the Jinja template does."""

@@ -109,6 +109,15 @@ VICUNA = """{% for message in messages %}{% if message['role'] == 'system' %}{{ 
     {{- message['role'].upper() + ': ' + message['content'] + (eos_token if not message['role'] == 'user' else ' ') }}
 {%- endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT: '}}
 {%- endif %}"""
+SCOPES = """{% raw %}{{ raw }}{% endraw %}{{ ' none' if tools is defined and strftime_now is defined }}
+{% set who = 'x' %}
+{% for message in messages %}
+    {% set who = message.role %}
+    {% with who = '|' ~ who %}{{ who }} {% endwith %}
+{%- generation %}{% set who = 'lost' %}{{ message.content }}{% endgeneration %}{{ '\\N{BULLET}\\x21' ~ who }}
+{% endfor %}
+{{- '' if who == 'x' else 'wrong' }}
+{%- if add_generation_prompt %}{{ '|assistant ' if true }}{% endif %}"""
 FORMS = {  # name -> template, the roles that ours has
     "smollm2": (SMOLLM2, 3),
     "chatml": (CHATML, 3),
@@ -120,6 +129,7 @@ FORMS = {  # name -> template, the roles that ours has
     "mistral": (MISTRAL, 2),
     "alpaca": (ALPACA, 3),
     "vicuna": (VICUNA, 3),
+    "scopes": (SCOPES, 3),
     **{f"our {name}": (template.jinja(), 3) for name, template in CHAT_TEMPLATES.items()},
 }
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -204,8 +214,8 @@ def test_what_we_write_jinja_reads_alike(theirs, pieces, trim):
 
 
 def around(inside: str) -> str:
-    """A chatml template with something else in the message."""
-    return CHATML.replace('{{ message["content"] }}', inside + '{{ message["content"] }}')
+    """A chatml template with something after the text of each message."""
+    return CHATML.replace('{{ message["content"] }}', '{{ message["content"] }}' + inside)
 
 
 HOSTILE = {
@@ -249,8 +259,24 @@ HOSTILE = {
     "content's part": around("{% if 'x' in message.content %}secret{% endif %}"),
     "a late message": around("{% if loop.index0 == 7 %}secret{% endif %}"),
     "content twice": around('{{ message["content"] }}'),
+    "content's stand-in": around("\ufdd0"),
+    "content's stand-in escaped": around("{{ '\\ufdd0' }}"),
+    "generation in a string": around("{{ '{% generation %}' }}"),
     "no content": CHATML.replace('message["content"]', "'x'"),
-    "odd escape": around("{{ '\\N{BULLET}' }}"),
+    "odd escape": around("{{ '\\N{NO SUCH NAME}' }}"),
+    "argument": around("{{ 'x'.upper('lower') }}"),
+    "keyword": around("{{ 'x' | trim(chars='x') }}"),
+    "function as text": around("{{ namespace ~ '' }}"),
+    "two variables": "{% for a, b in messages %}{% endfor %}" + CHATML,
+    "field set": "{% set message.role = 'x' %}" + CHATML,
+    "long number": around("{{ " + "9" * 60_000 + " }}"),
+    "deep fields": around("{{ x" + ".x" * 30_000 + " }}"),
+    "long comment": "{#" + "x" * 70_000 + "#}" + CHATML,
+    "silent loops": "{% for a in messages %}" * 7 + "{% endfor %}" * 7 + CHATML,
+    "loop with a condition": CHATML.replace("in messages", "in messages if message.role != 'system'"),
+    "remainder of 0": around("{{ 'x' if loop.index0 % 0 }}"),
+    "stand-ins": CHATML.replace('message["content"]', f"{list(map(chr, range(0xFDD0, 0xFDE0)))}[loop.index0]"),
+    "step of 0": around("{% for m in messages[::0] %}{% endfor %}"),
     "no end of a tag": CHATML + "{{ 'x",
     "no end of a block": CHATML + "{% if true %}",
     "nothing": "",
@@ -264,6 +290,7 @@ def test_the_template_around_what_is_hostile_is_read():
     assert read_template(around("{{ '' }}")) == CHAT_TEMPLATES["chatml"]
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_hostile_or_unknown_is_not_read(name):
     source = HOSTILE[name]

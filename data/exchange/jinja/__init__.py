@@ -1,1 +1,0 @@
-"""A small part of Jinja, evaluated on messages whose texts are unknown."""
