@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
-install_into_venv ""
+install_into_venv "[gguf]"  # gguf: to import SmolLM2
 
 run=out/quickstart
 echo "== Training a model of 5 million parameters on 32 of Shakespeare's plays (three minutes on two cores) =="

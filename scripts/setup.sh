@@ -1,5 +1,5 @@
 # Creates .venv and installs the dependencies of this project into it, once. Sourced by quickstart.sh and test.sh.
-# Usage: install_into_venv EXTRA    (EXTRA is "" or "[test]")
+# Usage: install_into_venv EXTRA    (such as "[test]")
 
 PYTHON=${PYTHON:-python3}
 
