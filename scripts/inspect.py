@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from model import InputError
 from model.checkpoints import reader
 from model.device import Compute, keep_freed_memory
 from model.inference.sampling import SamplingConfig
-from model.inspection.attention import attention_weights
 from model.inspection.heads import ablate_heads, head_scores
-from model.inspection.lens import logit_lens
+from model.inspection.rows import attention_rows, lens_rows, token_rows
 from model.inspection.trace import trace
 from model.language_model import LanguageModel
 from model.planning.plan import flops_per_token
@@ -137,10 +135,6 @@ def trained_on(cfg: InspectConfig, lm: LanguageModel, split: str) -> Split:
     return open_split(found, split)
 
 
-def tokens_of(lm: LanguageModel, ids: Sequence[int]) -> list[Result]:
-    return [{"id": token, "text": lm.token_text(token)} for token in ids]
-
-
 def look_at_trace(cfg: InspectConfig, lm: LanguageModel, ids: list[int]) -> Result:
     operations = [asdict(op) for op in trace(lm.model, torch.tensor([ids], device=lm.compute.device))]
     planned = flops_per_token(lm.model, context=len(ids)) * len(ids) // 3  # the other two thirds: a backward pass
@@ -149,21 +143,11 @@ def look_at_trace(cfg: InspectConfig, lm: LanguageModel, ids: list[int]) -> Resu
 
 
 def look_at_attention(cfg: InspectConfig, lm: LanguageModel, ids: list[int]) -> list[Any]:
-    """[layer][head][query][key]"""
-    weights = attention_weights(lm.model, torch.tensor([ids], device=lm.compute.device))[:, 0]
-    return np.round(weights.cpu().double().numpy(), 5).tolist()
+    return attention_rows(lm.model, ids)
 
 
 def look_at_lens(cfg: InspectConfig, lm: LanguageModel, ids: list[int]) -> Result:
-    lens = logit_lens(lm.model, torch.tensor(ids, device=lm.compute.device), top=cfg.top)
-    layers: list[list[Result]] = []  # [layer][position]
-    for divergences, ids_of_layer, ps_of_layer in zip(lens.divergence, lens.ids, lens.probabilities, strict=True):
-        cells: list[Result] = []
-        for divergence, best, ps in zip(divergences.tolist(), ids_of_layer.tolist(), ps_of_layer.tolist(), strict=True):
-            rows = [token | {"probability": p} for token, p in zip(tokens_of(lm, best), ps, strict=True)]
-            cells.append({"divergence": divergence, "tokens": rows})
-        layers.append(cells)
-    return {"names": ["embedding", *(f"block {n}" for n in range(len(layers) - 1))], "layers": layers}
+    return lens_rows(lm.model, ids, top=cfg.top, text_of=lm.token_text)
 
 
 def ablation_windows(cfg: InspectConfig, lm: LanguageModel) -> torch.Tensor | None:
@@ -226,7 +210,8 @@ def look_at_copies(cfg: InspectConfig, lm: LanguageModel) -> Result:
     rows = []
     for text, prompt, one in zip(texts, prompts, found, strict=True):
         spans = [asdict(s) | {"text": lm.tokenizer.decode(text[s.start : s.start + s.length])} for s in one.spans]
-        rows.append({"prompt": prompt, "tokens": tokens_of(lm, text), "spans": spans, "longest": one.longest})
+        shown = token_rows(text, lm.token_text)
+        rows.append({"prompt": prompt, "tokens": shown, "spans": spans, "longest": one.longest})
     result: Result = {"texts": rows, "statistics": copies.statistics(found, seed=cfg.seed), "human": None}
     result |= {"min_tokens": cfg.min_tokens, "rare": cfg.rare, "indexed_tokens": train.n_tokens}
     if human:
@@ -279,7 +264,7 @@ def main(cfg: InspectConfig, overrides: cli.Overrides) -> None:
             result["copies"] = look_at_copies(cfg, lm)
         else:
             ids = prompt_ids(cfg, lm)
-            result["tokens"] = tokens_of(lm, ids)
+            result["tokens"] = token_rows(ids, lm.token_text)
             result |= {part: LOOK[part](cfg, lm, ids) for part in cfg.parts}
     inside.show(result, layer=cfg.layer, head=cfg.head, position=cfg.position, top=cfg.top)
     if cfg.json is not None:

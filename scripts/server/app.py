@@ -1,4 +1,4 @@
-"""The app: which function answers which path, the page, and errors in OpenAI's shape."""
+"""The app: which function answers which path, the page, errors in OpenAI's shape, and how it runs until stopped."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .bodies import ApiError, Json, as_api_error
 from .chat import chat_completions
 from .completions import completions
 from .decisions import decisions
+from .inside import attention, lens
 from .middleware import Guard, Rules
 from .models import Models
 from .next_words import next_words
@@ -63,6 +64,8 @@ POST: dict[str, Any] = {
     "/v1/next_words": next_words,
     "/v1/next_tokens": next_tokens,
     "/v1/surprisal": surprisal,
+    "/v1/attention": attention,
+    "/v1/lens": lens,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
 }

@@ -55,6 +55,7 @@ class Served:
             "vocab_size": self.lm.tokenizer.vocab_size,
             "chat": self.task.chat is not None,
             "labels": list(self.task.labels),
+            "special_tokens": sorted(self.lm.tokenizer.special_tokens),
         }
 
     async def alone(self, function: Callable[[], Result]) -> Result:

@@ -75,7 +75,8 @@ def filter_next(served: Served, ids: list[int], top: int, sampling: SamplingConf
     filters = []
     for name, after in filtered(logits, sampling):
         removed = before.masked_fill(after > 0, 0).sum().item()
-        filters.append({"name": name, "removed": removed, "kept": int((after > 0).sum())})
+        moved = (after - before).abs().sum().item() / 2  # also what temperature, which removes nothing, changes
+        filters.append({"name": name, "removed": removed, "moved": moved, "kept": int((after > 0).sum())})
         before = after
     [best] = most_probable(own, top)
     tokens = [
