@@ -1,4 +1,4 @@
-"""The app: which function answers which path, the page, errors in OpenAI's shape, and how it runs until stopped."""
+"""The app: which function answers which path, the page, and errors in OpenAI's shape."""
 
 from __future__ import annotations
 
