@@ -21,6 +21,8 @@ GOOD = {
     "/v1/next_words": {"prompt": "x", "top": 2, "max_expansions": 1, "tolerance": 0.5, "stream": False},
     "/v1/next_tokens": {"prompt": "x", "top": 2, "temperature": 1.0, "top_k": 3},
     "/v1/surprisal": {"text": "x", "prompt": "y", "top": 1},
+    "/v1/attention": {"prompt": "x", "last": 1},
+    "/v1/lens": {"prompt": "x", "last": 1, "top": 1},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1]},
 }
