@@ -67,30 +67,42 @@ def write_file(path: Path, content: bytes) -> None:
 
 def publish(temporary: Path, target: Path) -> None:
     """Renames a finished folder to its final name after flushing everything in it to the disk."""
-    for path in [*temporary.rglob("*"), temporary]:
-        _fsync(path)
     if target.exists():  # callers publish only where the target is missing or damaged
         shutil.rmtree(target)
-    os.rename(temporary, target)
-    _fsync(target.parent)
+    _rename(temporary, target)
 
 
 @contextmanager
 def new_path(target: Path) -> Iterator[Path]:
     """Yields a path beside `target` for a folder or file; renames it to `target` if the body succeeds.
 
-    Otherwise nothing is left. Raises InputError if the target exists, unless it is an empty folder.
+    Otherwise nothing is left. Raises InputError if the target exists, before or after the body, unless it is an empty
+    folder.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; choose another name, or remove it")
+    _check_is_new(target)
     temporary = target.with_name(f".tmp-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)  # of a process that was killed
         yield temporary
-        publish(temporary, target)
+        _check_is_new(target)
+        _rename(temporary, target)
     finally:
         _remove(temporary)
+
+
+def _check_is_new(target: Path) -> None:
+    if not target.name:  # the folder that the shell is in, or /
+        raise InputError(f"{target} cannot be replaced; name a new folder or file in it")
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise InputError(f"{target} exists already; choose another name, or remove it")
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    for path in [*temporary.rglob("*"), temporary]:
+        _fsync(path)
+    os.rename(temporary, target)  # fails if the target is a folder with something in it
+    _fsync(target.parent)
 
 
 def _remove(path: Path) -> None:

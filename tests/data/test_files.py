@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from data import InputError
@@ -33,3 +35,24 @@ def test_what_exists_is_never_replaced(tmp_path):
     with new_path(tmp_path / "folder" / "inner") as temporary:  # an empty folder may be there
         temporary.mkdir()
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path):
+    with pytest.raises(InputError, match="exists already"), new_path(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "x").write_text("mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "x").read_text() == "mine"
+
+
+def test_the_folder_of_the_shell_and_links_are_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="name a new folder"), new_path(Path(".")):
+        raise AssertionError("the body must not run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "broken").symlink_to("nowhere")
+    for name in ("link", "broken"):
+        with pytest.raises(InputError, match="exists already"), new_path(tmp_path / name):
+            raise AssertionError("the body must not run")
