@@ -32,6 +32,8 @@ def from_sentencepiece(
     import sentencepiece
 
     try:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file; copy it again")
         if path.stat().st_size > LARGEST:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes, more than any sentencepiece model")
         content = path.read_bytes()

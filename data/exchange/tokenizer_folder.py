@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..labelled.rows import chat_end
 from ..labelled.templates import ChatTemplate
 from ..tokenizers.base import END, Tokenizer
-from .tokenizer_json import names_elsewhere, renamed, to_tokenizer_json
+from .tokenizer_json import end_of, names_elsewhere, renamed, to_tokenizer_json
 
 
 def to_huggingface(folder: Path, tokenizer: Tokenizer, *, context: int, chat: ChatTemplate | None = None) -> None:
@@ -20,10 +19,9 @@ def to_huggingface(folder: Path, tokenizer: Tokenizer, *, context: int, chat: Ch
     """
     content = to_tokenizer_json(tokenizer)
     names = {token: name for name, token in names_elsewhere(tokenizer).items()}
-    ends = chat_end(chat, tokenizer)[1] if chat else ()
     roles = {
         "bos_token": names[tokenizer.stream_start],
-        "eos_token": names[ends[0] if ends else tokenizer.end_id],
+        "eos_token": names[end_of(tokenizer, chat)],
         "pad_token": names[tokenizer.end_id],
     }
     config: dict[str, Any] = {

@@ -9,16 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from .. import InputError
-from ..labelled.rows import chat_end
 from ..labelled.templates import ChatTemplate
 from ..tokenizers.base import END, Tokenizer
-from ..tokenizers.bpe import SINGLE_BYTES
-from ..tokenizers.kinds import BytePairTokenizer, ByteTokenizer
+from ..tokenizers.kinds import BytePairTokenizer
 from .byte_level.merges import needed_pairs
 from .byte_level.patterns import BY_PRE, CUTS, pre_of
 from .byte_level.vocabulary import ByteLevel, spell
 from .imported import Imported
-from .tokenizer_json import MARKER, chat_of, names_elsewhere, renamed
+from .tokenizer_json import MARKER, chat_of, end_of, names_elsewhere, renamed
 
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # token types; 6, a byte, is sentencepiece's
@@ -110,13 +108,10 @@ def to_gguf(tokenizer: Tokenizer, chat: ChatTemplate | None = None, *, vocab_siz
 
     vocab_size: of the model, if it has more embeddings than the tokenizer has tokens; the others are unused.
     """
-    can = "only byte, bpe and tiktoken can, with the pattern gpt2 or that of an imported model"
-    if isinstance(tokenizer, BytePairTokenizer):
-        ranks, expression = tokenizer.ranks, tokenizer.pattern.expression
-    elif isinstance(tokenizer, ByteTokenizer):  # without merges, no pattern matters
-        ranks, expression = SINGLE_BYTES, CUTS["gpt2"].expression
-    else:
+    can = "only bpe and tiktoken can, with the pattern gpt2 or that of an imported model"
+    if not isinstance(tokenizer, BytePairTokenizer):
         raise InputError(f"a tokenizer of kind {tokenizer.kind} cannot be exported to GGUF; {can}")
+    ranks, expression = tokenizer.ranks, tokenizer.pattern.expression
     pre = pre_of(expression)
     if pre is None:
         raise InputError(
@@ -136,7 +131,6 @@ def to_gguf(tokenizer: Tokenizer, chat: ChatTemplate | None = None, *, vocab_siz
     for names, kind in (({spell(token): rank for token, rank in ranks.items()}, NORMAL), (special, CONTROL)):
         for name, token in names.items():
             tokens[token], types[token] = name, kind
-    ends = chat_end(chat, tokenizer)[1] if chat else ()
     metadata: dict[str, Any] = {
         f"{KEY}model": "gpt2",
         f"{KEY}pre": pre,
@@ -144,7 +138,7 @@ def to_gguf(tokenizer: Tokenizer, chat: ChatTemplate | None = None, *, vocab_siz
         f"{KEY}token_type": types,
         f"{KEY}merges": [" ".join(pair) for pair in pairs],
         f"{KEY}bos_token_id": tokenizer.stream_start,
-        f"{KEY}eos_token_id": ends[0] if ends else tokenizer.end_id,
+        f"{KEY}eos_token_id": end_of(tokenizer, chat),
         f"{KEY}padding_token_id": tokenizer.end_id,
         f"{KEY}add_bos_token": tokenizer.start_id is not None,
         f"{KEY}add_eos_token": False,

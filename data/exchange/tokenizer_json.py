@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import InputError
+from ..labelled.rows import chat_end
 from ..labelled.templates import ChatTemplate
 from ..tokenizers.base import END, Tokenizer
 from ..tokenizers.bpe import SINGLE_BYTES
@@ -32,13 +33,16 @@ NO_TEXT = {"single_word": False, "lstrip": False, "rstrip": False, "normalized":
 LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
-def from_huggingface(folder: Path) -> Imported:
+def from_huggingface(folder: Path, *, trusted: str | None = None) -> Imported:
     """Reads the tokenizer of a model's folder: tokenizer.json, the names of special tokens, the chat template.
 
+    trusted: an expression that may cut the text, besides the known ones.
     Raises InputError for what is missing, damaged or hostile, and for a tokenizer that none of ours can equal.
     """
     folder = Path(folder)
     config = read_json(folder / "tokenizer_config.json", missing={})
+    if config.get("auto_map"):
+        raise InputError(f"{folder}: tokenizer_config.json names code of its own (auto_map), which is never run")
     names = special_names(folder, config)
     path = folder / "tokenizer.json"
     spm = folder / sentencepiece_model.FILE
@@ -59,7 +63,7 @@ def from_huggingface(folder: Path) -> Imported:
                 notes=notes,
             )
         else:
-            tokenizer = parse(content, path=path, config=config, names=names, notes=notes).tokenizer()
+            tokenizer = parse(content, path=path, config=config, names=names, trusted=trusted, notes=notes).tokenizer()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, InputError):
             raise
@@ -78,6 +82,8 @@ def read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str,
     if missing is not None and not path.exists():
         return missing
     try:
+        if path.exists() and not path.is_file():  # a link to a device has no end
+            raise InputError(f"{path} is not a file; copy it again")
         if path.stat().st_size > LARGEST:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer ({LARGEST:,})")
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +111,13 @@ def special_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def parse(
-    content: dict[str, Any], *, path: Path, config: dict[str, Any], names: dict[str, str], notes: list[str]
+    content: dict[str, Any],
+    *,
+    path: Path,
+    config: dict[str, Any],
+    names: dict[str, str],
+    trusted: str | None,
+    notes: list[str],
 ) -> ByteLevel:
     """Returns what tokenizer.json says, checked for what would change a text."""
     model = content["model"]
@@ -148,7 +160,7 @@ def parse(
         ids={name: token for name, token in vocabulary.items() if name not in special},
         merges=merges,
         special=special,
-        expression=expression_of(steps, place=str(path)),
+        expression=expression_of(steps, place=str(path), trusted=trusted),
         place=str(path),
         end=names.get("eos_token"),
         start=start,
@@ -252,14 +264,13 @@ def renamed(chat: ChatTemplate, old: str, new: str) -> ChatTemplate:
 
 def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the content of tokenizer.json. Raises InputError for a kind that is not byte-level."""
-    cut: list[dict[str, Any]] = []
     if isinstance(tokenizer, BytePairTokenizer):
         ranks, pattern = tokenizer.ranks, {"Regex": tokenizer.pattern.source}
-        cut = [{"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}]
     elif isinstance(tokenizer, ByteTokenizer):
-        ranks = SINGLE_BYTES
+        ranks, pattern = SINGLE_BYTES, {"Regex": GPT2}  # without merges, any pattern will do
     else:
         raise InputError(f"a tokenizer of kind {tokenizer.kind} cannot be exported; only bpe, tiktoken and byte can")
+    cut = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     special = names_elsewhere(tokenizer, ranks)
     added = [{"id": token, "content": name, **NO_TEXT} for name, token in sorted(special.items(), key=lambda x: x[1])]
     start = None
@@ -276,7 +287,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "version": "1.0",
         "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cut, LEVEL]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, LEVEL]},
         "post_processor": start,
         "decoder": LEVEL,
         "model": {
@@ -294,6 +305,12 @@ def names_elsewhere(tokenizer: Tokenizer, ranks: Iterable[bytes] = ()) -> dict[s
     if taken := special.keys() & set(map(spell, ranks)):
         raise InputError(f"the special token {min(taken)!r} has the name of an ordinary token: it cannot be exported")
     return special
+
+
+def end_of(tokenizer: Tokenizer, chat: ChatTemplate | None) -> int:
+    """Returns the token at which other programs stop: the one that ends an answer in a chat, or the end token."""
+    ends = chat_end(chat, tokenizer)[1] if chat else ()
+    return ends[0] if ends else tokenizer.end_id
 
 
 def merge_pairs(ranks: dict[bytes, int]) -> list[Pair]:

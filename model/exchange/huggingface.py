@@ -157,7 +157,9 @@ def check_headers(files: TensorFiles, names: dict[str, str], family: Family, wan
 
 
 def read_small_json(path: Path) -> dict[str, Any]:
-    if path.is_file() and path.stat().st_size > LARGEST_JSON:
+    if path.exists() and not path.is_file():  # a link to a device has no end
+        raise InputError(f"{path} is not a file; {DOWNLOAD_AGAIN}")
+    if path.exists() and path.stat().st_size > LARGEST_JSON:
         raise InputError(f"{path} has more than {LARGEST_JSON:,} bytes: not a file of settings; {DOWNLOAD_AGAIN}")
     return read_json(path, advice=DOWNLOAD_AGAIN)
 

@@ -231,6 +231,11 @@ def test_files_that_are_no_json_or_missing_are_refused(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(InputError, match="JSON"):
             from_huggingface(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").symlink_to("/dev/null")  # /dev/zero has no end
+    with pytest.raises(InputError, match="is not a file"):
+        from_huggingface(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     build(TokenizerConfig(kind="byte"), []).save(tmp_path)
     with pytest.raises(InputError, match="tokenizer of this program"):
         from_huggingface(tmp_path)

@@ -74,12 +74,6 @@ def test_a_start_token_is_written_and_read() -> None:
     assert from_gguf(metadata).tokenizer.start_id == tokenizer.start_id
 
 
-def test_the_byte_tokenizer_has_no_merges() -> None:
-    tokenizer = build(TokenizerConfig(kind="byte"), [])
-    metadata = to_gguf(tokenizer)
-    assert metadata[f"{KEY}merges"] == [] and from_gguf(metadata).tokenizer.encode(TEXT) == tokenizer.encode(TEXT)
-
-
 def unreachable() -> Tokenizer:
     tokens = [b"bc", b"ab", b"cd", b"abcd"]  # in "abcd", b and c merge first, and then nothing else can
     ranks = SINGLE_BYTES | {token: 256 + number for number, token in enumerate(tokens)}
@@ -89,7 +83,8 @@ def unreachable() -> Tokenizer:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: build(TokenizerConfig(kind="char"), ["ab"]), "kind char cannot be exported to GGUF; only byte"),
+        (lambda: build(TokenizerConfig(kind="char"), ["ab"]), "kind char cannot be exported to GGUF; only bpe"),
+        (lambda: build(TokenizerConfig(kind="byte"), []), "kind byte cannot be exported to GGUF"),
         (
             lambda: build(TokenizerConfig(kind="sentencepiece", vocab_size=400), ["a b " * 9]),
             "kind sentencepiece",

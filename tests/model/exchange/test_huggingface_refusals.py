@@ -238,6 +238,8 @@ def test_a_path_that_is_no_directory_is_refused(intact, tmp_path):
     assert "not a directory" in refused(intact / "llama" / "config.json")
     assert "not a directory" in refused(tmp_path / "nowhere")
     assert "not UTF-8" in refused(Path("\udcff"))
+    (tmp_path / "config.json").symlink_to("/dev/null")  # /dev/zero has no end
+    assert "is not a file" in refused(tmp_path)
 
 
 def test_a_huge_config_is_not_read(intact, tmp_path):
