@@ -163,6 +163,8 @@ def fit(
         (run_dir / JOB_FILE).write_text(torchrun_job(), encoding="utf-8")
 
     facts = {"seed": cfg.seed, **fingerprints}  # for the manifests
+    if start is not None:  # the origin and the licence of an imported model
+        facts |= {key: start.manifest[key] for key in ("source", "licence") if key in start.manifest}
 
     def save_files() -> list[Callable[[Path], None]]:  # each writes its files into a step directory
         return [lambda step: tokenizer.save(step / "tokenizer"), *([] if task is None else [task.task.save])]
