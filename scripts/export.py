@@ -23,17 +23,17 @@ from data.files import new_path
 from data.labelled.templates import ChatTemplate, Task
 from data.tokenizers.build import Tokenizer
 from data.tokenizers.build import load as load_tokenizer
+from data.tokenizers.kinds import BytePairTokenizer
 from model import InputError
 from model.checkpoints import reader
 from model.checkpoints.reader import Checkpoint, weight_shapes
-from model.config import ModelConfig
 from model.exchange import gguf_model, huggingface
 from model.exchange.gguf_file import GgufFile
-from model.exchange.other_programs import LlamaCpp, Ours, Transformers, is_installed
-from model.exchange.proof import EXACT, Program, Tasks
+from model.exchange.other_programs import LlamaCpp, Ours, Transformers, is_installed, transformers_reads
+from model.exchange.proof import EXACT, Program, Tasks, logits_of
 from model.exchange.proof import prove as prove_equal
 from model.exchange.source import Source, SpecialIds
-from model.inference.quantize import compare_logits
+from model.inference.quantize import QualityLoss, compare_logits
 from model.threads import share_cpus
 
 GGUF_READERS = ("transformers", "gguf", "accelerate")
@@ -101,7 +101,7 @@ class Exported:
     def write_huggingface(self, folder: Path) -> str:
         """Writes weights, settings and tokenizer; returns the name of the class."""
         config = self.checkpoint.config
-        ids = SpecialIds(self.tokenizer.end_id, start_id=self.tokenizer.start_id)
+        ids = SpecialIds(tokenizer_json.end_of(self.tokenizer, self.chat), start_id=self.tokenizer.stream_start)
         name = huggingface.write_model(folder, config, self.checkpoint.weights(), ids=ids)
         to_huggingface(folder, self.tokenizer, context=config.context, chat=self.chat)
         return name
@@ -119,12 +119,14 @@ def prove(path: Path, exported: Exported, cfg: ExportConfig) -> list[str]:
     """Reads what was written with this project's own reader and the other programs. Raises InputError."""
     config, tokenizer = exported.checkpoint.config, exported.tokenizer
     weights = exported.checkpoint.weights()
-    source, imported = read_again(path, cfg.format)
+    source, imported = read_again(path, cfg.format, tokenizer)
     texts = proof_texts(tokenizer, known_only=cfg.format == "gguf")
     tasks = Tasks.of(**texts, vocab_size=config.vocab_size, context=config.context)
+    exact = logits_of(Ours.of(config, weights, partial(encode, tokenizer)), tasks)
     ours = Ours.of(source.config, source.weights, partial(encode, imported.tokenizer))
     print("proof: the same answers from")
-    lines = [compare_weights(config, source, weights, ours, tasks, cfg)]
+    loss = compare_logits(exact, logits_of(ours, tasks))
+    lines = [compare_weights(source, weights, loss, cfg)]
     print(f"  {lines[0]}")
     lines += [compare_tokenizers(tokenizer, imported.tokenizer, tasks)]
     print(f"  {lines[1]}")
@@ -132,25 +134,26 @@ def prove(path: Path, exported: Exported, cfg: ExportConfig) -> list[str]:
     return lines + prove_equal(ours, others(path, cfg, source), tasks, context=config.context, tolerance=tolerance)
 
 
-def read_again(path: Path, format: str) -> tuple[Source, Imported]:
+def read_again(path: Path, format: str, tokenizer: Tokenizer) -> tuple[Source, Imported]:
     if format == "hf":
-        return huggingface.read_model(path), tokenizer_json.from_huggingface(path)
+        trusted = tokenizer.pattern.expression if isinstance(tokenizer, BytePairTokenizer) else None
+        return huggingface.read_model(path), tokenizer_json.from_huggingface(path, trusted=trusted)
     file = GgufFile(path)
     return gguf_model.read_model(file), tokenizer_gguf.from_gguf(file.metadata)
 
 
-def compare_weights(
-    config: ModelConfig, source: Source, weights: Mapping[str, Tensor], ours: Ours, tasks: Tasks, cfg: ExportConfig
-) -> str:
-    """Says that the weights are the same bits, or what rounding them costs. Raises InputError if they differ."""
+def compare_weights(source: Source, weights: Mapping[str, Tensor], loss: QualityLoss, cfg: ExportConfig) -> str:
+    """Says that the weights are the same bits, or what rounding them costs. Raises InputError if they differ.
+
+    loss: of the logits. It shows too whether the settings, which are not weights, are the same.
+    """
     if cfg.format == "gguf" and cfg.type != "F32":
-        exact = Ours.of(config, weights, ours.encode_text)
-        ids = tasks.sequences
-        loss = compare_logits(torch.stack(list(map(exact.logits, ids))), torch.stack(list(map(ours.logits, ids))))
         return f"read again: rounded to {cfg.type}, {loss}"
     for name, value in source.weights.items():
         if not torch.equal(value, weights[name] if name in weights else neutral(value, name)):
             raise InputError(f"not published: {name} has other bits when it is read again")
+    if not loss.largest <= EXACT:
+        raise InputError(f"not published: with the same weights, {loss} when the model is read again")
     return f"read again: {len(source.weights)} tensors, the same bits"
 
 
@@ -173,8 +176,7 @@ def others(path: Path, cfg: ExportConfig, source: Source) -> Iterator[Callable[[
     if cfg.format == "hf":
         readers["transformers"] = ("transformers",), lambda: Transformers(path)
     else:
-        # transformers reads GGUF files of these only, and forgets the context of a GPT-2.
-        if source.architecture == "llama" or (source.architecture == "gpt2" and source.config.context == 1024):
+        if transformers_reads(source):
             readers["transformers"] = GGUF_READERS, lambda: Transformers(path.parent, gguf_file=path.name)
         readers["llama.cpp"] = ("llama_cpp",), lambda: LlamaCpp(path, context=source.config.context)
     for name, (needed, open_program) in readers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from conf import cli
 from data.exchange import tokenizer_gguf, tokenizer_json
 from data.exchange.imported import Imported
-from data.exchange.smollm2 import PRETRAINED
+from data.exchange.smollm2 import PRETRAINED, Pretrained
 from data.exchange.tasks import PROMPT, encode, proof_texts
 from data.files import new_path
 from data.labelled.templates import Task
@@ -26,13 +27,12 @@ from model.checkpoints import reader
 from model.checkpoints.writer import Peers, Snapshot, write
 from model.exchange import gguf_model, huggingface
 from model.exchange.gguf_file import GgufFile
-from model.exchange.other_programs import Ours, Transformers, is_installed
+from model.exchange.other_programs import Ours, Transformers, is_installed, transformers_reads
 from model.exchange.proof import Program, Tasks
 from model.exchange.proof import prove as prove_equal
 from model.exchange.source import Source
 from model.threads import share_cpus
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")  # of tokenizer.ggml.pre
 CPU = torch.device("cpu")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -62,7 +62,7 @@ class Origin:
     """Where a model comes from. One of folder and gguf is set."""
 
     name: str
-    licence: str | None = None
+    known: Pretrained | None = None
     folder: Path | None = None
     gguf: Path | None = None
 
@@ -72,20 +72,22 @@ def find(cfg: ImportConfig) -> Origin:
     name = cfg.source or ""
     if name in PRETRAINED:
         known = PRETRAINED[name]
-        print(f"{known.attribution}")
-        return Origin(name, known.licence, gguf=known.fetch(Path(cfg.datasets).expanduser()))
+        print(known.attribution)
+        return Origin(name, known, gguf=known.fetch(Path(cfg.datasets).expanduser()))
     path = Path(name).expanduser()
     if path.is_file():
-        if path.suffix.lower() in PICKLES:
+        if path.suffix.lower() in huggingface.PICKLES:
             raise InputError(
                 f"source={name} is a pickle, which can run any code when it is opened, so it is not opened here; "
                 "convert it to safetensors where it was made: see scripts/README.md#nanogpt"
             )
         return Origin(path.name, gguf=path)
     if path.is_dir():
+        if any(path.glob("step_*/manifest.json")):
+            raise InputError(f"source={name} is a run directory already: use it as checkpoint={name}")
         ggufs = sorted(path.glob("*.gguf"))
         if (path / "config.json").exists() or not ggufs:
-            return Origin(path.name, folder=path)
+            return Origin(path.resolve().name, folder=path)
         if len(ggufs) > 1:
             raise InputError(f"source={name} holds {len(ggufs)} GGUF files: name one, such as source={ggufs[0]}")
         return Origin(ggufs[0].name, gguf=ggufs[0])
@@ -108,14 +110,15 @@ def from_hub(name: str) -> Path:
 
 
 def read(origin: Origin, tokenizer: Tokenizer | None) -> tuple[Source, Imported, Callable[[], Program] | None]:
-    """The model, its tokenizer and the other program that reads both; weights are read when they are accessed."""
+    """The model, its tokenizer and the other program if it reads both; weights are read when they are accessed."""
     if origin.gguf is not None:
         if tokenizer is not None:
             raise InputError("tokenizer= is for a directory without one; a GGUF file has its own: leave it out")
         file, path = GgufFile(origin.gguf), origin.gguf
         digits_first = file.metadata.get("tokenizer.ggml.pre") in DIGITS_FIRST
         other = partial(Transformers, path.parent, gguf_file=path.name, digits_first=digits_first)
-        return gguf_model.read_model(file), tokenizer_gguf.from_gguf(file.metadata), other
+        source = gguf_model.read_model(file)
+        return source, tokenizer_gguf.from_gguf(file.metadata), other if transformers_reads(source) else None
     assert origin.folder is not None
     if tokenizer is not None:
         return huggingface.read_model(origin.folder), Imported(tokenizer), None
@@ -174,15 +177,18 @@ def main(cfg: ImportConfig, overrides: cli.Overrides) -> None:
         for note in (*source.notes, *imported.notes):
             print(f"note: {note}")
         facts = {"source": origin.name, "architecture": source.architecture}
-        if origin.licence:
-            facts["licence"] = origin.licence
+        if origin.known:
+            facts |= {"source": origin.known.attribution, "licence": origin.known.licence}
         step = write_run(temporary, source, imported, facts)
         if cfg.proof and other is not None:
             prove(step, origin, imported.tokenizer, other)
+        elif cfg.proof:
+            print("note: not compared with transformers, which does not read this model with its tokenizer")
     print(f"{origin.name} -> {run_dir} in {time.perf_counter() - start:.0f} s; next:")
-    print(f'  python sample.py checkpoint={run_dir} mode=next_word prompt="{PROMPT}"')
+    checkpoint = shlex.quote(f"checkpoint={run_dir}")
+    print(f'  python sample.py {checkpoint} mode=next_word prompt="{PROMPT}"')
     if imported.chat is not None:
-        print(f"  python sample.py checkpoint={run_dir} mode=chat")
+        print(f"  python sample.py {checkpoint} mode=chat")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from ..config import ModelConfig
 from ..gpt import GPT
 from ..inference.generate import generate
 from ..inference.sampling import SamplingConfig
+from .source import Source
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Ours:
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         steps = generate(self.model, [ids], max_new_tokens=count, sampling=SamplingConfig(temperature=0))
         return [new.id for [new] in steps if new is not None]
+
+
+def transformers_reads(source: Source) -> bool:
+    """True if transformers computes the same from a GGUF file of this model.
+
+    It forgets a GPT-2's context, and a Llama's biases and rotary scaling, and it does not know Arcee.
+    """
+    if source.architecture == "gpt2":
+        return source.config.context == 1024
+    return source.architecture == "llama" and not source.config.bias and source.config.rotary_scaling is None
 
 
 class Transformers:

@@ -82,6 +82,11 @@ class Check:
         return f"{self.name}: {self.figure}" + ("" if self.passed else "  DIFFERENT")
 
 
+def logits_of(program: Program, tasks: Tasks) -> Tensor:
+    """Returns a program's logits of the random ids, (N, T, V)."""
+    return torch.stack([program.logits(ids) for ids in tasks.sequences])
+
+
 @torch.no_grad()
 def ask(program: Program, tasks: Tasks, *, context: int) -> Answers:
     """Returns a program's answers to all tasks."""
@@ -89,7 +94,7 @@ def ask(program: Program, tasks: Tasks, *, context: int) -> Answers:
         program.name,
         plain=[program.encode(text, special=False) for text in tasks.plain],
         special=[program.encode(text, special=True) for text in tasks.special],
-        logits=torch.stack([program.logits(ids) for ids in tasks.sequences]),
+        logits=logits_of(program, tasks),
         prompt_logits=program.logits(tasks.prompt)[-1],
         greedy=program.greedy(tasks.prompt, tasks.n_greedy(context)),
     )

@@ -83,13 +83,33 @@ def test_to_transformers_and_back_the_bits_are_the_same(tmp_path, family, change
     assert {path.name for path in tmp_path.iterdir()} == {"run", "there", "back"}
 
 
-@pytest.mark.parametrize("family, changes", [("gpt2", {}), ("llama", {"tie_embeddings": False}), ("modern", PORTABLE)])
-def test_to_gguf_and_back_the_bits_are_the_same(tmp_path, family, changes):
+@pytest.mark.parametrize(
+    "tokenizer", [TokenizerConfig(kind="byte"), TokenizerConfig(vocab_size=300, pattern=r"\w+|\W")]
+)
+def test_a_tokenizer_whose_expression_is_not_a_known_one_is_exported(tmp_path, tokenizer):
+    make_run(tmp_path / "run", "llama", tokenizer)
+    out = ok("export", "checkpoint=run", "out=there")
+    assert "the same ids" in out and "DIFFERENT" not in out
+
+
+@pytest.mark.parametrize(
+    "family, changes, known",
+    [
+        ("llama", {"tie_embeddings": False}, True),
+        ("llama", {"rotary_scaling": [2.0]}, False),
+        ("llama", {"bias": True}, False),
+        ("gpt2", {}, False),
+        ("modern", PORTABLE, False),
+    ],
+)
+def test_to_gguf_and_back_the_bits_are_the_same(tmp_path, family, changes, known):
+    """known: transformers computes the same from such a GGUF file; otherwise it is not asked."""
     pytest.importorskip("gguf")
     make_run(tmp_path / "run", family, **changes)
     out = ok("export", "checkpoint=run", "format=gguf", "out=model.gguf")
     assert "the same bits" in out
-    ok("import_model", "source=model.gguf", "run_dir=back", "proof=false")
+    out = ok("import_model", "source=model.gguf", "run_dir=back")
+    assert ("note: not compared" in out) is not known
     assert equal_runs(tmp_path / "run", tmp_path / "back")
 
 
@@ -106,6 +126,8 @@ def test_a_chat_template_goes_along(tmp_path):
     transformers = pytest.importorskip("transformers")
     make_run(tmp_path / "run", "modern", CHAT, chat=CHAT_TEMPLATES["chatml"])
     ok("export", "checkpoint=run", "out=there")
+    settings = json.loads((tmp_path / "there" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == load(tmp_path / "run").tokenizer.special_tokens["<|im_end|>"]
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "there")
     said = [{"role": "user", "content": "Hello"}]
     rendered = theirs.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
@@ -126,6 +148,7 @@ def test_an_import_is_an_ordinary_run_without_training_state(tmp_path):
     )
     tuned = ("finetune", "checkpoint=back", "examples=labels.csv", "run_dir=tuned", "steps=1", "batch_size=2")
     ok(*tuned, "device=cpu")
+    assert reader.find(tmp_path / "tuned").manifest["source"] == "there"
     line = one_line(run("train", "run_dir=back", "resume=true", "corpus=x"))
     assert "back" in line and "config.yaml is missing" in line
 
@@ -160,6 +183,15 @@ def test_a_wrong_export_is_not_published(tmp_path, monkeypatch, fault):
     assert snapshot(tmp_path) == before
 
 
+def test_an_export_with_other_settings_is_not_published(tmp_path, monkeypatch):
+    make_run(tmp_path / "run", "llama")
+    original = huggingface.write_config
+    changed = lambda *args, **options: original(*args, **options) | {"rms_norm_eps": 0.01}  # noqa: E731
+    monkeypatch.setattr(huggingface, "write_config", changed)
+    assert "logits differ" in one_line(run("export", "checkpoint=run", "out=there"))
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
 def test_what_a_format_does_not_know_is_refused_with_what_would_work(tmp_path, refused):
     make_run(tmp_path / "run", "modern")
     refused("export", "checkpoint=run", "format=gguf", "out=x.gguf", parts=("model=portable", "format=hf"))
@@ -189,6 +221,8 @@ def test_sources_that_cannot_be_read_are_refused_and_leave_nothing(tmp_path, ref
     refused("import_model", "source=empty", "run_dir=full", parts=("full exists already",))
     refused("import_model", "run_dir=out", parts=("source is required",))
     refused("import_model", "source=empty", parts=("run_dir is required",))
+    make_run(tmp_path / "run", "llama")
+    refused("import_model", "source=run", "run_dir=out", parts=("is a run directory already",))
 
 
 def test_remote_code_and_pickled_weights_are_refused(tmp_path, refused):
@@ -197,8 +231,13 @@ def test_remote_code_and_pickled_weights_are_refused(tmp_path, refused):
     config = tmp_path / "there" / "config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps(values | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
-    refused("import_model", "source=there", "run_dir=out", parts=("auto_map",))
+    refused("import_model", "source=there", "run_dir=out", parts=("config.json: auto_map",))
     config.write_text(json.dumps(values))
+    settings = tmp_path / "there" / "tokenizer_config.json"
+    settings.write_text(
+        json.dumps(json.loads(settings.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.T", None]}})
+    )
+    refused("import_model", "source=there", "run_dir=out", parts=("tokenizer_config.json", "auto_map"))
     (tmp_path / "there" / "model.safetensors").unlink()
     (tmp_path / "there" / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     refused("import_model", "source=there", "run_dir=out", parts=("pickled",))
