@@ -157,6 +157,8 @@ def fit(
     if cfg.time_budget:
         cfg = replace(cfg, optimizer=budget.config, eval_every=budget.eval_every, save_every=budget.save_every)
     say("  ".join(f"{name} {typed(value)}" for name, value in resolved.items()))
+    if not resolved["deterministic"]:
+        say("note: a resumed run may differ from this one in the last bits; deterministic=true would prevent that")
     say(describe_run(cfg, model, tokenizer, train_data, budget.steps))
     if world.is_main:
         cli.write_config(cfg, run_dir / "config.yaml")
@@ -171,7 +173,7 @@ def fit(
 
     with (
         StopSignal() as stop,
-        deterministic(compute.compile or device.type == "cuda"),
+        deterministic(resolved["deterministic"]),
         share_cpus(device),
         MetricsLog(
             run_dir, steps=budget.steps, start=state.step, elapsed_seconds=state.elapsed_seconds + watch.total,

@@ -20,7 +20,7 @@ Config = TypeVar("Config")
 CHANGEABLE = {  # on resume; any other change would make it a different run
     *("steps", "eval_every", "save_every", "log_every", "keep_last", "device", "compile", "parallel", "micro_batch"),
     *("time_budget", "sample_every", "sample_prompt", "activation_checkpointing", "save_in_background", "save_sharded"),
-    *("patience", "compare", "from_scratch", "probes", "preview"),
+    *("deterministic", "patience", "compare", "from_scratch", "probes", "preview"),
     *("debug", "resume", "run_dir", "wandb.mode", "wandb.project"),
     *("datasets", "workers", "verify"),  # where and how the corpus is prepared, not what it contains
 }

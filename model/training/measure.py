@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..device import Compute, deterministic
+from ..device import Compute, deterministic, resolve_deterministic
 from ..distributed import parallel
 from ..gpt import GPT
 from ..planning import memory, plan
@@ -56,7 +56,7 @@ def measure(
         evaluate(model, data, compute=compute, batch_size=size, world=world, forwards=1)
         return time.perf_counter() - began
 
-    with deterministic(compute.compile or compute.device.type == "cuda"):
+    with deterministic(resolve_deterministic(cfg.deterministic, compute.device)):
         for step in range(2):
             update(step)
         taken: list[float] = []

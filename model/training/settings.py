@@ -11,7 +11,7 @@ import torch
 
 from .. import InputError
 from ..attention import choose_kernel
-from ..device import Compute, has_bfloat16, missing_for_compile
+from ..device import Compute, has_bfloat16, missing_for_compile, resolve_deterministic
 from ..distributed import parallel, strategies
 from ..gpt import GPT
 from ..optimization.schedule import OptimizerConfig, warmup_steps
@@ -53,6 +53,8 @@ class LoopConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     compile: Any = "auto"  # auto (on a GPU; train.py: also on a CPU, for runs of about ten minutes) | true | false
+    # equal and resumed runs end with the same weights, bit for bit: true | false | auto (on a CPU, where it is free)
+    deterministic: Any = "auto"
     parallel: str = field(default="none", metadata=DISTRIBUTED)  # none | ddp | fsdp
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     # what to train, the rest stays as it is: all | embed | head | norms | biases | blocks.-2: | *.mlp.* | [several]
@@ -99,6 +101,7 @@ class LoopConfig:
             found.append("dry_run=true is for a new run; leave out resume=")
         for name, value, allowed in (
             ("resume", self.resume, (False, True, "auto")),
+            ("deterministic", self.deterministic, (False, True, "auto")),
             ("parallel", self.parallel, strategies.STRATEGIES),
             ("save_sharded", self.save_sharded, (False, True, "auto")),
             ("weight_average", self.weight_average, KINDS),
@@ -165,8 +168,8 @@ def resolve_auto(
     """Returns the settings with each `auto` replaced by its value, so that a resumed run uses the same values.
 
     The default warmup is fixed too: it depends on the number of steps, and a run that is extended must not warm up
-    again. Device and compile stay as given, since a run may resume on another machine. Muon's Newton-Schulz iteration
-    tolerates bfloat16, so it uses bfloat16 where that is fast, whatever the model's dtype.
+    again. Device, compile and deterministic stay as given, since a run may resume on another machine. Muon's
+    Newton-Schulz iteration tolerates bfloat16, so it uses bfloat16 where that is fast, whatever the model's dtype.
     """
     optimizer = cfg.optimizer
     if optimizer.newton_schulz_dtype == "auto":
@@ -205,6 +208,7 @@ def use_sharded_checkpoint(cfg: LoopConfig, model: GPT) -> bool:
 def runtime_info(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> dict[str, Any]:
     """Returns what a run prints at its start and saves: if any of these change, results may differ in the last bits."""
     return compute.describe() | {
+        "deterministic": resolve_deterministic(cfg.deterministic, compute.device),
         "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
         "newton_schulz": cfg.optimizer.newton_schulz_dtype,
         "micro_batch": cfg.micro_batch or cfg.batch_size // world.size,
