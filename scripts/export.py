@@ -177,7 +177,7 @@ def others(path: Path, cfg: ExportConfig, source: Source) -> Iterator[Callable[[
         readers["transformers"] = ("transformers",), lambda: Transformers(path)
     else:
         if transformers_reads(source):
-            readers["transformers"] = GGUF_READERS, lambda: Transformers(path.parent, gguf_file=path.name)
+            readers["transformers"] = GGUF_READERS, lambda: Transformers.of_gguf(GgufFile(path))
         readers["llama.cpp"] = ("llama_cpp",), lambda: LlamaCpp(path, context=source.config.context)
     for name, (needed, open_program) in readers.items():
         if missing := [package for package in needed if not is_installed(package)]:

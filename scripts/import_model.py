@@ -33,7 +33,6 @@ from model.exchange.proof import prove as prove_equal
 from model.exchange.source import Source
 from model.threads import share_cpus
 
-DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")  # of tokenizer.ggml.pre
 CPU = torch.device("cpu")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja"]
@@ -114,11 +113,9 @@ def read(origin: Origin, tokenizer: Tokenizer | None) -> tuple[Source, Imported,
     if origin.gguf is not None:
         if tokenizer is not None:
             raise InputError("tokenizer= is for a directory without one; a GGUF file has its own: leave it out")
-        file, path = GgufFile(origin.gguf), origin.gguf
-        digits_first = file.metadata.get("tokenizer.ggml.pre") in DIGITS_FIRST
-        other = partial(Transformers, path.parent, gguf_file=path.name, digits_first=digits_first)
-        source = gguf_model.read_model(file)
-        return source, tokenizer_gguf.from_gguf(file.metadata), other if transformers_reads(source) else None
+        source = gguf_model.read_model(file := GgufFile(origin.gguf))
+        other = partial(Transformers.of_gguf, file) if transformers_reads(source) else None
+        return source, tokenizer_gguf.from_gguf(file.metadata), other
     assert origin.folder is not None
     if tokenizer is not None:
         return huggingface.read_model(origin.folder), Imported(tokenizer), None

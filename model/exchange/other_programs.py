@@ -19,7 +19,10 @@ from ..config import ModelConfig
 from ..gpt import GPT
 from ..inference.generate import generate
 from ..inference.sampling import SamplingConfig
+from .gguf_file import GgufFile
 from .source import Source
+
+DIGITS_FIRST = ("smollm", "starcoder", "refact")  # of tokenizer.ggml.pre
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ class Transformers:
             parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
             self.tokenizer.backend_tokenizer.pre_tokenizer = InOrder(parts)
         self.model.eval()
+
+    @staticmethod
+    def of_gguf(file: GgufFile) -> Transformers:
+        digits_first = file.metadata.get("tokenizer.ggml.pre") in DIGITS_FIRST
+        return Transformers(file.path.parent, gguf_file=file.path.name, digits_first=digits_first)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)

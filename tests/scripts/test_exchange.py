@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data.exchange import tasks
+from data.exchange.byte_level.patterns import CUTS
 from data.labelled.templates import CHAT_TEMPLATES, Task
 from data.tokenizers.build import TokenizerConfig, build
 from model.checkpoints import reader
@@ -19,7 +20,7 @@ from tests.conftest import POEM
 from tests.families import make
 from tests.programs import ok, one_line, run, snapshot
 
-TEXT = [POEM, "def f(x):\n\treturn x ** 2  # 12,345 naïve café 我能 👍\n"] * 3
+TEXT = [POEM, "def f(x):\n\treturn x ** 2  # 12,345 naïve café 我能 👍\n  1   2\n"] * 3
 PLAIN = TokenizerConfig(vocab_size=300)
 CHAT = TokenizerConfig(vocab_size=300, special_tokens=["<|im_start|>", "<|im_end|>"], allow_special=True)
 
@@ -111,6 +112,14 @@ def test_to_gguf_and_back_the_bits_are_the_same(tmp_path, family, changes, known
     out = ok("import_model", "source=model.gguf", "run_dir=back")
     assert ("note: not compared" in out) is not known
     assert equal_runs(tmp_path / "run", tmp_path / "back")
+
+
+def test_digits_are_cut_out_first_in_a_gguf_file(tmp_path):
+    """As in SmolLM2's tokenizer: with the cut of GPT-2, "  1" is a space and then " 1"."""
+    pytest.importorskip("gguf")
+    make_run(tmp_path / "run", "llama", TokenizerConfig(vocab_size=300, pattern=CUTS["smollm"].expression))
+    assert "  " in map(load(tmp_path / "run").tokenizer.decode, [[token] for token in range(256, 300)])
+    assert "DIFFERENT" not in ok("export", "checkpoint=run", "format=gguf", "out=model.gguf")
 
 
 def test_rounded_weights_are_read_again_and_their_loss_is_said(tmp_path):
