@@ -35,7 +35,7 @@ from model.threads import share_cpus
 
 CPU = torch.device("cpu")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja"]
+HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "chat_template.jinja"]
 
 
 @dataclass

@@ -33,7 +33,7 @@ class Imported:
         if first == vocab_size:
             return self
         about = tokenizer.fields()
-        about["special_tokens"] = about["special_tokens"] | {f"<|unused_{i}|>": i for i in range(first, vocab_size)}
+        about["special_tokens"] = {f"<|unused_{i}|>": i for i in range(first, vocab_size)} | about["special_tokens"]
         filled = type(tokenizer).restore(about, tokenizer.model)
         for name in ("allow_special", "start_id", "end_name"):
             setattr(filled, name, getattr(tokenizer, name))

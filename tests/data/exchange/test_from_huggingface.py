@@ -249,6 +249,11 @@ def test_a_marker_that_is_found_in_every_text_becomes_special_with_a_note(base: 
         read.check_size(600)
 
 
+def test_unused_ids_take_no_name_from_a_token(base: Path, tmp_path: Path) -> None:
+    filled = changed(base, tmp_path, added_tokens=extra(content="<|unused_601|>")).filled(603).tokenizer
+    assert filled.special_tokens["<|unused_601|>"] == 600 and filled.vocab_size == 603
+
+
 def test_a_token_that_no_text_gives_is_kept_as_a_special_token(base: Path, tmp_path: Path) -> None:
     read = changed(base, tmp_path, model__vocab=lambda vocab: vocab | {"Ġnever": 600})
     assert read.tokenizer.decode([600]) == " never" and 600 not in read.tokenizer.encode("a never")
