@@ -29,6 +29,7 @@ CONFIGS = {
     "topics": ("scripts.topics", "TopicsConfig"),
     "languages": ("scripts.languages", "LanguagesConfig"),
     "faults": ("scripts.faults", "FaultsConfig"),
+    "check_device": ("scripts.check_device", "CheckConfig"),
     "export": ("scripts.export", "ExportConfig"),
     "import_model": ("scripts.import_model", "ImportConfig"),
     "cloze": ("scripts.cloze", "ClozeConfig"),

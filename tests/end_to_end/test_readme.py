@@ -36,6 +36,7 @@ PROGRAMS = {  # how a command line names it: (module, settings, name of its yaml
     "scripts.cloze": ("scripts.cloze", "ClozeConfig", "cloze"),
     "scripts.compress": ("scripts.compress", "CompressConfig", "compress"),
     "scripts.faults": ("scripts.faults", "FaultsConfig", "faults"),
+    "scripts.check_device": ("scripts.check_device", "CheckConfig", "check_device"),
     "scripts.import_model": ("scripts.import_model", "ImportConfig", "import_model"),
     "scripts.export": ("scripts.export", "ExportConfig", "export"),
     "scripts.serve": ("scripts.serve", "ServeConfig", "serve"),
