@@ -40,9 +40,6 @@ GGUF_READERS = ("transformers", "gguf", "accelerate")
 CPU = torch.device("cpu")
 FORMATS, TYPES = ("hf", "gguf"), ("F32", "F16", "Q8_0")
 IN_GGUF = {"needs": ("format=gguf",)}
-# Of logits, between two programs that read the same file. llama.cpp looks GELU up in a table of float16 numbers, and
-# rounds the activations too where weights are F16 or Q8_0.
-TOLERANCES = {"F32": 5e-3, "F16": 5e-2, "Q8_0": 1.0}
 
 
 @dataclass
@@ -130,8 +127,7 @@ def prove(path: Path, exported: Exported, cfg: ExportConfig) -> list[str]:
     print(f"  {lines[0]}")
     lines += [compare_tokenizers(tokenizer, imported.tokenizer, tasks)]
     print(f"  {lines[1]}")
-    tolerance = TOLERANCES[cfg.type] if cfg.format == "gguf" else EXACT
-    return lines + prove_equal(ours, others(path, cfg, source), tasks, context=config.context, tolerance=tolerance)
+    return lines + prove_equal(ours, others(path, cfg, source), tasks, context=config.context)
 
 
 def read_again(path: Path, format: str, tokenizer: Tokenizer) -> tuple[Source, Imported]:
@@ -178,7 +174,7 @@ def others(path: Path, cfg: ExportConfig, source: Source) -> Iterator[Callable[[
     else:
         if transformers_reads(source):
             readers["transformers"] = GGUF_READERS, lambda: Transformers.of_gguf(GgufFile(path))
-        readers["llama.cpp"] = ("llama_cpp",), lambda: LlamaCpp(path, context=source.config.context)
+        readers["llama.cpp"] = ("llama_cpp",), lambda: LlamaCpp(path, context=source.config.context, kind=cfg.type)
     for name, (needed, open_program) in readers.items():
         if missing := [package for package in needed if not is_installed(package)]:
             print(f"note: not compared with {name}: {', '.join(missing)} is not installed")

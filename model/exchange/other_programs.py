@@ -20,8 +20,12 @@ from ..gpt import GPT
 from ..inference.generate import generate
 from ..inference.sampling import SamplingConfig
 from .gguf_file import GgufFile
+from .proof import EXACT
 from .source import Source
 
+# llama.cpp's tolerances. It looks GELU up in a table of float16 numbers, and rounds activations where weights are F16,
+# and so much where they are Q8_0 that single logits differ by several units.
+LLAMA_CPP = {"F32": 5e-3, "F16": 5e-2}
 DIGITS_FIRST = ("smollm", "starcoder", "refact")  # of tokenizer.ggml.pre
 
 
@@ -32,6 +36,7 @@ class Ours:
     model: GPT
     encode_text: Callable[[str, bool], list[int]]
     name: str = "nextword"
+    tolerance: float = EXACT
 
     @staticmethod
     @torch.no_grad()
@@ -67,6 +72,8 @@ def transformers_reads(source: Source) -> bool:
 
 class Transformers:
     """Hugging Face's transformers, in float32. Opens no pickles and runs no code from the directory."""
+
+    tolerance = EXACT
 
     def __init__(self, folder: Path, *, gguf_file: str | None = None, digits_first: bool = False) -> None:
         """digits_first: the tokenizer of a GGUF file isolates digits, which transformers forgets when it reads one."""
@@ -119,9 +126,11 @@ class LlamaCpp:
     It reads one token at a time: some of its builds crash on batches of products with quantised weights.
     """
 
-    def __init__(self, path: Path, *, context: int) -> None:
+    def __init__(self, path: Path, *, context: int, kind: str) -> None:
+        """kind: how the file stores matrices, F32, F16 or Q8_0."""
         import llama_cpp
 
+        self.tolerance = LLAMA_CPP.get(kind)
         self.name = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
         try:
             with quiet():
