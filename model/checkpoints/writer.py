@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -134,7 +135,7 @@ def write_tensors(temporary: Path, new: Snapshot) -> None:
         try:
             save_file(tensors, path)  # without a metadata block, whose key order would differ between processes
         except SafetensorError as error:  # a full disk
-            raise OSError(f"{path}: {error}") from None
+            raise OSError(errno.EIO, str(error), str(path)) from None
         path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files private
         flush(path)
 

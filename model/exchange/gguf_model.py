@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ def write_model(
                 tensor = to_interleaved(tensor, heads) if heads else tensor
                 assert tensor.shape == shape, (part, tensor.shape, shape)
                 writer.write_tensor_data(stored_form(part, tensor, kinds[part]))
+    except OSError as error:  # a full disk: numpy says only how much was written
+        raise OSError(errno.EIO, str(error), str(path)) from None
     finally:
         writer.close()
     return architecture.name

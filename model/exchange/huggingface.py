@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections import Counter
@@ -182,7 +183,7 @@ def write_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]
         try:
             save_file(tensors, folder / name, metadata={"format": "pt"})  # which transformers insists on
         except SafetensorError as error:  # a full disk
-            raise OSError(f"{folder / name}: {error}") from None
+            raise OSError(errno.EIO, str(error), str(folder / name)) from None
         (folder / name).chmod(folder.stat().st_mode & 0o666)  # safetensors makes files private
         places |= dict.fromkeys(tensors, name)
     if len(files) > 1:

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from data.exchange import tasks
 from data.exchange.byte_level.patterns import CUTS
@@ -210,6 +211,28 @@ def test_what_a_format_does_not_know_is_refused_with_what_would_work(tmp_path, r
     refused("export", "checkpoint=run", "format=gguf", "out=x", parts=("ends in .gguf",))
     refused("export", "checkpoint=run", "format=onnx", "out=x", parts=("'onnx'", "hf, gguf"))
     refused("export", "out=x", parts=("checkpoint is required",))
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    writer = pytest.importorskip("gguf.gguf_writer")
+    make_run(tmp_path / "run", "llama")
+    ok("export", "checkpoint=run", "out=there", "proof=false")
+
+    def full(error):
+        def write(*args, **options):
+            raise error
+
+        return write
+
+    no_space = full(SafetensorError("I/O error: No space left on device (os error 28)"))
+    monkeypatch.setattr(huggingface, "save_file", no_space)
+    monkeypatch.setattr("model.checkpoints.writer.save_file", no_space)
+    monkeypatch.setattr(writer.GGUFWriter, "write_tensor_data", full(OSError("940 requested and 516 written")))
+    before = snapshot(tmp_path)
+    assert "No space left" in one_line(run("export", "checkpoint=run", "out=other", "proof=false"))
+    assert "No space left" in one_line(run("import_model", "source=there", "run_dir=back", "proof=false"))
+    assert "516 written" in one_line(run("export", "checkpoint=run", "format=gguf", "out=x.gguf", "proof=false"))
+    assert snapshot(tmp_path) == before
 
 
 class Bomb:
