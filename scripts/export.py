@@ -30,7 +30,7 @@ from model.checkpoints.reader import Checkpoint, weight_shapes
 from model.exchange import gguf_model, huggingface
 from model.exchange.gguf_file import GgufFile
 from model.exchange.other_programs import LlamaCpp, Ours, Transformers, is_installed, transformers_reads
-from model.exchange.proof import EXACT, Program, Tasks, logits_of
+from model.exchange.proof import DIVERGENCE, EXACT, Program, Tasks, logits_of
 from model.exchange.proof import prove as prove_equal
 from model.exchange.source import Source, SpecialIds
 from model.inference.quantize import QualityLoss, compare_logits
@@ -143,13 +143,14 @@ def compare_weights(source: Source, weights: Mapping[str, Tensor], loss: Quality
 
     loss: of the logits. It shows too whether the settings, which are not weights, are the same.
     """
-    if cfg.format == "gguf" and cfg.type != "F32":
+    rounded = cfg.format == "gguf" and cfg.type != "F32"
+    if not (loss.divergence <= DIVERGENCE if rounded else loss.largest <= EXACT):
+        raise InputError(f"not published: {loss} when the model is read again")
+    if rounded:
         return f"read again: rounded to {cfg.type}, {loss}"
     for name, value in source.weights.items():
         if not torch.equal(value, weights[name] if name in weights else neutral(value, name)):
             raise InputError(f"not published: {name} has other bits when it is read again")
-    if not loss.largest <= EXACT:
-        raise InputError(f"not published: with the same weights, {loss} when the model is read again")
     return f"read again: {len(source.weights)} tensors, the same bits"
 
 

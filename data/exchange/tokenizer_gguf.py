@@ -103,11 +103,8 @@ def _special(tokens: list[str], types: Any, roles: dict[str, str | None], notes:
     return special
 
 
-def to_gguf(tokenizer: Tokenizer, chat: ChatTemplate | None = None, *, vocab_size: int | None = None) -> dict[str, Any]:
-    """Returns the metadata of a GGUF file. Raises InputError for a tokenizer that the format cannot express.
-
-    vocab_size: of the model, if it has more embeddings than the tokenizer has tokens; the others are unused.
-    """
+def to_gguf(tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> dict[str, Any]:
+    """Returns the metadata of a GGUF file. Raises InputError for a tokenizer that the format cannot express."""
     can = "only bpe and tiktoken can, with the pattern gpt2 or that of an imported model"
     if not isinstance(tokenizer, BytePairTokenizer):
         raise InputError(f"a tokenizer of kind {tokenizer.kind} cannot be exported to GGUF; {can}")
@@ -125,9 +122,8 @@ def to_gguf(tokenizer: Tokenizer, chat: ChatTemplate | None = None, *, vocab_siz
             "Face's format can express it"
         )
     special = names_elsewhere(tokenizer, ranks)
-    size = max(tokenizer.vocab_size, vocab_size or 0)
-    tokens = [f"[UNUSED_{token}]" for token in range(size)]
-    types = [UNUSED] * size
+    tokens = [f"[UNUSED_{token}]" for token in range(tokenizer.vocab_size)]  # some vocabularies skip ids
+    types = [UNUSED] * len(tokens)
     for names, kind in (({spell(token): rank for token, rank in ranks.items()}, NORMAL), (special, CONTROL)):
         for name, token in names.items():
             tokens[token], types[token] = name, kind

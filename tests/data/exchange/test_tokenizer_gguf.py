@@ -59,11 +59,16 @@ def test_roles_and_types(metadata: dict[str, Any]) -> None:
     assert plain[f"{KEY}eos_token_id"] == tokenizer.end_id and "tokenizer.chat_template" not in plain
 
 
-def test_unused_ids_are_filled_up_to_the_model_and_stay_unused() -> None:
-    metadata = to_gguf(trained("gpt2"), vocab_size=512)
+def test_ids_that_the_vocabulary_skips_are_unused() -> None:
+    ranks = SINGLE_BYTES | {b"ab": 260}
+    metadata = to_gguf(TiktokenTokenizer(ranks, {END: 262}, pattern="gpt2"))
     tokens, types = metadata[f"{KEY}tokens"], metadata[f"{KEY}token_type"]
-    assert len(tokens) == len(types) == len({*tokens}) == 512 and types[500:] == [UNUSED] * 12
-    assert from_gguf(metadata).tokenizer.vocab_size == 500
+    assert len({*tokens}) == 263 and [token for token, kind in enumerate(types) if kind == UNUSED] == [
+        *range(256, 260),
+        261,
+    ]
+    again = from_gguf(metadata).tokenizer
+    assert again.vocab_size == 263 and again.encode("ab") == [260]
 
 
 def test_a_start_token_is_written_and_read() -> None:
