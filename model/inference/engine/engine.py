@@ -227,7 +227,13 @@ class Engine:
             return None
         with self._changed:
             ticket = self._waiting.popleft() if self._waiting else None
-        return None if ticket is None else Reading.begin(ticket, self.slots)
+        if ticket is None:
+            return None
+        try:
+            return Reading.begin(ticket, self.slots)
+        except Exception as error:  # for example no memory for a copy
+            self._end(ticket, "error", error)
+            return None
 
     def _leave(self, leaving: Mapping[Active, Finish]) -> None:
         """Frees the slots of rows, then ends their tickets."""

@@ -45,6 +45,7 @@ class Slots:
             copied = 0
         elif source >= self.n_active and 2 * copied >= len(self.ids[source]):
             target = source
+        self.ids[target] = []  # in case that the copy fails
         self.cache.copy_tokens(source, target, count=copied)
         self.ids[target] = list(prompt[:copied])
         return target, copied

@@ -236,6 +236,25 @@ def test_an_error_in_a_row_ends_only_that_row(start):
         assert summary(tickets[request.index]) == summary(alone(model, request))
 
 
+def test_a_prompt_that_gets_no_slot_ends_only_its_ticket(start, monkeypatch):
+    engine = start(slots=2)
+    open_slot, calls = engine.slots.open, []
+
+    def fail_once(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+        return open_slot(*arguments, **options)
+
+    monkeypatch.setattr(engine.slots, "open", fail_once)
+    release = hold(engine)
+    first, second = (engine.submit(EngineRequest([1], 3, GREEDY)) for _ in range(2))
+    release.set()
+    assert len(list(second)) == 3
+    with pytest.raises(MemoryError):
+        list(first)
+
+
 def test_a_bug_in_the_worker_ends_all_tickets_and_is_raised_again(start, monkeypatch):
     engine = start(slots=2)
     release = hold(engine)
