@@ -89,9 +89,10 @@ class InspectConfig:
             found.append("give text= or text_file=, not both")
         if self.ablation not in ("mean", "zero"):
             found.append(f"ablation={self.ablation!r} is not one of mean, zero")
-        for name in ("top", "windows", "num_samples", "max_new_tokens", "min_tokens", "rare"):
-            if not 1 <= getattr(self, name) <= 10**6:
-                found.append(f"{name}={getattr(self, name)} must be between 1 and 1,000,000")
+        limits = dict.fromkeys(("top", "num_samples", "max_new_tokens", "min_tokens", "rare"), 10**6)
+        for name, limit in (limits | {"windows": 1000}).items():  # all windows are in memory, once for each block
+            if not 1 <= getattr(self, name) <= limit:
+                found.append(f"{name}={getattr(self, name)} must be between 1 and {limit:,}")
         if not 0 <= self.temperature < math.inf:
             found.append(f"temperature={self.temperature} must be at least 0")
         return found
@@ -154,7 +155,7 @@ def ablation_windows(cfg: InspectConfig, lm: LanguageModel) -> torch.Tensor | No
     """Text to predict without each head, (N, T + 1) ids; None with a note if there is none."""
     given = cfg.given_text()
     if given is not None:
-        ids = [lm.tokenizer.end_id, *lm.tokenizer.encode(given)]
+        ids = [*lm.encode(()), *lm.tokenizer.encode(given)]
         width = min(WIDTH, lm.model.config.context, max(8, len(ids) // FEWEST_HUMAN), len(ids) - 1)
         if width < 1:
             raise InputError("text= is empty: give at least one character to predict")
@@ -174,7 +175,7 @@ def ablation_windows(cfg: InspectConfig, lm: LanguageModel) -> torch.Tensor | No
 
 def look_at_heads(cfg: InspectConfig, lm: LanguageModel, ids: list[int]) -> Result:
     special = list(lm.tokenizer.special_tokens.values())
-    scores = head_scores(lm.model, start=lm.tokenizer.end_id, exclude=special, seed=cfg.seed)
+    scores = head_scores(lm.model, start=lm.encode(())[0], exclude=special, seed=cfg.seed)
     names = tuple(scores.chance)
     shape = range(lm.model.config.n_layer), range(lm.model.config.n_head)
     rows: list[Result] = [
@@ -243,9 +244,10 @@ def texts_to_look_up(
     sampling = SamplingConfig(temperature=cfg.temperature)
     samples = lm.generate(prompts, max_new_tokens=cfg.max_new_tokens, sampling=sampling, seed=cfg.seed)
     # Encoded as the training text was, which may take a few more tokens than were drawn.
-    texts = [lm.tokenizer.encode(sample.text)[: cfg.max_new_tokens] for sample in samples]
+    texts = [lm.tokenizer.encode(sample.text, continued=True)[: cfg.max_new_tokens] for sample in samples]
     human = [window[n_prompt:][: len(text)] for window, text in zip(windows, texts, strict=False)]
-    shown = [lm.tokenizer.decode(prompt) if prompt != [lm.tokenizer.end_id] else "" for prompt in prompts]
+    start = lm.encode(())  # no part of the text that is shown
+    shown = [lm.tokenizer.decode(prompt[1:] if prompt[:1] == start else prompt) for prompt in prompts]
     kept = [number for number, text in enumerate(texts) if text]
     if not kept:
         raise InputError("every sample is empty: the model ends the text at once; give another prompt= or seed=")

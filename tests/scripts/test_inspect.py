@@ -109,6 +109,17 @@ def test_copied_text_is_found_with_its_document(trained, tmp_path):
     assert found["statistics"]["tokens"] == found["human"]["tokens"] > 0 and "Copied from" in sampled
 
 
+def test_a_model_with_a_start_token_reads_it_before_the_text(trained, monkeypatch):
+    cfg = program.InspectConfig(checkpoint=str(trained), mode="heads", text="Listen to your heart", windows=1)
+    lm, seen = program.load(cfg), []
+    monkeypatch.setattr(lm.tokenizer, "start_id", 5)
+    monkeypatch.setattr(program, "head_scores", lambda model, *, start, **_: seen.append(start) or 1 / 0)
+    assert program.ablation_windows(cfg, lm)[0, 0] == 5
+    with pytest.raises(ZeroDivisionError):
+        program.look_at_heads(cfg, lm, [])
+    assert seen == [5]
+
+
 def test_mistakes_are_refused_in_one_line(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, part in (
@@ -122,6 +133,7 @@ def test_mistakes_are_refused_in_one_line(trained, tmp_path, monkeypatch):
         ((f"checkpoint={trained}", "mode=heads", "text=a", "text_file=b"), "not both"),
         ((f"checkpoint={trained}", "mode=trace", "prompt=a", "plot=a.png"), "mode=trace has no plot"),
         ((f"checkpoint={trained}", "mode=copies", "min_tokens=0"), "min_tokens=0 must be"),
+        ((f"checkpoint={trained}", "mode=heads", "windows=1001"), "windows=1001 must be between 1 and 1,000"),
     ):
         assert part in one_line(run("inspect", *arguments)), arguments
     assert list(tmp_path.iterdir()) == []
