@@ -19,6 +19,7 @@ from .streaming import unless_gone
 
 KNOWN = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
 MOST_QUESTIONS, MOST_OPTIONS = 400, 255
+LONGEST_OPTION = 100  # tokens: each is a step of the model that nothing interrupts
 QUESTION = ("type", "name", "instructions", "choices", "levels")
 TRUTHS = (("true", "false"), ("yes", "no"))  # how a predicate is answered: as the label set has it, or as the first
 
@@ -110,9 +111,15 @@ def read_question(question: Fields, text: str, served: Served) -> Asked:
         prompt = template(kind, text, instructions, words, descriptions)
         ids = served.encode(f"{prompt}\nAnswer:", name="input")
         answers, end, temperature = [f" {word}" for word in words], tokenizer.end_id, 1.0
-    options = [[*tokenizer.encode(answer), end] for answer in answers]
+    options = [[*tokenizer.encode(answer, continued=True), end] for answer in answers]
+    longest = max(map(len, options)) - 1
+    if longest > LONGEST_OPTION:
+        raise question.error(
+            "levels" if kind == "score" else "choices",
+            f"has {longest} tokens in one; at most {LONGEST_OPTION} are allowed",
+        )
     context = served.lm.model.config.context
-    if len(ids) + max(map(len, options)) - 1 > context:
+    if len(ids) + longest > context:
         raise too_long("input", f"{len(ids)} tokens with a question", context)
     if len(set(map(tuple, options))) < len(options):
         raise question.error("choices", "has two options of the same tokens")

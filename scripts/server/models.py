@@ -20,6 +20,7 @@ from sample import LanguageModel
 from .bodies import ApiError, Fields, is_ids
 
 Result = TypeVar("Result")
+MOST_SEARCHES = 8  # for next words, at a time; more wait
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Served:
     def task(self) -> Task:
         """What the checkpoint was fine-tuned to do."""
         return Task.load(self.lm.directory) or Task()
+
+    @cached_property
+    def searches(self) -> asyncio.Semaphore:
+        """Held by each search for next words while it runs."""
+        return asyncio.Semaphore(MOST_SEARCHES)
 
     @property
     def context(self) -> int:

@@ -29,11 +29,17 @@ FILTERS = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
 async def tokenizer_info(request: Request) -> Json:
-    """The special tokens by their roles. The end token also starts a text: it is what an empty prompt means."""
+    """The special tokens by their roles. What starts a text, and is an empty prompt, is mostly the end token."""
     served = Models.here(request).get(request.query_params.get("model"))
     tokenizer, chat = served.lm.tokenizer, served.task.chat
-    end = {token: name for name, token in tokenizer.special_tokens.items()}[tokenizer.end_id]
-    found = {"eos_token": end, "bos_token": end, "pad_token": end, "chat_template": chat.jinja() if chat else None}
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    [start], end = served.lm.encode(()), names[tokenizer.end_id]
+    found = {
+        "eos_token": end,
+        "bos_token": names[start],
+        "pad_token": end,
+        "chat_template": chat.jinja() if chat else None,
+    }
     return Json(found | {"vocab_size": tokenizer.vocab_size, "model_max_length": served.context})
 
 
@@ -91,7 +97,8 @@ async def surprisal(request: Request) -> Json:
     """Each token of a text with its log-probability, its rank, and what the model would rather have written."""
     fields = Fields(await read_json(request), ["model", "text", "prompt", "top"])
     served, top = Models.here(request).of(fields), fields.integer("top", 10, low=0, high=50)
-    prefix, ids = served.ids(fields), served.lm.tokenizer.encode(fields.text("text"))
+    prefix, continued = served.ids(fields), bool(fields.values.get("prompt"))
+    ids = served.lm.tokenizer.encode(fields.text("text"), continued=continued)
     if not 0 < len(ids) <= MOST_TOKENS:
         raise fields.error("text", f"has {len(ids):,} tokens; it must have 1 to {MOST_TOKENS:,}")
     request.scope["tokens"][0] = len(prefix) + len(ids)

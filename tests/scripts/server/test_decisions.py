@@ -47,6 +47,19 @@ def test_other_options_are_scored_whole_after_the_question(client, lms):
     assert found["outside"] == pytest.approx(1 - math.fsum(map(math.exp, totals)))
 
 
+def test_an_option_continues_the_question_so_it_has_no_prefix(client, lms, monkeypatch):
+    lm, asked = lms["plain"], choice("good", "bad")
+    [expected] = ask(client, asked).json["answers"]
+    monkeypatch.setattr(lm.tokenizer, "prefix", "")
+    assert ask(client, asked).json["answers"] == [expected]
+    monkeypatch.setattr(lm.tokenizer, "prefix", "#")
+    prompt = lm.encode("What a day\n\nWhich?\n- good\n- bad\nAnswer:")
+    options = [[*lm.tokenizer.encode(f" {word}", continued=True), lm.tokenizer.end_id] for word in ("good", "bad")]
+    shares = lm.label_scores([prompt], options)[0].double().softmax(-1).tolist()
+    [found] = ask(client, asked).json["answers"]
+    assert [row["probability"] for row in found["probabilities"]] == pytest.approx(shares)
+
+
 def test_predicates_and_scores_have_openais_shape(client, lms):
     levels = {"type": "score", "instructions": "How warm?", "levels": [{"label": x} for x in ("cold", "mild", "hot")]}
     body = [{"type": "predicate", "name": "sunny", "instructions": "The sun shines."}, levels]
@@ -89,6 +102,7 @@ def test_messages_and_parts_are_an_input_too(client):
     [
         (choice("a"), "must have 2 to 255"),
         (choice("a", "a"), "must be different"),
+        (choice("a", "x" * 110), "has 111 tokens in one; at most 100"),
         (choice(True, "true"), "must be different"),
         (choice("a", 1), "'questions[0].choices[1].value' must be a string or true or false"),
         (choice("a", "b", instructions=None), "'questions[0].instructions' is required"),

@@ -10,6 +10,8 @@ import pytest
 
 from model.inference.sampling import SamplingConfig
 from model.next_word.search import Search
+from scripts.server import next_words
+from scripts.server.models import Served
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.5, "top_k": 30}])
@@ -32,7 +34,7 @@ def test_a_search_stops_when_its_client_is_gone(client, monkeypatch):
 
     async def leave():
         stay, parts = asyncio.Event(), []
-        body = json.dumps({"prompt": "x", "top": 20, "max_expansions": 10**5, "tolerance": 0, "stream": True})
+        body = json.dumps({"prompt": "x", "top": 20, "max_expansions": 10**4, "tolerance": 0, "stream": True})
 
         def on_body(part):
             parts.append(part)
@@ -46,6 +48,41 @@ def test_a_search_stops_when_its_client_is_gone(client, monkeypatch):
     assert at_the_end <= 5
     assert client.post("/v1/next_tokens", {"prompt": "x"}).status == 200  # the worker is free
     assert len(expanded) <= at_the_end + 1
+
+
+@pytest.mark.parametrize("field, value", [("max_expansions", 10_001), ("max_expansions", 10**9), ("top", 101)])
+def test_a_search_that_would_take_the_servers_memory_or_time_is_refused(client, field, value):
+    answer = client.post("/v1/next_words", {"prompt": "x", field: value})
+    assert answer.status == 400 and f"'{field}' must be 1 to" in answer.json["error"]["message"]
+
+
+def test_a_large_vocabulary_allows_fewer_expansions(client, monkeypatch):
+    monkeypatch.setattr(next_words, "MOST_MASSES", 50 * 259)
+    message = client.post("/v1/next_words", {"prompt": "x", "max_expansions": 51}).json["error"]["message"]
+    assert "must be 1 to 50" in message
+    found = client.post("/v1/next_words", {"prompt": "x", "tolerance": 0}).json
+    assert (found["stopped"], found["evaluated"]) == ("max_tokens", 50)
+
+
+def test_only_some_searches_run_at_a_time_and_the_others_wait(make_client, models, monkeypatch):
+    running, most = [], []
+
+    async def alone(self, function):
+        running.append(1)
+        most.append(len(running))
+        await asyncio.sleep(0.001)
+        running.pop()
+        return function()
+
+    for one in models.by_name.values():
+        monkeypatch.setitem(one.__dict__, "searches", asyncio.Semaphore(2))
+    monkeypatch.setattr(Served, "alone", alone)
+    body = json.dumps({"prompt": "x", "max_expansions": 8, "tolerance": 0}).encode()
+
+    async def ask():
+        return await asyncio.gather(*(make_client().request("POST", "/v1/next_words", [body]) for _ in range(6)))
+
+    assert {answer.status for answer in asyncio.run(ask())} == {200} and max(most) == 2
 
 
 def test_next_tokens_and_the_mass_that_filters_remove(client, lms):
@@ -82,6 +119,17 @@ def test_surprisal_is_that_of_score_and_the_words_add_up(client, lms, text, prom
     assert "".join(word["text"] for word in words) == text
     assert sum(word["logprob"] for word in words) == pytest.approx(answer["logprob"])
     assert [word["tokens"][0] for word in words[1:]] == [word["tokens"][1] for word in words[:-1]]
+
+
+def test_a_model_with_a_start_token_reads_it_first_and_no_prefix_in_mid_text(client, lms, monkeypatch):
+    lm = lms["plain"]
+    monkeypatch.setattr(lm.tokenizer, "start_id", lm.tokenizer.special_tokens["<|im_start|>"])
+    monkeypatch.setattr(lm.tokenizer, "prefix", " ")
+    info = client.get("/tokenizer_info").json
+    assert (info["bos_token"], info["eos_token"]) == ("<|im_start|>", "<|endoftext|>")
+    for prompt in ("", "Listen"):
+        answer = client.post("/v1/surprisal", {"text": "to", "prompt": prompt}).json
+        assert answer["logprob"] == pytest.approx(lm.score("to", prompt=prompt).log_probability, abs=1e-3)
 
 
 def test_words_are_grouped(client):
