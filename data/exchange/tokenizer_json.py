@@ -88,7 +88,7 @@ def read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str,
             raise InputError(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer ({LARGEST:,})")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; for a model that came without it, give tokenizer=") from None
+        raise InputError(f"cannot read {path}: {error.strerror}; a model without it needs tokenizer=") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
