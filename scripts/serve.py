@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -51,8 +52,10 @@ class ServeConfig:
         for name, low, high in (("port", 0, 65535), ("slots", 1, 1024), ("queue", 0, 10**6), ("max_body", 1, 2**31)):
             if not low <= getattr(self, name) <= high:
                 found.append(f"{name}={getattr(self, name)} must be {low} to {high}")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            found.append("token= must be printable ASCII, as a header takes it")
+        if self.token is not None and not (
+            self.token.isascii() and self.token.isprintable() and self.token and self.token == self.token.strip()
+        ):
+            found.append("token= must be printable ASCII, as a header takes it, without spaces around it")
         elif self.token is None and not is_loopback(self.host):
             found.append(f"host={self.host} can be reached from other machines: give a secret, token=...")
         for origin in as_list(self.origins):
@@ -96,12 +99,15 @@ def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -
     """Runs an ASGI app until an interrupt, which is a way to end and not a failure; a second one does not wait."""
     import uvicorn
 
+    log = logging.getLogger("uvicorn.error")
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             self.force_exit = self.should_exit
             self.should_exit = True
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            log.disabled = True  # a client that is cut off after GRACE is no failure
             before_exit()  # ends what is being generated, so that no stream keeps the server waiting
             await super().shutdown(sockets)
 
@@ -109,7 +115,10 @@ def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -
         app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=65, backlog=BACKLOG,
     )  # fmt: skip
-    Server(config).run(sockets=[listener])
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        log.disabled = False
 
 
 def main(cfg: ServeConfig, overrides: cli.Overrides) -> None:

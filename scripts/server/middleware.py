@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import ipaddress
@@ -16,6 +17,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .bodies import ApiError
+
+BODY_SECONDS = 30  # within which a body must have arrived
 
 # No other page may load, frame or sniff an answer. model text cannot become a script, even if it became HTML.
 SECURITY = {
@@ -142,20 +145,29 @@ def refusal(message: str, status: int, code: str) -> Response:
 
 
 def too_large(limit: int) -> ApiError:
-    error = ApiError(f"the body is larger than {limit:,} bytes", status=413, code="body_too_large")
+    return closing(f"the body is larger than {limit:,} bytes", 413, "body_too_large")
+
+
+def closing(message: str, status: int, code: str) -> ApiError:
+    error = ApiError(message, status=status, code=code)
     error.headers["connection"] = "close"  # the rest of the body is not read
     return error
 
 
 def bounded(receive: Receive, limit: int) -> Receive:
-    """Receives at most `limit` bytes of body, also from a client that does not announce their number."""
-    read = 0
+    """Receives at most `limit` bytes of body, also from a client that does not announce their number, and in time."""
+    read, complete = 0, False
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def receive_some() -> Message:
-        nonlocal read
-        message = await receive()
+        nonlocal read, complete
+        left = None if complete else deadline - asyncio.get_running_loop().time()
+        try:
+            message = await asyncio.wait_for(receive(), left)
+        except TimeoutError:
+            raise closing(f"the body did not arrive within {BODY_SECONDS} s", 408, "body_too_slow") from None
         if message["type"] == "http.request":
-            read += len(message.get("body", b""))
+            read, complete = read + len(message.get("body", b"")), not message.get("more_body", False)
             if read > limit:
                 raise too_large(limit)
         return message

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from scripts.server import middleware
+
 MODELS = "/v1/models"
 PAGE = "http://localhost:3000"
 
@@ -76,6 +78,25 @@ def test_a_body_that_grows_too_large_is_not_read_to_its_end(make_client):
     parts = (read.append(1) or b" " * 100 for _ in range(100))
     answer = asyncio.run(client.request("POST", "/v1/completions", parts))
     assert answer.status == 413 and len(read) == 11 and answer.headers["connection"] == "close"
+
+
+def test_a_body_that_does_not_arrive_in_time_is_not_waited_for(client, monkeypatch):
+    monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
+    receive = asyncio.Queue().get  # nothing comes
+
+    async def ask():
+        answers = []
+
+        async def send(message):
+            answers.append(message)
+
+        headers = [(name.encode(), value.encode()) for name, value in client.headers.items()]
+        scope = {"type": "http", "method": "POST", "path": "/tokenize", "headers": headers, "query_string": b""}
+        await asyncio.wait_for(client.app(scope, receive, send), 5)
+        return answers
+
+    start, _ = asyncio.run(ask())
+    assert start["status"] == 408 and (b"connection", b"close") in start["headers"]
 
 
 def test_the_log_has_one_line_for_each_request_and_none_of_its_text(client, log):

@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
+from scripts import serve
 from scripts.server.models import names_of
 from tests.programs import one_line, run
 
@@ -26,8 +27,9 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better, stop):
+def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better, stop, monkeypatch, caplog):
     port, found, threads = free_port(), {}, set(threading.enumerate())
+    monkeypatch.setattr(serve, "GRACE", 0.1)
 
     def ask():
         address = f"http://127.0.0.1:{port}"
@@ -41,6 +43,9 @@ def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better
             body = json.dumps({"prompt": "Listen", "max_tokens": 25, "stream": True}).encode()
             with urllib.request.urlopen(f"{address}/v1/completions", body, timeout=5) as answer:
                 found["first"] = answer.readline()
+            found["half a body"] = socket.create_connection(("127.0.0.1", port))
+            found["half a body"].sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            time.sleep(0.1)  # the server waits for the rest
         finally:
             os.kill(os.getpid(), stop)
 
@@ -48,12 +53,14 @@ def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better
     thread.start()
     ended = run("serve", f"checkpoint=[{trained},{better}]", f"port={port}", "device=cpu")
     thread.join()
+    found["half a body"].close()
     assert ended.status == 0, ended.err
     assert [model["id"] for model in found["models"]] == ["run", "run-2"] and found["first"].startswith(b"data: {")
     assert not {thread.name for thread in set(threading.enumerate()) - threads}
     lines = ended.err.splitlines()
     assert lines[0] == f"serving run, run-2 at http://127.0.0.1:{port} (Ctrl-C to stop)"
     assert lines[1].startswith("GET /v1/models 200 ") and "Traceback" not in ended.err
+    assert not [record for record in caplog.records if record.exc_info]  # also of the client that was cut off
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,7 @@ def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better
         (["host=example.org"], "give a secret"),
         (["port=70000"], "port=70000 must be 0 to 65535"),
         (["token=é"], "token= must be printable ASCII"),
+        (["token=a "], "token= must be printable ASCII"),
         (["origins=localhost:3000"], "write scheme, name and port, such as http://localhost:3000"),
         (["host=203.0.113.1", "token=x"], "host=203.0.113.1 port=8000: Cannot assign requested address"),
     ],
