@@ -22,6 +22,7 @@ from .gguf_layout import (
     as_written,
     choose_architecture,
     layout,
+    read_rope_factors,
     rope_factors,
     rotated_heads,
     to_halves,
@@ -115,6 +116,12 @@ def write_model(
     if kind not in FILE_TYPES:
         raise InputError(f"a GGUF file of type {kind!r} cannot be written; take one of {', '.join(FILE_TYPES)}")
     architecture = choose_architecture(config)
+    scaled = config.rotary_scaling is not None and len(config.rotary_scaling) == 4
+    if scaled and read_rope_factors(rope_factors(config), config) != config.rotary_scaling:
+        raise InputError(
+            f"GGUF holds only the factors of model.rotary_scaling={config.rotary_scaling}, from which no reader here "
+            "could tell it: export with format=hf"
+        )
     if (tokens := tokenizer.get("tokenizer.ggml.tokens")) is not None and len(tokens) != config.vocab_size:
         raise InputError(f"the tokenizer has {len(tokens)} tokens and the model {config.vocab_size}; take its own one")
     metadata = {f"general.{key}": value for key, value in about.items()} | {
@@ -125,7 +132,6 @@ def write_model(
     for key, value in (metadata | dict(tokenizer)).items():
         writer.add_key_value(key, value, GGUFValueType[value_type(key, value)])
     contents = layout(as_written(config, architecture), architecture)
-    scaled = config.rotary_scaling is not None and len(config.rotary_scaling) == 4
     if scaled:
         contents[ROPE_FACTORS] = {ROPE_FACTORS: (config.head_dim // 2,)}
     kinds = {}

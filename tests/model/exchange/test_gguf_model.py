@@ -164,6 +164,9 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path):
             write(model, tmp_path / "x.gguf", **about)
     with pytest.raises(InputError, match="'Q4_0' cannot be written; take one of F32, F16, Q8_0"):
         write(model, tmp_path / "x.gguf", kind="Q4_0")
+    other = make("llama", rotary_scaling=[16.0, 1.0, 4.0, 4096.0])
+    with pytest.raises(InputError, match=r"rotary_scaling=\[16.0, .*format=hf"):
+        write(other, tmp_path / "x.gguf")
     with pytest.raises(InputError, match="the tokenizer has 90 tokens and the model 96"):
         write_model(tmp_path / "x", model.config, model.state_dict(), kind="F32", tokenizer=tokenizer(90), about={})
     assert not list(tmp_path.iterdir())
