@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -25,17 +24,9 @@ from .slots import Slots
 
 T = TypeVar("T")
 Finish = tuple[str, Exception | None]  # see Ticket
+Job = tuple[Callable[[], Any], Future]  # a function to run between two steps
 READ_PER_STEP = 256  # tokens of prompts that are read between two steps, so that a long prompt does not stop the others
 DEFAULT_CAPACITY = 2048
-
-
-@dataclass
-class Job:
-    """A function to run between two steps."""
-
-    function: Callable[[], Any]
-    stopped: Callable[[], bool]
-    future: Future
 
 
 class Engine:
@@ -104,20 +95,20 @@ class Engine:
             raise InputError(f"{excess}; shorten one")
         self.groups.constraints(request)
 
-    def run_alone(self, function: Callable[[], T], *, stopped: Callable[[], bool] = lambda: False) -> Future[T]:
+    def run_alone(self, function: Callable[[], T]) -> Future[T]:
         """Runs a function that uses the model in the worker, between two steps; returns its future.
 
-        A function whose future is cancelled, or that `stopped` says is not needed any more, does not start. A long one
-        should look at its own `stopped` from time to time: everything else waits for it.
+        A function whose future is cancelled does not start. Everything else waits for one that has started, so long
+        work should come in several functions.
         """
-        job = Job(function, stopped, Future())
+        future: Future[T] = Future()
         with self._changed:
             self._require_open()
             if len(self._jobs) >= max(1, self.queue):
                 raise QueueFull(f"{len(self._jobs)} functions are waiting; try again later")
-            self._jobs.append(job)
+            self._jobs.append((function, future))
             self._changed.notify()
-        return job.future
+        return future
 
     def close(self) -> None:
         """Ends all tickets as cancelled and the worker with them; waits for a function that is running."""
@@ -145,9 +136,9 @@ class Engine:
             tickets, jobs = [*self._waiting, *(active.ticket for active in self.active)], list(self._jobs)
         for ticket in tickets + ([self.reading.ticket] if self.reading else []):
             ticket.end("error" if error else "cancelled", error)
-        for job in jobs:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(self._ended)
+        for _, future in jobs:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(self._ended)
 
     def _wait_for_work(self) -> bool:
         """Blocks while there is nothing to do. Returns False when the engine closes."""
@@ -169,16 +160,14 @@ class Engine:
 
     def _run_job(self) -> None:
         with self._changed:
-            job = self._jobs.popleft() if self._jobs else None
-        if job is None:
-            return
-        if job.stopped():
-            job.future.cancel()
-        if job.future.set_running_or_notify_cancel():
+            if not self._jobs:
+                return
+            function, future = self._jobs.popleft()
+        if future.set_running_or_notify_cancel():
             try:
-                job.future.set_result(job.function())
+                future.set_result(function())
             except BaseException as error:
-                job.future.set_exception(error)
+                future.set_exception(error)
 
     def _step(self) -> None:
         logits = []
