@@ -53,9 +53,10 @@ class Asked:
 async def chat_completions(request: Request) -> Response | ASGIApp:
     fields = Fields(await read_json(request), KNOWN)
     asked = read(fields, Models.here(request).of(fields))
-    generation = Generation(asked.served, asked.requests)
-    if fields.flag("stream"):
-        events = stream(asked, generation, request.scope["tokens"], with_usage=includes_usage(fields))
+    streamed, with_usage = fields.flag("stream"), includes_usage(fields)
+    generation = Generation(asked.served, asked.requests)  # every path from here on must cancel it
+    if streamed:
+        events = stream(asked, generation, request.scope["tokens"], with_usage=with_usage)
         return EventStream(events, on_end=generation.cancel)
     try:
         rows = await unless_gone(request, generation.all())

@@ -122,7 +122,9 @@ BODY = json.dumps({"prompt": "Dear", "max_tokens": 150, "temperature": 0}).encod
 STREAM = json.dumps({"prompt": "Dear", "max_tokens": 150, "temperature": 0, "stream": True}).encode()
 
 
-def test_a_full_queue_is_said_with_the_time_to_try_again(client):
+def test_a_full_queue_is_said_with_the_time_to_try_again(client, models):
+    wait_until_free(models)
+
     async def crowd():
         asks = [client.request("POST", PATH, [BODY]) for _ in range(SLOTS + QUEUE + 3)]
         return await asyncio.gather(*asks)
@@ -133,6 +135,13 @@ def test_a_full_queue_is_said_with_the_time_to_try_again(client):
     assert {a.json["usage"]["completion_tokens"] for a in answers if a.status == 200} == {150}  # none ended early
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
     assert refused[0].json["error"]["type"] == "rate_limit_error"
+
+
+@pytest.mark.parametrize("change", [{"stream": 1}, {"stream": True, "stream_options": {"include_usage": 1}}])
+@pytest.mark.parametrize("path", [PATH, "/v1/chat/completions"])
+def test_what_is_refused_is_not_generated(client, monkeypatch, path, change):
+    monkeypatch.setattr(Engine, "submit", lambda *_: pytest.fail("it is being generated"))
+    assert client.post(path, GOOD[path] | change).status == 400
 
 
 def test_prompts_are_accepted_together_or_not_at_all(client, models):
