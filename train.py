@@ -252,7 +252,7 @@ def fit(
         return False
     peak = plan.peak_flops(device, compute.dtype)
     lines = log.summary(
-        flops_per_token=plan.flops_per_token(model), peak_flops=peak and peak * world.size,
+        flops_per_token=plan.flops_per_token(model, context=train_data.context), peak_flops=peak and peak * world.size,
         peak_memory=memory.peak(device), best=describe_best(cfg.select, state.best_score),
     )  # fmt: skip
     say("\n".join(lines))

@@ -191,12 +191,13 @@ class ExampleBatches:
     def __init__(
         self, rows: Rows, *, batch_size: int, seed: int, packing: str = "none", one_width: bool = False
     ) -> None:
-        self.rows, self.context, self.batch_size, self.seed = rows, rows.context, batch_size, seed
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.document_mask = packing == "packed"
         counts = draws([example.weight for example in rows.examples])
         drawn = np.repeat(np.arange(len(rows)), counts).tolist()
         self.bins = pack(rows.lengths, drawn, rows.context) if self.document_mask else [[index] for index in drawn]
-        self.fixed_width = rows.width(self.bins) if one_width else None
+        self.context = rows.width(self.bins)  # tokens of the longest row
+        self.fixed_width = self.context if one_width else None
 
     def __len__(self) -> int:
         """The number of rows of an epoch."""

@@ -38,7 +38,7 @@ class TrainingData(Protocol):
     """Batches as a pure function of (seed, step): the same for a resumed run and for any number of ranks."""
 
     batch_size: int
-    context: int
+    context: int  # tokens of the longest row
     document_mask: bool  # attention stays within a document: batches have document starts as a third array
 
     def batch(self, step: int, rows: slice) -> Any: ...  # arrays (inputs, targets[, doc_starts]): this rank's rows

@@ -144,3 +144,10 @@ def test_a_start_token_stands_before_every_prompt_but_not_before_a_chat():
     assert [learned.tolist() for learned in rows.learned[:2]] == [[False, False, True, True], [False, True, True]]
     assert start not in rows.ids[2]
     assert rows.prompt_ids(0).tolist() == [start, ord("p")]
+
+
+@pytest.mark.parametrize("packing", ["none", "packed"])
+def test_the_context_of_examples_is_their_longest_row_and_not_the_models(tokenizer, packing):
+    rows = Rows([Example("a" * n, "b") for n in (3, 9, 5)], tokenizer, context=100)
+    batches = ExampleBatches(rows, batch_size=3, seed=1, packing=packing, one_width=True)
+    assert batches.context == batches.batch(0)[0].shape[1] < 100
