@@ -65,6 +65,7 @@ def test_the_runs_are_commands_of_train_py(place, sizes):
     assert ended.status == 0, ended.err
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_or_takes_too_long_is_an_error(place):
     command = place.train_command("plain", "model.n_head=3")
     with pytest.raises(InputError, match=r"train.py .*ended with status 2: error: model"):

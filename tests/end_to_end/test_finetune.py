@@ -61,6 +61,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(StopSignal, "agreed", lambda self: next(calls) == step)
 
 
+@pytest.mark.slow
 def test_a_table_with_line_breaks_is_audited_trained_on_and_compared(options, tmp_path, real_plots):
     run_dir = tmp_path / "tuned"
     out = ok(
@@ -165,6 +166,7 @@ def test_only_what_is_named_is_trained(trained, options, tmp_path):
     assert f"are trained ({trained_count / total:.1%})" in out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_compares_nothing_and_ends_as_a_straight_one(options, tmp_path, monkeypatch):
     options = [*options, "trainable=blocks.-1:", "packing=packed", "dropout=0.1", "steps=6", "eval_every=4"]
     ok("finetune", *options, f"run_dir={tmp_path / 'straight'}")

@@ -107,6 +107,7 @@ def wandb_records(run_dir: Path) -> list:
     raise AssertionError(f"{path} ends after {len(records)} records")
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_config_metrics_and_a_table_of_texts(here, tmp_path):
     options = ["steps=4", "log_every=1", "eval_every=2", "sample_every=2", "sample_prompt=Listen"]
     ok("train", *here, *options, "run_dir=run", "wandb.mode=offline", "wandb.project=poems")

@@ -110,6 +110,7 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused():
     assert any("two labels have the same tokens" in problem for problem in Audit.of(others, some).problems)
 
 
+@pytest.mark.slow
 def test_ten_thousand_labels_are_refused_quickly():
     examples = [labelled(f"w{i} x{i} y{i} z{i}", f"label {i}") for i in range(10_000)]
     [problem] = audit(examples, [labelled("x", "label 1")]).problems

@@ -18,6 +18,7 @@ CLASSES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_unicode():
     known = (chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) != "Cn")
     text = "".join(regex.findall(r"[^\s\p{Cn}\p{Co}\p{Cs}]", "".join(known)))

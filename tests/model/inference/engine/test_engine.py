@@ -91,7 +91,7 @@ def random_request(rng, index):
 def test_requests_that_come_at_any_time_get_the_text_of_generate(family, start):
     model, rng = make(family), random.Random(3)
     engine = start(model, slots=4)
-    requests = [random_request(rng, index) for index in range(50)]
+    requests = [random_request(rng, index) for index in range(30)]
     tickets = []
     for request in requests:
         tickets.append(engine.submit(request))
