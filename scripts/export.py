@@ -61,6 +61,8 @@ class ExportConfig:
             found.append(f"format={self.format!r} is not one of {', '.join(FORMATS)}")
         if self.type not in TYPES:
             found.append(f"type={self.type!r} is not one of {', '.join(TYPES)}")
+        if self.format == "hf" and self.out and Path(self.out).suffix.lower() == ".gguf":
+            found.append(f"out={self.out} names a GGUF file: set format=gguf, or name a directory")
         if self.format == "gguf" and self.out and Path(self.out).suffix.lower() != ".gguf":
             found.append(f"out={self.out} must be a file that ends in .gguf")
         return found

@@ -71,6 +71,8 @@ def find(cfg: ImportConfig) -> Origin:
     name = cfg.source or ""
     if name in PRETRAINED:
         known = PRETRAINED[name]
+        if not is_installed("gguf"):
+            raise InputError(f"source={name} needs the extra gguf: pip install -e '.[gguf]'")
         print(known.attribution)
         return Origin(name, known, gguf=known.fetch(Path(cfg.datasets).expanduser()))
     path = Path(name).expanduser()
@@ -185,7 +187,7 @@ def main(cfg: ImportConfig, overrides: cli.Overrides) -> None:
     checkpoint = shlex.quote(f"checkpoint={run_dir}")
     print(f'  python sample.py {checkpoint} mode=next_word prompt="{PROMPT}"')
     if imported.chat is not None:
-        print(f"  python sample.py {checkpoint} mode=chat")
+        print(f"  python sample.py {checkpoint} mode=chat temperature=0.3")
 
 
 if __name__ == "__main__":

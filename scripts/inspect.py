@@ -268,13 +268,13 @@ def main(cfg: InspectConfig, overrides: cli.Overrides) -> None:
             ids = prompt_ids(cfg, lm)
             result["tokens"] = token_rows(ids, lm.token_text)
             result |= {part: LOOK[part](cfg, lm, ids) for part in cfg.parts}
-    inside.show(result, layer=cfg.layer, head=cfg.head, position=cfg.position, top=cfg.top)
     if cfg.json is not None:
         Path(cfg.json).write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
     if cfg.html is not None:
         inside.write_page(cfg.html, result)
     if cfg.plot is not None:
         inside_plots.plot(cfg.plot, result, layer=cfg.layer, head=cfg.head)
+    inside.show(result, layer=cfg.layer, head=cfg.head, position=cfg.position, top=cfg.top)
 
 
 if __name__ == "__main__":

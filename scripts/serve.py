@@ -92,7 +92,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise InputError(f"host={host} port={port}: {os.strerror(error.errno or 0)}; choose another") from None
+        raise InputError(f"host={host} port={port}: {os.strerror(error.errno or 0)}; choose another port") from None
 
 
 def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -> None:

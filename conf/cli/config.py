@@ -94,7 +94,8 @@ def output_problem(key: str, value: str) -> str | None:
     try:
         path.open("ab").close()
     except OSError as error:
-        return f"{key}={value} cannot be written ({error.strerror}); name a file in a folder that exists and is yours"
+        advice = "choose a file in an existing folder that you can write to"
+        return f"{key}={value} cannot be written ({error.strerror}); {advice}"
     if is_new:
         path.unlink(missing_ok=True)
     return None

@@ -159,6 +159,9 @@ def find(path: Path) -> Checkpoint:
     if (path / "manifest.json").exists() or path.name.startswith("step_"):
         return verify(path)
     found = newest(path) if path.is_dir() else None
+    if found is None and (path.suffix == ".gguf" or (path / "config.json").exists()):
+        ready = f"python -m scripts.import_model source={path} run_dir=out/NAME"
+        raise InputError(f"checkpoint={path} is a model in another program's format; import it first: {ready}")
     if found is None:
         raise InputError(f"checkpoint={path} holds no saved step (step_*/manifest.json)")
     return found

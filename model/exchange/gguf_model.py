@@ -48,7 +48,7 @@ def read_model(file: GgufFile) -> Source:
         verb = "converted" if packed.keys() <= {"F16", "BF16"} else "dequantised"
         notes.append(f"{verb} from {', '.join(f'{kind} ({count})' for kind, count in packed.items())}")
     if config.tie_embeddings:
-        notes.append("the embedding is the output head too")
+        notes.append("the embedding also serves as the output head (tied weights)")
     if config.rotary_scaling is not None:
         notes.append(f"rotary frequencies are scaled: rotary_scaling={config.rotary_scaling}")
     return Source(config, weights, notes, name)

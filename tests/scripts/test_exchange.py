@@ -209,6 +209,7 @@ def test_what_a_format_does_not_know_is_refused_with_what_would_work(tmp_path, r
     refused("export", "checkpoint=char", "format=gguf", "out=x.gguf", parts=("char",))
     refused("export", "checkpoint=run", "out=run", parts=("run exists already",))
     refused("export", "checkpoint=run", "format=gguf", "out=x", parts=("ends in .gguf",))
+    refused("export", "checkpoint=run", "out=x.gguf", parts=("x.gguf", "format=gguf"))
     refused("export", "checkpoint=run", "format=onnx", "out=x", parts=("'onnx'", "hf, gguf"))
     refused("export", "out=x", parts=("checkpoint is required",))
 
@@ -255,6 +256,14 @@ def test_sources_that_cannot_be_read_are_refused_and_leave_nothing(tmp_path, ref
     refused("import_model", "source=empty", parts=("run_dir is required",))
     make_run(tmp_path / "run", "llama")
     refused("import_model", "source=run", "run_dir=out", parts=("is a run directory already",))
+
+
+def test_a_model_in_another_format_is_no_checkpoint_and_the_way_is_said(tmp_path, refused):
+    make_run(tmp_path / "run", "llama")
+    ok("export", "checkpoint=run", "out=there", "proof=false")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for name in ("there", "model.gguf"):
+        refused("sample", f"checkpoint={name}", "prompt=x", parts=(f"scripts.import_model source={name}",))
 
 
 def test_remote_code_and_pickled_weights_are_refused(tmp_path, refused):

@@ -68,7 +68,7 @@ class ByteLevel:
         self._check_ids(tokenizer)
         if not tokenizer.knows_all:
             self.notes.append(
-                f"{len(tokenizer.lost)} bytes have no token: a character that needs one of them is left out of a text"
+                f"{len(tokenizer.lost)} byte values have no token; characters that need one are dropped from a text"
             )
         return tokenizer
 

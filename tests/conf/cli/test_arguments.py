@@ -94,7 +94,7 @@ def test_a_setting_in_a_path_is_replaced_and_in_text_it_is_not(monkeypatch: pyte
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     for path, part in (("/proc/x.json", "No such"), (tmp_path / "no/x", "No such"), (tmp_path, "Is a directory")):
         [line] = mistakes(f"json={path}")
-        assert line.startswith(f"json={path} cannot be written") and part in line and "a folder that exists" in line
+        assert line.startswith(f"json={path} cannot be written") and part in line and "an existing folder" in line
     (tmp_path / "old.json").write_text("old")
     assert compose(f"json={tmp_path / 'old.json'}")[0].json and compose(f"json={tmp_path / 'new.json'}")[0].json
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"] and (tmp_path / "old.json").read_text() == "old"

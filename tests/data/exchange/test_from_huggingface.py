@@ -109,7 +109,7 @@ def test_bytes_without_a_token_are_left_out_as_there(tmp_path: Path) -> None:
     theirs.encode_special_tokens = True
     for text in ("a\x04b", "\x04", "x \x04 y\x04\x04 z", TEXT, *fuzz_strings(300, 2)):
         assert read.tokenizer.encode(text) == theirs.encode(text).ids, ascii(text[:100])
-    assert read.tokenizer.unknown("a\x04\x04") == {"\x04": 2} and "bytes have no token" in read.notes[0]
+    assert read.tokenizer.unknown("a\x04\x04") == {"\x04": 2} and "byte values have no token" in read.notes[0]
     read.tokenizer.save(tmp_path / "saved")
     assert load(tmp_path / "saved").encode("a\x04b") == theirs.encode("ab").ids
 

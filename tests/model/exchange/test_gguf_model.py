@@ -107,7 +107,7 @@ def test_matrices_with_short_rows_become_f16_under_q8_0(tmp_path):
 
 def test_notes_name_the_types(tmp_path):
     source = read_model(write(make("llama"), tmp_path / "x.gguf", kind="F16"))
-    assert source.notes == ["converted from F16 (22)", "the embedding is the output head too"]
+    assert source.notes == ["converted from F16 (22)", "the embedding also serves as the output head (tied weights)"]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2 without biases", "llama", "llama untied", "llama with one key head"])
