@@ -67,6 +67,7 @@ def test_the_undamaged_checkpoint_works(program, copy, starts, tmp_path, monkeyp
     ok(program, *starts[program])
 
 
+@pytest.mark.slow
 def test_a_context_far_longer_than_the_text_costs_no_memory(copy, starts, poem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     edit(copy / "model.json", context=2**20)  # with rotary positions no tensor has this size

@@ -178,6 +178,7 @@ def test_evaluation_reads_a_corpus_as_preparation_does(trained, tmp_path):
     assert f"over {len(POEM):,} bytes" in ok(*base, "max_bad_lines=1")
 
 
+@pytest.mark.slow
 def test_examples_resume_as_text_does(trained, tmp_path):
     examples = tmp_path / "labels.jsonl"
     rows = [{"prompt": f"{number}:", "completion": str(number % 3)} for number in range(40)]

@@ -105,6 +105,7 @@ def test_evaluations_answer_without_dropout(options, tmp_path, monkeypatch):
     assert training.scores == pytest.approx(tuned.scores, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_a_refused_set_leave_nothing(options, table, tmp_path):
     before = snapshot(tmp_path)
     assert "tok/s" in ok("finetune", *options, "dry_run=true")
@@ -229,6 +230,7 @@ def test_a_comparison_is_with_the_checkpoint_that_was_named(options, trained, tm
     assert tuned["calibration_error"] == pytest.approx(before["calibration_error"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_table_with_the_best_run_first(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     swept = ["optimizer.learning_rate=1e-6,0.01,0", "run_dir='sweep-${optimizer.learning_rate}'", "compare=false"]

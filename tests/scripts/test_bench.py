@@ -127,6 +127,7 @@ def test_pretrained_compares_texts_and_speeds_with_transformers_and_proves_next_
     assert pretrained.agreement([1, 2, 3], [1, 2, 4]) == "differs from token 2"
 
 
+@pytest.mark.slow
 def test_prepare_makes_a_corpus_and_measures_the_memory_of_all_processes(tmp_path, monkeypatch):
     """With a program in place of scripts.prepare, whose child holds 50 MB."""
     (tmp_path / "scripts").mkdir()

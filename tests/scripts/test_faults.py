@@ -10,6 +10,7 @@ from scripts import faults
 from tests.programs import ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced, done", [(None, 0), ("", 0), ('{"step": 3}\n', 3)])
 def test_steps_lost_by_an_earlier_process_are_not_counted_again(tmp_path, monkeypatch, replaced, done):
     """A resumed run replaces its metrics; a kill may come before that, after it, or after the first step."""

@@ -151,6 +151,7 @@ cli.run(main, Train, name="SWEEP")
 """
 
 
+@pytest.mark.slow
 def test_multirun_sweeps_in_one_process(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(SWEEP)
 

@@ -46,6 +46,7 @@ def test_a_stopwatch_counts_nothing_twice(monkeypatch):
     assert watch.mean("inner") == 2 and watch.mean("never") is None
 
 
+@pytest.mark.slow
 def test_the_summary_has_time_speed_and_the_next_command(here):
     out = ok("train", *here, "steps=6", "log_every=2", "run_dir=run")
     for part in (

@@ -204,6 +204,7 @@ def test_a_part_without_documents_is_refused():
         DocumentWindows(split_of([5, 5]), Part("b", 13, 13), context=4, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_with_document_packing_reports_its_windows_and_resumes_bit_for_bit(tmp_path, monkeypatch, compiled):
     monkeypatch.chdir(tmp_path)

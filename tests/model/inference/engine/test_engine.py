@@ -305,6 +305,7 @@ def test_functions_run_between_steps_and_may_be_cancelled(start):
     assert engine.run_alone(lambda: 3).result(5) == 3 and not ran
 
 
+@pytest.mark.slow
 def test_no_slot_is_lost_when_half_of_the_clients_vanish(start):
     engine = start(slots=4, queue=8)
     finished = []
