@@ -29,14 +29,20 @@ from model.checkpoints import reader
 from model.checkpoints.reader import Checkpoint, weight_shapes
 from model.exchange import gguf_model, huggingface
 from model.exchange.gguf_file import GgufFile
-from model.exchange.other_programs import LlamaCpp, Ours, Transformers, is_installed, transformers_reads
+from model.exchange.other_programs import (
+    LlamaCpp,
+    Ours,
+    Transformers,
+    is_installed,
+    missing_for_transformers,
+    transformers_reads,
+)
 from model.exchange.proof import DIVERGENCE, EXACT, Program, Tasks, logits_of
 from model.exchange.proof import prove as prove_equal
 from model.exchange.source import Source, SpecialIds
 from model.inference.quantize import QualityLoss, compare_logits
 from model.threads import share_cpus
 
-GGUF_READERS = ("transformers", "gguf", "accelerate")
 CPU = torch.device("cpu")
 FORMATS, TYPES = ("hf", "gguf"), ("F32", "F16", "Q8_0")
 IN_GGUF = {"needs": ("format=gguf",)}
@@ -171,15 +177,17 @@ def compare_tokenizers(ours: Tokenizer, again: Tokenizer, tasks: Tasks) -> str:
 
 def others(path: Path, cfg: ExportConfig, source: Source) -> Iterator[Callable[[], Program]]:
     """The other programs that can read what was written; says which are not installed."""
-    readers: dict[str, tuple[tuple[str, ...], Callable[[], Program]]] = {}
+    readers: dict[str, tuple[list[str], Callable[[], Program]]] = {}  # what is missing, and how to open it
     if cfg.format == "hf":
-        readers["transformers"] = ("transformers",), lambda: Transformers(path)
+        readers["transformers"] = missing_for_transformers(gguf=False), lambda: Transformers(path)
     else:
         if transformers_reads(source):
-            readers["transformers"] = GGUF_READERS, lambda: Transformers.of_gguf(GgufFile(path))
-        readers["llama.cpp"] = ("llama_cpp",), lambda: LlamaCpp(path, context=source.config.context, kind=cfg.type)
-    for name, (needed, open_program) in readers.items():
-        if missing := [package for package in needed if not is_installed(package)]:
+            missing = missing_for_transformers(gguf=True)
+            readers["transformers"] = missing, lambda: Transformers.of_gguf(GgufFile(path))
+        missing = [] if is_installed("llama_cpp") else ["llama_cpp"]
+        readers["llama.cpp"] = missing, lambda: LlamaCpp(path, context=source.config.context, kind=cfg.type)
+    for name, (missing, open_program) in readers.items():
+        if missing:
             print(f"note: not compared with {name}: {', '.join(missing)} is not installed")
         else:
             yield open_program

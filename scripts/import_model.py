@@ -27,7 +27,13 @@ from model.checkpoints import reader
 from model.checkpoints.writer import Peers, Snapshot, write
 from model.exchange import gguf_model, huggingface
 from model.exchange.gguf_file import GgufFile
-from model.exchange.other_programs import Ours, Transformers, is_installed, transformers_reads
+from model.exchange.other_programs import (
+    Ours,
+    Transformers,
+    is_installed,
+    missing_for_transformers,
+    transformers_reads,
+)
 from model.exchange.proof import Program, Tasks
 from model.exchange.proof import prove as prove_equal
 from model.exchange.source import Source
@@ -151,8 +157,7 @@ def write_run(run_dir: Path, source: Source, imported: Imported, facts: dict[str
 
 def prove(step: Path, origin: Origin, tokenizer: Tokenizer, other: Callable[[], Program]) -> list[str]:
     """Compares what was written, read again, with transformers' reading of the source. Raises InputError."""
-    needed = ("transformers",) if origin.gguf is None else ("transformers", "gguf", "accelerate")
-    if missing := [package for package in needed if not is_installed(package)]:
+    if missing := missing_for_transformers(gguf=origin.gguf is not None):
         print(f"note: not compared with transformers: pip install -e '.[proof]' installs {', '.join(missing)}")
         return []
     config = (checkpoint := reader.verify(step)).config

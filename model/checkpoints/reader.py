@@ -73,8 +73,8 @@ class Checkpoint:
 
     def model(self, device: torch.device) -> GPT:
         """Returns the network with these weights, in evaluation mode."""
-        model = without_storage(self.config).to_empty(device=device)
-        model.build_rotary()
+        model = without_storage(self.config)
+        sharded.allocate(model, device, random_init=False)
         self.load_into(model)
         return model.eval()
 

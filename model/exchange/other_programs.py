@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import InputError
 from ..checkpoints.reader import without_storage
 from ..config import ModelConfig
+from ..distributed import sharded
 from ..gpt import GPT
 from ..inference.generate import generate
 from ..inference.sampling import SamplingConfig
@@ -42,8 +43,8 @@ class Ours:
     @torch.no_grad()
     def of(config: ModelConfig, weights: Mapping[str, Tensor], encode_text: Callable[[str, bool], list[int]]) -> Ours:
         """A model with these weights, which are copied one after another."""
-        model = without_storage(config).to_empty(device="cpu")
-        model.build_rotary()
+        model = without_storage(config)
+        sharded.allocate(model, torch.device("cpu"), random_init=False)
         for name, value in model.state_dict().items():
             value.copy_(weights[name])
         return Ours(model.eval(), encode_text)
@@ -165,6 +166,12 @@ def one_line(error: BaseException) -> str:
 
 def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def missing_for_transformers(*, gguf: bool) -> list[str]:
+    """The packages that are not installed, of those with which transformers reads a directory or a GGUF file."""
+    needed = ("transformers", "gguf", "accelerate") if gguf else ("transformers",)
+    return [package for package in needed if not is_installed(package)]
 
 
 @contextlib.contextmanager

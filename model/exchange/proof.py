@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import InputError
+from ..inference import quantize
 
 EXACT = 2e-3  # of float32 logits: the same sums in another order
 DIVERGENCE = 0.05  # nats per token, where a program rounds activations; rows in the wrong order give SmolLM2 0.9
@@ -118,8 +119,10 @@ def prove(
     others: each opens a program, when it is its turn. Texts may part if its tolerance is above EXACT. Raises InputError
     at the first difference.
     """
+    if not (waiting := list(others)):
+        return []
     answers, lines = ask(ours, tasks, context=context), list[str]()
-    for open_program in others:
+    for open_program in waiting:
         program = open_program()
         theirs, tolerance = ask(program, tasks, context=context), program.tolerance
         checks = [
@@ -150,10 +153,11 @@ def compare_logits(ours: Tensor, theirs: Tensor, tolerance: float | None) -> Che
     if ours.shape != theirs.shape:
         return Check("logits of random ids", f"shapes {tuple(ours.shape)} and {tuple(theirs.shape)}", False)
     if tolerance is None:
-        p, q = ours.log_softmax(-1), theirs.log_softmax(-1)
-        what, limit, distance = "mean KL divergence in nats", DIVERGENCE, (p.exp() * (p - q)).sum(-1).mean().item()
+        distance = quantize.compare_logits(ours, theirs).divergence
+        what, limit = "mean KL divergence in nats", DIVERGENCE
     else:
-        what, limit, distance = "largest difference", tolerance, (ours - theirs).abs().max().item()
+        distance = (ours - theirs).abs().max().item()
+        what, limit = "largest difference", tolerance
     figure = f"{what} {distance:.1e} over {ours.shape[0] * ours.shape[1]} positions (limit {limit:.0e})"
     return Check("logits of random ids", figure, distance <= limit)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from model.checkpoints import reader
 from model.device import DTYPES
 from model.exchange import gguf_model, huggingface
+from model.exchange.other_programs import is_installed
 from model.exchange.source import SpecialIds
 
 Run = Callable[[], list[int]]  # continues the prompt greedily and returns the new ids
@@ -20,7 +20,7 @@ Run = Callable[[], list[int]]  # continues the prompt greedily and returns the n
 
 def transformers_peers(checkpoint: str, ids: list[int], tokens: int) -> Iterator[tuple[str, Run, int]]:
     """transformers' generate with its defaults, but that no token ends the text."""
-    if not importlib.util.find_spec("transformers"):
+    if not is_installed("transformers"):
         return print("transformers is not installed and is left out: pip install -e '.[bench]'")
     import transformers
 
@@ -47,7 +47,7 @@ def llama_cpp_peers(
     checkpoint: str, ids: list[int], tokens: int, *, gguf: str | None = None
 ) -> Iterator[tuple[str, Run, int]]:
     """llama.cpp with and without flash attention on the same weights in Q8_0, and on a given file."""
-    if not importlib.util.find_spec("llama_cpp") or not importlib.util.find_spec("gguf"):
+    if not is_installed("llama_cpp") or not is_installed("gguf"):
         return print("llama.cpp is left out: it needs pip install llama-cpp-python gguf")
     found = reader.find(Path(checkpoint))
     with tempfile.TemporaryDirectory() as folder:
