@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -13,24 +14,23 @@ from starlette.types import ASGIApp
 from model.inference.engine import EngineRequest
 from model.inference.generate import NewToken
 
-from .bodies import Fields, Json, joined_text, read_json
+from .bodies import Fields, joined_text, read_json
 from .generation import (
     MOST_ALTERNATIVES,
     MOST_CHOICES,
     SETTINGS,
     Generation,
+    answer,
     chat_logprobs,
     check_length,
     entry,
     finish_reason,
     head,
-    includes_usage,
     sampling_of,
     seed_of,
     usage,
 )
 from .models import Models, Served
-from .streaming import EventStream, unless_gone
 
 KNOWN = (
     *SETTINGS, "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice",
@@ -53,23 +53,19 @@ class Asked:
 async def chat_completions(request: Request) -> Response | ASGIApp:
     fields = Fields(await read_json(request), KNOWN)
     asked = read(fields, Models.here(request).of(fields))
-    streamed, with_usage = fields.flag("stream"), includes_usage(fields)
-    generation = Generation(asked.served, asked.requests)  # every path from here on must cancel it
-    if streamed:
-        events = stream(asked, generation, request.scope["tokens"], with_usage=with_usage)
-        return EventStream(events, on_end=generation.cancel)
-    try:
-        rows = await unless_gone(request, generation.all())
-    finally:
-        generation.cancel()
+    chunks = partial(stream, asked)
+    return await answer(request, fields, asked.served, asked.requests, whole=partial(whole, asked), chunks=chunks)
+
+
+def whole(asked: Asked, generation: Generation, rows: list[list[NewToken]]) -> dict[str, Any]:
+    """The body of an answer in one piece."""
     choices = []
     for index, new in enumerate(rows):
         text = Trimmed(asked.suffix).add("".join(one.text for one in new), last=True)
         message = {"role": "assistant", "content": text, "refusal": None}
         choices.append({"index": index, "message": message} | details(asked, new))
     counts = usage(len(asked.ids), sum(map(len, rows)))
-    request.scope["tokens"][0] = counts["total_tokens"]
-    return Json(head(asked.served, "chat.completion", "chatcmpl") | {"choices": choices, "usage": counts})
+    return head(asked.served, "chat.completion", "chatcmpl") | {"choices": choices, "usage": counts}
 
 
 def read(fields: Fields, served: Served) -> Asked:

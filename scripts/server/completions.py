@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -13,25 +14,24 @@ from starlette.types import ASGIApp
 from model.inference.engine import EngineRequest
 from model.inference.generate import NewToken
 
-from .bodies import Fields, Json, is_ids, read_json
+from .bodies import Fields, is_ids, read_json
 from .generation import (
     MOST_ALTERNATIVES,
     MOST_CHOICES,
     SETTINGS,
     CompletionLogprobs,
     Generation,
+    answer,
     check_length,
     entry,
     finish_reason,
     head,
-    includes_usage,
     prompt_entries,
     sampling_of,
     seed_of,
     usage,
 )
 from .models import Models, Served
-from .streaming import EventStream, unless_gone
 
 KNOWN = (*SETTINGS, "prompt", "max_tokens", "echo", "logprobs", "best_of", "suffix", "logit_bias", "user")
 MOST_PROMPTS = 64  # times n
@@ -53,19 +53,15 @@ class Asked:
 async def completions(request: Request) -> Response | ASGIApp:
     fields = Fields(await read_json(request), KNOWN)
     asked = read(fields, Models.here(request).of(fields))
-    streamed, with_usage = fields.flag("stream"), includes_usage(fields)
-    generation = Generation(asked.served, asked.requests)  # every path from here on must cancel it
-    if streamed:
-        events = stream(asked, generation, request.scope["tokens"], with_usage=with_usage)
-        return EventStream(events, on_end=generation.cancel)
-    try:
-        rows = await unless_gone(request, generation.all())
-    finally:
-        generation.cancel()
+    chunks = partial(stream, asked)
+    return await answer(request, fields, asked.served, asked.requests, whole=partial(whole, asked), chunks=chunks)
+
+
+def whole(asked: Asked, generation: Generation, rows: list[list[NewToken]]) -> dict[str, Any]:
+    """The body of an answer in one piece."""
     choices = [Choice(asked, generation, index).add(new) for index, new in enumerate(rows)]
     counts = usage(sum(len(ids) for _, ids in asked.prompts), sum(map(len, rows)) if asked.max_tokens else 0)
-    request.scope["tokens"][0] = counts["total_tokens"]
-    return Json(head(asked.served, "text_completion", "cmpl") | {"choices": choices, "usage": counts})
+    return head(asked.served, "text_completion", "cmpl") | {"choices": choices, "usage": counts}
 
 
 def read(fields: Fields, served: Served) -> Asked:

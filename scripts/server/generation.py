@@ -8,15 +8,20 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from model.inference.engine import EngineClosed, EngineRequest, Ticket
 from model.inference.generate import NewToken, overflow
 from model.inference.sampling import SamplingConfig
 
-from .bodies import ApiError, Fields
+from .bodies import ApiError, Fields, Json
 from .models import Served
+from .streaming import EventStream, unless_gone
 
 MOST_CHOICES = 16  # n
 MOST_STOPS, LONGEST_STOP = 16, 1000
@@ -107,6 +112,33 @@ class Generation:
     def cancel(self) -> None:
         for ticket in self.tickets:
             ticket.cancel()
+
+
+async def answer(
+    request: Request,
+    fields: Fields,
+    served: Served,
+    requests: Sequence[EngineRequest],
+    *,
+    whole: Callable[[Generation, list[list[NewToken]]], dict[str, Any]],
+    chunks: Callable[..., AsyncGenerator[dict[str, Any], None]],
+) -> Response | ASGIApp:
+    """Generates, and answers in one piece or, with stream=true, in chunks. What the client does not wait for ends.
+
+    whole(generation, rows) is the body, with usage; chunks(generation, counted, with_usage=) the events of a stream,
+    which note in counted[0] how many tokens there were.
+    """
+    counted, streamed, with_usage = request.scope["tokens"], fields.flag("stream"), includes_usage(fields)
+    generation = Generation(served, requests)  # every path from here on must cancel it
+    if streamed:
+        return EventStream(chunks(generation, counted, with_usage=with_usage), on_end=generation.cancel)
+    try:
+        rows = await unless_gone(request, generation.all())
+    finally:
+        generation.cancel()
+    body = whole(generation, rows)
+    counted[0] = body["usage"]["total_tokens"]
+    return Json(body)
 
 
 def finish_reason(new: NewToken) -> str | None:
