@@ -167,7 +167,7 @@ class GPT(nn.Module):
         return logits
 
     def build_rotary(self) -> None:
-        """Fills the tables of cosines and signed sines, (context, E); to be called again after to_empty()."""
+        """Fills the tables of cosines and sines, (context, E/2); to be called again after to_empty()."""
         self.cos, self.sin = rotary_tables(self.config, self.embed.weight.device)
 
     def rotary_at(self, positions: Tensor) -> Rotary:

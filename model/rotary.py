@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 
-Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, each (T, E), or (B, 1, T, E) where positions differ by row
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, E/2), or (B, 1, T, E/2) where positions differ by row
 
 
 def rotary_frequencies(config: ModelConfig, *, device: torch.device | None = None) -> Tensor:
@@ -37,16 +37,14 @@ def rotary_frequencies(config: ModelConfig, *, device: torch.device | None = Non
 
 
 def rotary_tables(config: ModelConfig, device: torch.device) -> Rotary:
-    """Returns the cosines and signed sines of every position, each (context, E)."""
+    """Returns the cosines and sines of the angles of every position, each (context, E/2)."""
     positions = torch.arange(config.context, device=device).float()
     angles = torch.outer(positions, rotary_frequencies(config, device=device))
-    return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=-1)
+    return angles.cos(), angles.sin()
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotates each pair (x[i], x[i + E/2]) by its angle: (a, b) becomes (a cos - b sin, b cos + a sin).
-
-    The sines carry the signs. x: (B, heads, T, E).
-    """
+    """Rotates each pair (x[i], x[i + E/2]) by its angle; x: (B, heads, T, E)."""
     cos, sin = rotary
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+    a, b = x.chunk(2, dim=-1)  # (B, heads, T, E/2) each
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
