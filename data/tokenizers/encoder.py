@@ -3,12 +3,13 @@
 Most text repeats the same few thousand words. So text is cut into spans, at places where a pretoken ends in any context
 (see pretokenize.py). Short spans, read as two 64-bit numbers, are looked up in a hash table, a whole block of text at a
 time. tiktoken, which is written in Rust, encodes those that are not found. The table has a fixed size: a new span
-replaces an older one with the same hash.
+replaces an older one with the same hash. A lock guards it, so that several threads can encode at the same time.
 """
 
 from __future__ import annotations
 
 import string
+import threading
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class Encoder:
         self._tiktoken = tiktoken_encoding(ranks, pattern)
         self._cuts = CUTS.get(pattern.expression)
         self._table: _Table | None = None  # allocated at the first use
+        self._lock = threading.Lock()  # guards the table; held for one block, so that no thread waits long
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Returns the ids of each text, as uint32."""
@@ -110,6 +112,11 @@ class Encoder:
 
     def _block(self, data: bytes, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids of all spans between these borders, concatenated, and the number of ids of each span."""
+        with self._lock:
+            return self._look_up_block(data, borders)
+
+    def _look_up_block(self, data: bytes, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What _block returns; reads and fills the table, so the lock must be held."""
         if self._table is None or self._table.n_ids > MAX_IDS:
             self._table = _Table()
         table = self._table

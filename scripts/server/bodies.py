@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +17,8 @@ from model.inference.engine import EngineClosed, QueueFull
 
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 64  # of lists and objects inside each other
+PART = 1000  # entries of a list
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 REQUIRED: Any = object()  # the default of a field that has none
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "server_error"}
 KINDS = {
@@ -65,7 +67,27 @@ class Json(Response):
 
 
 def as_json(content: Any) -> bytes:
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return "".join(json_parts(content)).encode("ascii")
+
+
+def json_parts(content: Any) -> Iterator[str]:
+    """JSON in parts, because json holds the interpreter, and so the event loop, until it returns."""
+    if isinstance(content, dict):
+        for number, (name, value) in enumerate(content.items()):
+            yield f"{',' if number else '{'}{ENCODER.encode(name)}:"
+            yield from json_parts(value)
+        yield "}" if content else "{}"
+    elif isinstance(content, list) and content and isinstance(content[0], list):
+        for number, inner in enumerate(content):
+            yield "," if number else "["
+            yield from json_parts(inner)
+        yield "]"
+    elif isinstance(content, list) and len(content) > PART:
+        for start in range(0, len(content), PART):
+            yield ("," if start else "[") + ENCODER.encode(content[start : start + PART])[1:-1]
+        yield "]"
+    else:
+        yield ENCODER.encode(content)
 
 
 async def read_json(request: Request) -> Any:

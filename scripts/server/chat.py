@@ -31,6 +31,7 @@ from .generation import (
     usage,
 )
 from .models import Models, Served
+from .streaming import read_aside
 
 KNOWN = (
     *SETTINGS, "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice",
@@ -52,7 +53,7 @@ class Asked:
 
 async def chat_completions(request: Request) -> Response | ASGIApp:
     fields = Fields(await read_json(request), KNOWN)
-    asked = read(fields, Models.here(request).of(fields))
+    asked = await read_aside(request, partial(read, fields, Models.here(request).of(fields)))
     chunks = partial(stream, asked)
     return await answer(request, fields, asked.served, asked.requests, whole=partial(whole, asked), chunks=chunks)
 

@@ -21,7 +21,7 @@ from model.inference.sampling import SamplingConfig
 
 from .bodies import ApiError, Fields, Json
 from .models import Served
-from .streaming import EventStream, unless_gone
+from .streaming import EventStream, aside, unless_gone
 
 MOST_CHOICES = 16  # n
 MOST_STOPS, LONGEST_STOP = 16, 1000
@@ -136,9 +136,14 @@ async def answer(
         rows = await unless_gone(request, generation.all())
     finally:
         generation.cancel()
-    body = whole(generation, rows)
-    counted[0] = body["usage"]["total_tokens"]
-    return Json(body)
+
+    def body() -> Json:
+        found = whole(generation, rows)
+        counted[0] = found["usage"]["total_tokens"]
+        return Json(found)
+
+    figures = sum((len(one.prompt) + one.max_new_tokens) * (1 + one.top_logprobs) for one in requests)
+    return await aside(body, size=figures)
 
 
 def finish_reason(new: NewToken) -> str | None:

@@ -13,7 +13,7 @@ from model.inspection.rows import attention_rows, lens_rows, token_rows
 from .bodies import ApiError, Fields, Json, read_json
 from .generation import spelled
 from .models import Models, Served
-from .streaming import unless_gone
+from .streaming import LONG, aside, read_aside, unless_gone
 
 MOST_TOKENS = 128  # that are looked at: attention weights grow with the square
 
@@ -21,19 +21,17 @@ MOST_TOKENS = 128  # that are looked at: attention weights grow with the square
 async def attention(request: Request) -> Json:
     """The weights of every head, [layer][head][query][key]; rows sum to 1."""
     fields = Fields(await read_json(request), ["model", "prompt", "last"])
-    served, ids, found = read(request, fields)
-    found["attention"] = await look(request, served, partial(attention_rows, served.lm.model, ids))
-    return Json(found)
+    served, ids, found = await read_aside(request, partial(read, request, fields))
+    return await look(request, served, found, partial(attention_rows, served.lm.model, ids))
 
 
 async def lens(request: Request) -> Json:
     """The next tokens as read from the residual stream after the embedding and after each block."""
     fields = Fields(await read_json(request), ["model", "prompt", "last", "top"])
     top = fields.integer("top", 5, low=1, high=50)
-    served, ids, found = read(request, fields)
+    served, ids, found = await read_aside(request, partial(read, request, fields))
     work = partial(lens_rows, served.lm.model, ids, top=top, text_of=partial(spelled, served))
-    found["lens"] = await look(request, served, work)
-    return Json(found)
+    return await look(request, served, found, work)
 
 
 def read(request: Request, fields: Fields) -> tuple[Served, list[int], dict[str, Any]]:
@@ -52,12 +50,16 @@ def read(request: Request, fields: Fields) -> tuple[Served, list[int], dict[str,
     return served, some, start | {"tokens": token_rows(some, partial(spelled, served))}
 
 
-async def look(request: Request, served: Served, work: Callable[[], Any]) -> Any:
-    """The result of one forward pass between two steps of the engine. It is not begun if the client is gone."""
-    found = await unless_gone(request, served.alone(work))
+async def look(request: Request, served: Served, found: dict[str, Any], work: Callable[[], Any]) -> Json:
+    """Adds the result of one forward pass between two steps of the engine, which a client that is gone does not get."""
+    found[found["object"]] = await unless_gone(request, served.alone(work))
+    return await aside(partial(finite_json, found), size=LONG)
+
+
+def finite_json(found: dict[str, Any]) -> Json:
     if not is_finite(found):
         raise ApiError("the model's weights or logits are not finite numbers", status=500)
-    return found
+    return Json(found)
 
 
 def is_finite(value: Any) -> bool:

@@ -19,7 +19,7 @@ from model.next_word.words import RULES, WordRule
 from .bodies import Fields, Json, read_json
 from .generation import sampling_of
 from .models import Models, Served
-from .streaming import EventStream, unless_gone
+from .streaming import EventStream, read_aside, unless_gone
 
 KNOWN = (
     "model", "prompt", "top", "tolerance", "max_expansions", "ignore_trailing_spaces", "word_rule", "stream",
@@ -33,7 +33,7 @@ Steps = Iterator[tuple[str, Callable[[], NextWords]]]
 async def next_words(request: Request) -> Response | ASGIApp:
     fields = Fields(await read_json(request), KNOWN)
     served = Models.here(request).of(fields)
-    steps = begin(fields, served)
+    steps = await read_aside(request, partial(begin, fields, served))
     streamed = fields.flag("stream")
     tables = search(served, steps, request.scope["tokens"], all_tables=streamed)
     if streamed:
@@ -57,7 +57,7 @@ def begin(fields: Fields, served: Served) -> Steps:
     spaces = fields.get("ignore_trailing_spaces", bool, default=True)
     sampling: SamplingConfig = sampling_of(fields)
     lm = served.lm
-    # Encoded here and not in the worker, because a tokenizer serves one thread at a time.
+    # Encoded here and not in the worker, where a long prompt would stop all others.
     text = prompt.rstrip(" ") if spaces else prompt
     ids = lm.tokenizer.encode(text)
 

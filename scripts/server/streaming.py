@@ -1,4 +1,4 @@
-"""Answers that end when their client is gone: server-sent events, and work that a disconnect cancels."""
+"""Work that stops nobody: server-sent events and work that a disconnect ends; long work in a thread."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from .bodies import ApiError, as_api_error, as_json
 
 Result = TypeVar("Result")
+LONG = 10_000  # bytes or tokens
+THREADS = anyio.CapacityLimiter(2)  # more would compete with the event loop for the interpreter
 BUG = ApiError("the server failed; its log says why", status=500)
 DONE = b"data: [DONE]\n\n"
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -40,6 +43,21 @@ async def first_of(receive: Receive, work: Coroutine[Any, Any, Result]) -> Resul
         for one in (task, gone):
             one.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def aside(work: Callable[[], Result], *, size: int) -> Result:
+    """The result of work that does not use the model, in a thread if it is long: other requests must not wait for it.
+
+    size: what the time grows with, in bytes or tokens.
+    """
+    if size < LONG:
+        return work()
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=THREADS)
+
+
+async def read_aside(request: Request, read: Callable[[], Result]) -> Result:
+    """The result of checking and encoding what a body asks for; a long body is read in a thread."""
+    return await aside(read, size=len(await request.body()))
 
 
 class EventStream:

@@ -20,7 +20,7 @@ from model.language_model import LanguageModel
 from .bodies import ApiError, Fields, Json, is_ids, read_json
 from .generation import number_of, sampling_of, spelled
 from .models import Models, Served
-from .streaming import unless_gone
+from .streaming import aside, read_aside, unless_gone
 
 MOST_TOKENS = 20_000  # of a text whose surprisal is asked for
 WORD = re.compile(r"\s*(?:\w+(?:['’-]\w+)*|[^\w\s]+)|\s+")
@@ -48,24 +48,33 @@ async def tokenize(request: Request) -> Json:
     fields = Fields(await read_json(request), ["model", "prompt", "add_special_tokens"])
     served, text = Models.here(request).of(fields), fields.text("prompt")
     special = served.lm.tokenizer.special_tokens
-    ids = [special[text]] if text in special else served.lm.tokenizer.encode(text)
-    texts = [spelled(served, token) for token in ids]
-    return Json({"tokens": ids, "count": len(ids), "max_model_len": served.context, "token_strs": texts})
+
+    def ids_and_texts() -> Json:
+        ids = [special[text]] if text in special else served.lm.tokenizer.encode(text)
+        texts = [spelled(served, token) for token in ids]
+        return Json({"tokens": ids, "count": len(ids), "max_model_len": served.context, "token_strs": texts})
+
+    return await read_aside(request, ids_and_texts)
 
 
 async def detokenize(request: Request) -> Json:
     fields = Fields(await read_json(request), ["model", "tokens"])
     served, ids = Models.here(request).of(fields), fields.get("tokens", list)
-    if not is_ids(ids, served.lm.tokenizer.vocab_size):
-        raise fields.error("tokens", f"must be ids below {served.lm.tokenizer.vocab_size}")
-    return Json({"prompt": served.lm.tokenizer.decode(ids)})
+
+    def text() -> Json:
+        if not is_ids(ids, served.lm.tokenizer.vocab_size):
+            raise fields.error("tokens", f"must be ids below {served.lm.tokenizer.vocab_size}")
+        return Json({"prompt": served.lm.tokenizer.decode(ids)})
+
+    return await read_aside(request, text)
 
 
 async def next_tokens(request: Request) -> Json:
     """The most probable next tokens, before and after the filters, and the mass that each filter removes."""
     fields = Fields(await read_json(request), ["model", "prompt", "top", *FILTERS])
     served = Models.here(request).of(fields)
-    ids, top, sampling = served.ids(fields), fields.integer("top", 20, low=1, high=1000), sampling_of(fields)
+    top, sampling = fields.integer("top", 20, low=1, high=1000), sampling_of(fields)
+    ids = await read_aside(request, partial(served.ids, fields))
     request.scope["tokens"][0] = len(ids)
     found = await unless_gone(request, served.alone(partial(filter_next, served, ids, top, sampling)))
     return Json({"object": "next_tokens", "model": served.name} | found)
@@ -97,22 +106,34 @@ async def surprisal(request: Request) -> Json:
     """Each token of a text with its log-probability, its rank, and what the model would rather have written."""
     fields = Fields(await read_json(request), ["model", "text", "prompt", "top"])
     served, top = Models.here(request).of(fields), fields.integer("top", 10, low=0, high=50)
+    prefix, ids = await read_aside(request, partial(prompt_and_text, fields, served))
+    request.scope["tokens"][0] = len(prefix) + len(ids)
+    rows = await unless_gone(request, score_text(served, prefix, ids, top))
+    return await aside(lambda: Json(described(served, ids, rows)), size=len(ids) * (1 + top))
+
+
+def prompt_and_text(fields: Fields, served: Served) -> tuple[list[int], list[int]]:
+    """The ids of what is read first, and of the text to score. Raises ApiError."""
     prefix, continued = served.ids(fields), bool(fields.values.get("prompt"))
     ids = served.lm.tokenizer.encode(fields.text("text"), continued=continued)
     if not 0 < len(ids) <= MOST_TOKENS:
         raise fields.error("text", f"has {len(ids):,} tokens; it must have 1 to {MOST_TOKENS:,}")
-    request.scope["tokens"][0] = len(prefix) + len(ids)
-    return Json(await unless_gone(request, score_text(served, prefix, ids, top)))
+    return prefix, ids
 
 
-async def score_text(served: Served, prefix: list[int], ids: list[int], top: int) -> dict[str, Any]:
+async def score_text(served: Served, prefix: list[int], ids: list[int], top: int) -> list[Figures]:
     """Scores a text window by window, as sample.py mode=score does."""
     lm = served.lm
     rows: list[Figures] = []
     for inputs, places in windows(prefix, ids, context=lm.model.config.context):
         targets = [ids[number] for _, number in places]
         rows += await served.alone(partial(score_window, lm, inputs, places[0][0], targets, top))
-    pieces = [lm.tokenizer.token_bytes(token) for token in ids]
+    return rows
+
+
+def described(served: Served, ids: list[int], rows: list[Figures]) -> dict[str, Any]:
+    """A text's tokens with their figures, and its words."""
+    pieces = [served.lm.tokenizer.token_bytes(token) for token in ids]
     tokens: list[dict[str, Any]] = []
     start = 0
     for token, piece, (log_probability, rank, entropy, best) in zip(ids, pieces, rows, strict=True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,3 +75,21 @@ def test_a_pretoken_ends_at_every_cut_in_any_context(name: str) -> None:
             assert compiled.findall("".join(whole)) == [
                 pretoken for part in whole for pretoken in compiled.findall(part)
             ]
+
+
+def test_several_threads_encode_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "N_SLOTS", 8)  # the threads replace each other's spans all the time
+    monkeypatch.setattr(encoder, "MAX_IDS", 100)
+    pattern, ranks, source = Pattern("gpt2"), ranks_for("gpt2"), random.Random(11)
+    tiktoken, ours = tiktoken_encoding(ranks, pattern), Encoder(ranks, pattern)
+    texts = [random_words(source) for _ in range(200)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda text: ours.encode_batch([text])[0].tolist(), texts * 4))
+    finally:
+        sys.setswitchinterval(interval)
+    segments = [pattern.segments(text) for text in texts]
+    expected = [[t for segment in some for t in tiktoken.encode_ordinary(segment)] for some in segments]
+    assert found == expected * 4
