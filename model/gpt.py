@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .attention import attend, document_mask
 from .cache import KVCache
 from .config import ModelConfig
-from .loss import head_loss
+from .loss import head_loss, soft_cap
 from .rotary import Rotary, apply_rotary, rotary_tables
 
 
@@ -127,7 +127,8 @@ class GPT(nn.Module):
         h = self.hidden(ids, cache, doc_starts=doc_starts)
         if targets is None:
             return self.head(h)
-        return head_loss(self.head, self.head_weight, h.flatten(0, 1), targets.flatten())
+        vocab_size, cap = self.config.vocab_size, self.config.logit_softcap
+        return head_loss(h.flatten(0, 1), self.head_weight, targets.flatten(), vocab_size=vocab_size, cap=cap)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, *, doc_starts: Tensor | None = None) -> Tensor:
         """ids (B, T) -> the last layer's normalised output (B, T, D)."""
@@ -161,10 +162,7 @@ class GPT(nn.Module):
     def head(self, h: Tensor) -> Tensor:
         """h (..., D) -> logits (..., V), without the padded vocabulary entries."""
         logits = F.linear(h, self.embed.weight) if self.lm_head is None else self.lm_head(h)
-        logits = logits[..., : self.config.vocab_size]
-        if cap := self.config.logit_softcap:
-            logits = cap * torch.tanh(logits.float() / cap)
-        return logits
+        return soft_cap(logits[..., : self.config.vocab_size], self.config.logit_softcap)
 
     def build_rotary(self) -> None:
         """Fills the tables of cosines and sines, (context, E/2); to be called again after to_empty()."""

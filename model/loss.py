@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,32 +11,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # targets that carry no loss
-LARGE_LOGITS = 1 << 25  # elements (128 MiB in float32): from here on, a CPU computes the loss in chunks
-CHUNK_TOKENS = 512
+# From this number of logits on, the loss is computed in chunks of this many tokens.
+LARGE_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 29}  # 128 MiB in float32, 1 GiB in bfloat16
+CHUNK_TOKENS = {"cpu": 512, "gpu": 8192}
 
 
-def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits (N, V), targets (N,) -> the sum of -ln p over the targets, a float32 tensor ()."""
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """Limits logits smoothly to (-cap, cap), in float32 (Gemma Team 2024, section 2); 0 leaves them as they are."""
+    return cap * torch.tanh(logits.float() / cap) if cap else logits
+
+
+def summed_loss(h: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, cap: float) -> Tensor:
+    """h (N, D), head matrix `weight` (padded V, D), targets (N,) -> the sum of -ln p over the targets, float32 ().
+
+    The logits of the padded vocabulary become -inf instead of being cut off: GPUs are slower on rows of an odd width.
+    """
+    logits = soft_cap(F.linear(h, weight), cap)  # (N, padded V)
+    if vocab_size < len(weight):
+        padding = torch.arange(len(weight), device=h.device) >= vocab_size
+        logits = logits.masked_fill(padding, float("-inf"))
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
-def head_loss(head: Callable[[Tensor], Tensor], weight: Tensor, h: Tensor, targets: Tensor) -> Tensor:
-    """h (N, D), targets (N,) -> summed_loss(head(h), targets); `weight` (V, D) is the head's matrix.
+def tokens_at_once(n_tokens: int, padded_vocab: int, kind: str) -> int:
+    """Returns for how many of the tokens logits are held at the same time; kind: cpu or gpu."""
+    return n_tokens if n_tokens * padded_vocab < LARGE_LOGITS[kind] else min(n_tokens, CHUNK_TOKENS[kind])
 
-    On a CPU, tokens without a target (prompts in fine-tuning) skip the head, and large logits are computed in chunks
-    and never held as a whole. GPUs and compiled models keep the plain form, whose shapes are fixed.
+
+def head_loss(h: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, cap: float = 0.0) -> Tensor:
+    """Returns what summed_loss returns. Large logits are computed in chunks and never held as a whole.
+
+    On a CPU, tokens without a target (prompts in fine-tuning) skip the head. Models compiled for a CPU keep the plain
+    form, which is faster there and whose shapes are fixed.
     """
-    if h.device.type != "cpu" or torch.compiler.is_compiling():
-        return summed_loss(head(h), targets)
-    kept = (targets != IGNORE).nonzero()[:, 0]
-    if len(kept) < len(targets):
-        h, targets = h.index_select(0, kept), targets.index_select(0, kept)
-    if len(targets) * len(weight) < LARGE_LOGITS:
-        return summed_loss(head(h), targets)
-    if torch.is_grad_enabled() and weight.requires_grad:
-        return ChunkedLoss.apply(h, weight, head, targets)
-    chunks = zip(h.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
-    return torch.stack([summed_loss(head(h_chunk), target_chunk) for h_chunk, target_chunk in chunks]).sum()
+    loss_of = partial(summed_loss, vocab_size=vocab_size, cap=cap)
+    kind = "cpu" if h.device.type == "cpu" else "gpu"
+    if kind == "cpu" and torch.compiler.is_compiling():
+        return loss_of(h, weight, targets)
+    if kind == "cpu":
+        kept = (targets != IGNORE).nonzero()[:, 0]
+        if len(kept) < len(targets):
+            h, targets = h.index_select(0, kept), targets.index_select(0, kept)
+    size = tokens_at_once(len(targets), len(weight), kind)
+    if size == len(targets):
+        return loss_of(h, weight, targets)
+    if torch.is_grad_enabled():
+        return ChunkedLoss.apply(h, weight, targets, loss_of, size)
+    chunks = zip(h.split(size), targets.split(size), strict=True)
+    return torch.stack([loss_of(h_chunk, weight, target_chunk) for h_chunk, target_chunk in chunks]).sum()
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -45,21 +68,23 @@ class ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
-        losses, dh, dw = [], [], torch.zeros_like(weight)
-        for h_chunk, target_chunk in zip(h.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-            h_chunk = h_chunk.detach().requires_grad_()
-            with torch.enable_grad():
-                loss = summed_loss(head(h_chunk), target_chunk)
-            dh_chunk, dw_chunk = torch.autograd.grad(loss, (h_chunk, weight))
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, loss_of: Callable[..., Tensor], chunk_tokens: int
+    ) -> Tensor:
+        trained = ctx.needs_input_grad[1]
+        loss_and_gradients = torch.func.grad_and_value(loss_of, argnums=(0, 1) if trained else (0,))
+        losses, dh, dw = [], [], torch.zeros_like(weight) if trained else None
+        for h_chunk, target_chunk in zip(h.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+            (dh_chunk, *dw_chunk), loss = loss_and_gradients(h_chunk, weight, target_chunk)
+            losses.append(loss)
             dh.append(dh_chunk)
-            dw += dw_chunk
-            losses.append(loss.detach())
-        ctx.gradients = torch.cat(dh), dw
+            if dw is not None:
+                dw += dw_chunk[0]
+        ctx.save_for_backward(torch.cat(dh), dw)
         return torch.stack(losses).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dh, dw = ctx.gradients
-        return dh * grad, dw * grad, None, None
+        dh, dw = ctx.saved_tensors
+        return dh * grad, None if dw is None else dw * grad, None, None, None

@@ -91,10 +91,10 @@ def poison(rank: int, steps: range, *, micro_batches: int) -> None:
     """Makes the loss of the second micro-batch of these steps NaN, on one rank only."""
     calls, original = iter(range(10**9)), gpt.head_loss
 
-    def head_loss(*args: Any) -> torch.Tensor:
+    def head_loss(*args: Any, **options: Any) -> torch.Tensor:
         step, micro_batch = divmod(next(calls), micro_batches)
         poisoned = int(os.environ["RANK"]) == rank and step in steps and micro_batch == 1
-        return original(*args) * (float("nan") if poisoned else 1.0)
+        return original(*args, **options) * (float("nan") if poisoned else 1.0)
 
     gpt.head_loss = head_loss
 
@@ -159,7 +159,7 @@ def run_commands(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loss.LARGE_LOGITS, loss.CHUNK_TOKENS = 0, 50  # chunked here, plain in the process to compare with
+    loss.LARGE_LOGITS["cpu"], loss.CHUNK_TOKENS["cpu"] = 0, 50  # chunked here, plain in the process to compare with
     folder, part = Path(sys.argv[1]), sys.argv[2]
     with short_ends(), parallel.process_group(parallel.World.from_environment(), torch.device("cpu")):
         if part == "families":

@@ -13,6 +13,7 @@ import torch
 from .. import InputError
 from ..config import ModelConfig
 from ..gpt import GPT
+from ..loss import tokens_at_once
 from ..optimization.optimizer import split_parameters
 
 GIB = 2**30
@@ -135,7 +136,8 @@ def sizing(model: GPT, gpu: str, *, muon: bool, usable: float = 0.9) -> tuple[in
     widened = config.ff_width * (4 if config.activation == "swiglu" else 3)
     heads = config.head_dim * (2 * config.n_head + 2 * config.kv_heads)
     one_layer = config.context * (2 * 4 * config.d_model + 2 * (2 * config.d_model + heads + widened))
-    logits = config.context * config.padded_vocab * (2 + 4 + 4 + (8 if config.logit_softcap else 0))
+    at_once = tokens_at_once(config.context, config.padded_vocab, "gpu")
+    logits = at_once * config.padded_vocab * (2 + 2 + 4 + 4 + (8 if config.logit_softcap else 0))
     activations = inputs + max(2 * one_layer, logits)
     # Muon: the matrices that a GPU owns, and gradients sent to and from their owners after the above was freed.
     hidden = muon_weights(model) if muon else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -34,8 +36,8 @@ def chunked(monkeypatch):
     """Returns a function that makes every loss from then on chunked."""
 
     def switch() -> None:
-        monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)  # does not divide 50
-        monkeypatch.setattr(loss, "LARGE_LOGITS", 0)
+        monkeypatch.setitem(loss.CHUNK_TOKENS, "cpu", 7)  # does not divide 50
+        monkeypatch.setitem(loss.LARGE_LOGITS, "cpu", 0)
 
     return switch
 
@@ -45,7 +47,12 @@ def sizes(monkeypatch):
     """The number of tokens in each call of summed_loss."""
     seen: list[int] = []
     summed = loss.summed_loss
-    monkeypatch.setattr(loss, "summed_loss", lambda *pair: seen.append(len(pair[0])) or summed(*pair))
+
+    def counted(h, *rest, **options):
+        seen.append(len(h))
+        return summed(h, *rest, **options)
+
+    monkeypatch.setattr(loss, "summed_loss", counted)
     return seen
 
 
@@ -65,9 +72,9 @@ def test_chunks_give_the_plain_loss_and_gradient(family, dtype, chunked, sizes):
 
 def test_only_large_logits_are_chunked(monkeypatch, sizes):
     model = make("modern")  # 96 ids, padded to 128
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)
+    monkeypatch.setitem(loss.CHUNK_TOKENS, "cpu", 7)
     for limit, calls in ((38 * 128 + 1, [38]), (38 * 128, [7] * 5 + [3])):
-        monkeypatch.setattr(loss, "LARGE_LOGITS", limit)
+        monkeypatch.setitem(loss.LARGE_LOGITS, "cpu", limit)
         gradients(model, torch.float32)
         assert sizes == calls
         sizes.clear()
@@ -82,7 +89,8 @@ def test_evaluation_in_chunks_gives_the_plain_sum(chunked, sizes):
         torch.testing.assert_close(model(inputs, targets=targets), plain, rtol=1e-6, atol=0)
     assert sizes == [38] + [7] * 5 + [3]  # the tokens with a target
     logits = model(inputs)
-    torch.testing.assert_close(loss.summed_loss(logits.flatten(0, 1), targets.flatten()), plain, rtol=1e-6, atol=0)
+    everything = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(everything, plain, rtol=1e-6, atol=0)
 
 
 def test_a_frozen_head_gives_the_plain_gradient_too(chunked, sizes):
@@ -118,3 +126,22 @@ def test_a_batch_without_targets_has_no_loss_and_no_gradient():
     total = model(inputs, targets=torch.full_like(targets, loss.IGNORE))
     total.backward()
     assert total == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_compiled_chunks_are_one_graph_with_the_plain_loss_and_gradient():
+    """As on a GPU, where the compiled model computes large logits in chunks."""
+    model = make("modern_grouped")
+    inputs, targets = batch()
+    h = model.hidden(inputs).detach().flatten(0, 1).requires_grad_()
+    sizes = {"vocab_size": model.config.vocab_size, "cap": model.config.logit_softcap}
+
+    def plain() -> torch.Tensor:
+        return loss.summed_loss(h, model.head_weight, targets.flatten(), **sizes)
+
+    def chunked() -> torch.Tensor:
+        return loss.ChunkedLoss.apply(h, model.head_weight, targets.flatten(), partial(loss.summed_loss, **sizes), 7)
+
+    found = []
+    for total in (plain(), torch.compile(chunked, backend="aot_eager", fullgraph=True, dynamic=False)()):
+        found.append((total, *torch.autograd.grad(total / 64, (h, model.head_weight))))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)

@@ -27,7 +27,8 @@ def test_axes_are_named_and_fit_the_shapes(family):
     operations = trace(model, torch.randint(0, 96, (2, 4)))
     H, K, E = config.n_head, config.kv_heads, config.head_dim
     sizes = {"B": 2, "T": 4, "D": 64, "H": H, "K": K, "E": E, "E/2": E // 2, "F": config.ff_width, "H+K": H + K,
-             "B·H": 2 * H, "H/K": H // K, "(H+2K)·E": (H + 2 * K) * E, "(H+K)·E": (H + K) * E, "K·E": K * E, "1": 1}  # fmt: skip
+             "B·H": 2 * H, "H/K": H // K, "(H+2K)·E": (H + 2 * K) * E, "(H+K)·E": (H + K) * E, "K·E": K * E,
+             "1": 1}  # fmt: skip
     for op in operations:
         assert len(op.axes) == len(op.shape)
         for name, size in zip(op.axes, op.shape, strict=True):
