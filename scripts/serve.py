@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from conf import cli
 from model import InputError
@@ -24,7 +25,8 @@ from sample import load
 if TYPE_CHECKING:
     from scripts.server.models import Models
 
-GRACE = 5  # seconds for answers to end after the engines have
+GRACE = 1  # seconds for answers to end after an interrupt
+LAST = 0.3  # more seconds for the forward pass that is running
 BACKLOG = 2048  # connections that wait to be accepted
 TEXTS = {"kind": "text", "list": True}
 
@@ -36,13 +38,13 @@ class ServeConfig:
     checkpoint: Any = field(default=None, metadata={"kind": "path", "list": True})  # one, or [several]
     host: str = field(default="127.0.0.1", metadata={"kind": "text"})  # the address to listen on
     port: int = 8000
-    # what clients must send (Authorization: Bearer TOKEN); required for any address but this machine's own
+    # the secret that clients must send (Authorization: Bearer TOKEN); required if other machines can reach host=
     token: str | None = field(default=None, metadata={"kind": "text"})
-    hosts: Any = field(default=None, metadata=TEXTS)  # [other, names] by which clients call this machine
-    origins: Any = field(default=None, metadata=TEXTS)  # [origins] of other pages that may ask: http://localhost:3000
-    slots: int = 16  # texts that are continued at the same time
-    queue: int = 64  # requests that may wait; beyond that the answer is 429
-    max_body: int = 1_000_000  # bytes of a request
+    hosts: Any = field(default=None, metadata=TEXTS)  # [further, names] that clients use for this machine
+    origins: Any = field(default=None, metadata=TEXTS)  # [origins] of web pages that may send requests
+    slots: int = 16  # number of texts generated at the same time
+    queue: int = 64  # number of requests that may wait; further ones get status 429
+    max_body: int = 1_000_000  # maximum size of a request, in bytes
     device: str = "auto"
     dtype: str = "float32"
     debug: bool = False
@@ -55,12 +57,12 @@ class ServeConfig:
         if self.token is not None and not (
             self.token.isascii() and self.token.isprintable() and self.token and self.token == self.token.strip()
         ):
-            found.append("token= must be printable ASCII, as a header takes it, without spaces around it")
+            found.append("token= must be printable ASCII without spaces at its ends, because it is sent in a header")
         elif self.token is None and not is_loopback(self.host):
-            found.append(f"host={self.host} can be reached from other machines: give a secret, token=...")
+            found.append(f"host={self.host} can be reached from other machines, so it needs a secret: token=...")
         for origin in as_list(self.origins):
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
-                found.append(f"origins={origin}: write scheme, name and port, such as http://localhost:3000")
+                found.append(f"origins={origin}: write scheme, host and port, such as http://localhost:3000")
         return found
 
 
@@ -95,8 +97,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"host={host} port={port}: {os.strerror(error.errno or 0)}; choose another port") from None
 
 
-def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -> None:
-    """Runs an ASGI app until an interrupt, which is a way to end and not a failure; a second one does not wait."""
+def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], object]) -> None:
+    """Runs an ASGI app until an interrupt, which is a way to end and not a failure; a second one ends at once."""
     import uvicorn
 
     log = logging.getLogger("uvicorn.error")
@@ -108,7 +110,7 @@ def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             log.disabled = True  # a client that is cut off after GRACE is no failure
-            before_exit()  # ends what is being generated, so that no stream keeps the server waiting
+            before_exit()  # ends what is being generated, so that no stream keeps the server waiting; must not wait
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
@@ -119,6 +121,13 @@ def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], None]) -
         Server(config).run(sockets=[listener])
     finally:
         log.disabled = False
+
+
+def leave() -> NoReturn:
+    """Ends the process although a thread computes: the interpreter cannot end under one that is inside torch."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def main(cfg: ServeConfig, overrides: cli.Overrides) -> None:
@@ -147,7 +156,9 @@ def main(cfg: ServeConfig, overrides: cli.Overrides) -> None:
         place = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
         address = f"http://{place}:{listener.getsockname()[1]}"
         print(f"serving {', '.join(models.by_name)} at {address} (Ctrl-C to stop)", file=sys.stderr, flush=True)
-        run(make_app(models, rules), listener, before_exit=models.close)
+        run(make_app(models, rules), listener, before_exit=partial(models.close, timeout=0))
+        if not models.close(timeout=LAST):
+            leave()
 
 
 if __name__ == "__main__":

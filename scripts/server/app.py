@@ -78,7 +78,7 @@ async def known_error(request: Request, error: Any) -> Response:
 
 
 async def http_error(request: Request, error: Any) -> Response:
-    problem = {404: "there is nothing at this path", 405: "this method is not allowed here"}.get(error.status_code)
+    problem = {404: "no such path", 405: "this method is not allowed for this path"}.get(error.status_code)
     answer = ApiError(problem or str(error.detail), status=error.status_code).response()
     answer.headers.update(error.headers or {})
     return answer

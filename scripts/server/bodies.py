@@ -96,14 +96,14 @@ async def read_json(request: Request) -> Any:
     try:
         value = json.loads(body, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:  # text that is not UTF-8, and integers of 5,000 digits, as well
-        raise ApiError(f"the body is not JSON: {error}") from None
+        raise ApiError(f"the body is not valid JSON: {error}") from None
     if depth_exceeds(value, MAX_DEPTH):
         raise ApiError(f"the body is nested more than {MAX_DEPTH} levels deep")
     return value
 
 
 def refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def depth_exceeds(value: Any, limit: int) -> bool:

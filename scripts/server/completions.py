@@ -69,7 +69,7 @@ def read(fields: Fields, served: Served) -> Asked:
     """Checks the fields of a request. Raises ApiError."""
     n = fields.integer("n", 1, low=1, high=MOST_CHOICES)
     if fields.integer("best_of", n, low=1) != n:
-        raise fields.error("best_of", "must equal n: the answers of all are returned")
+        raise fields.error("best_of", "must equal n: all answers are returned")
     fields.refuse("suffix", lambda value: value == "")
     fields.refuse("logit_bias", lambda value: value == {})
     echo = fields.flag("echo")
@@ -77,7 +77,9 @@ def read(fields: Fields, served: Served) -> Asked:
     logprobs = fields.integer("logprobs", None, high=MOST_ALTERNATIVES)
     prompts = read_prompts(fields, served)
     if len(prompts) * n > MOST_PROMPTS:
-        raise fields.error("prompt", f"times n makes {len(prompts) * n} answers; at most {MOST_PROMPTS} are allowed")
+        raise fields.error(
+            "prompt", f"asks for {len(prompts) * n} answers with n={n}; at most {MOST_PROMPTS} are allowed"
+        )
     sampling, seed = sampling_of(fields), seed_of(fields)
     for _, ids in prompts:
         check_length(ids, max(1, max_tokens), served)

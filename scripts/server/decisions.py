@@ -98,7 +98,7 @@ def read_question(question: Fields, text: str, served: Served) -> Asked:
         raise question.error("type", "must be predicate, choice or score")
     words = [value if isinstance(value, str) else str(value).lower() for value in values]
     if "" in words or len(set(words)) < len(words):
-        raise question.error("levels" if kind == "score" else "choices", "must be different and not empty")
+        raise question.error("levels" if kind == "score" else "choices", "must be distinct and not empty")
     if set(words) == labels:  # as it was fine-tuned: its own templates, and its temperature
         ids = served.encode(served.task.prompt_of(text), name="input")
         answers, end = [served.task.completion_of(word) for word in words], tokenizer.end_id
@@ -116,13 +116,13 @@ def read_question(question: Fields, text: str, served: Served) -> Asked:
     if longest > LONGEST_OPTION:
         raise question.error(
             "levels" if kind == "score" else "choices",
-            f"has {longest} tokens in one; at most {LONGEST_OPTION} are allowed",
+            f"has an option of {longest} tokens; at most {LONGEST_OPTION} are allowed",
         )
     context = served.lm.model.config.context
     if len(ids) + longest > context:
-        raise too_long("input", f"{len(ids)} tokens with a question", context)
+        raise too_long("input", f"{len(ids) + longest:,} tokens with its question and an option", context)
     if len(set(map(tuple, options))) < len(options):
-        raise question.error("choices", "has two options of the same tokens")
+        raise question.error("choices", "has two options with the same tokens")
     return Asked(kind, question.text("name", None), values, ids, options, temperature)
 
 
@@ -143,7 +143,7 @@ def read_input(fields: Fields) -> str:
     found = []
     for message in fields.objects("input", ["type", "role", "content"], least=1, most=1000):
         if message.text("type", "message") != "message":
-            raise message.error("type", "is not supported; send messages of text")
+            raise message.error("type", "is not supported; send text messages")
         role = message.text("role")
         if role not in ("user", "developer", "system", "assistant"):
             raise message.error("role", "must be user, developer, system or assistant")

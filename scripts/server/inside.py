@@ -15,7 +15,7 @@ from .generation import spelled
 from .models import Models, Served
 from .streaming import LONG, aside, read_aside, unless_gone
 
-MOST_TOKENS = 128  # that are looked at: attention weights grow with the square
+MOST_TOKENS = 128  # that are inspected: attention weights grow with the square
 
 
 async def attention(request: Request) -> Json:
@@ -43,7 +43,9 @@ def read(request: Request, fields: Fields) -> tuple[Served, list[int], dict[str,
     ids, most = served.ids(fields), min(MOST_TOKENS, served.context)
     last = fields.integer("last", None, low=1, high=MOST_TOKENS)
     if last is None and len(ids) > most:
-        raise fields.error("prompt", f"has {len(ids):,} tokens; at most {most} can be looked at: give last={most}")
+        raise fields.error(
+            "prompt", f"has {len(ids):,} tokens; at most {most} can be inspected: send last={most} for the end"
+        )
     some = ids[-min(last or most, most) :]
     request.scope["tokens"][0] = len(some)
     start = {"object": request.url.path.rpartition("/")[2], "model": served.name, "omitted": len(ids) - len(some)}

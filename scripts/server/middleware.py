@@ -1,4 +1,4 @@
-"""Guard: what every request passes first: host, origin, token, size of the body; and its line in the log."""
+"""Guard: checks that every request must pass first (host, origin, token, size of the body), and the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .bodies import ApiError
 
 BODY_SECONDS = 30  # within which a body must have arrived
 
-# No other page may load, frame or sniff an answer. model text cannot become a script, even if it became HTML.
+# No other page may load, frame or sniff an answer. Model text cannot become a script, even if it becomes HTML.
 SECURITY = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -31,18 +31,18 @@ SECURITY = {
 
 @dataclass(frozen=True)
 class Rules:
-    """Who may ask."""
+    """Who may send requests."""
 
     hosts: Collection[str] = ()  # names of this server besides localhost and, on loopback, loopback addresses
     any_address: bool = False  # a Host that is an IP address is one of ours: the server listens on several
     origins: Collection[str] = ()  # of other pages that may read answers, such as http://localhost:3000
     token: str | None = None
     max_body: int = 1_000_000  # bytes
-    open_paths: Collection[str] = field(default=())  # without a token: the page itself
+    open_paths: Collection[str] = field(default=())  # need no token: the page itself
 
 
 class Guard:
-    """Pure ASGI, so that a client that disconnects is seen by whoever answers it."""
+    """Pure ASGI, so that the endpoint sees its client disconnect."""
 
     def __init__(self, app: ASGIApp, rules: Rules, *, log: Any = None) -> None:
         self.app, self.rules, self.log = app, rules, log
@@ -51,8 +51,8 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, started = Headers(scope=scope), time.perf_counter()
-        scope["tokens"] = [0]  # whoever answers adds the tokens of prompt and answer
-        status = 499  # the client went before there was an answer
+        scope["tokens"] = [0]  # the endpoint counts the tokens of prompt and answer here
+        status = 499  # the client disconnected before there was an answer
         extra = SECURITY | self.cors(headers)
 
         async def send_with_headers(message: Message) -> None:
@@ -72,24 +72,29 @@ class Guard:
         finally:
             milliseconds = (time.perf_counter() - started) * 1000
             path = ascii(scope["path"])[1:-1][:100]  # one line, whatever was asked for
-            line = f"{scope['method']} {path} {status} {milliseconds:.0f} ms {scope['tokens'][0]} tokens"
+            line = f"{scope['method']} {path} {status} {milliseconds:.0f} ms"
+            line += f" {tokens} token{'s' * (tokens > 1)}" if (tokens := scope["tokens"][0]) else ""
             with contextlib.suppress(OSError):
                 print(line, file=self.log or sys.stderr, flush=True)
 
     def answer(self, scope: Scope, headers: Headers) -> Response | None:
-        """The answer to a request that goes no further: a refusal, or what a browser asks before a request."""
+        """The answer to a request that goes no further: a refusal, or a browser's preflight."""
         if not self.is_ours(headers.get("host", "")):
-            return refusal("this Host is not served here; start the server with hosts=[NAME]", 403, "host_not_allowed")
+            return refusal(
+                "unknown Host header; to allow it, start the server with hosts=[NAME]", 403, "host_not_allowed"
+            )
         if not self.may_read(headers):
             return refusal(
-                "pages of this Origin may not ask; start the server with origins=[ORIGIN]", 403, "origin_not_allowed"
+                "requests from this Origin are not allowed; to allow them, start the server with origins=[ORIGIN]",
+                403,
+                "origin_not_allowed",
             )
         if scope["method"] == "OPTIONS":
             return Response(status_code=204, headers={"allow": "GET, POST, OPTIONS"})
         if self.rules.token is not None and scope["path"] not in self.rules.open_paths:
             given = headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, f"Bearer {self.rules.token}".encode()):
-                return refusal("the token is wrong or missing: Authorization: Bearer TOKEN", 401, "invalid_api_key")
+                return refusal("wrong or missing token; send Authorization: Bearer TOKEN", 401, "invalid_api_key")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > self.rules.max_body:
             return too_large(self.rules.max_body).response()
@@ -106,7 +111,7 @@ class Guard:
             return False
 
     def may_read(self, headers: Headers) -> bool:
-        """Whether the page that asks, if it is one, is from here or from an allowed origin."""
+        """Whether the request is from no page, from our own or from one of an allowed origin."""
         origin = headers.get("origin")
         return origin in (None, *self.rules.origins, f"http://{headers['host']}", f"https://{headers['host']}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,8 +91,8 @@ class Served:
                 f"the model {self.name!r} has no chat template; fine-tune it on chats, or use /v1/completions",
                 param="model",
             )
-        if sum(len(message["content"]) for message in messages) > self.longest_token * self.context:
-            raise too_long("messages", "these", self.context)
+        if (length := sum(len(message["content"]) for message in messages)) > self.longest_token * self.context:
+            raise too_long("messages", f"{length:,} characters", self.context)
         return chat_prompt(self.task.chat, messages, self.lm.tokenizer)  # type: ignore[arg-type]
 
     def chat_ends(self) -> tuple[str, tuple[int, ...]]:
@@ -100,9 +101,9 @@ class Served:
         return chat_end(self.task.chat, self.lm.tokenizer)  # type: ignore[arg-type]
 
 
-def too_long(name: str, what: str, context: int) -> ApiError:
+def too_long(name: str, length: str, context: int) -> ApiError:
     return ApiError(
-        f"{what} of {name} exceed the model's context of {context} tokens; shorten it",
+        f"{name!r} has {length}, which exceed the model's context of {context} tokens; shorten it",
         param=name,
         code="context_length_exceeded",
     )
@@ -135,9 +136,16 @@ class Models:
         """The models of the app that got the request."""
         return request.app.state.models
 
-    def close(self) -> None:
-        for one in self.by_name.values():
-            one.engine.close()
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends what is being generated. Returns whether all engines ended within `timeout` seconds."""
+        engines = [one.engine for one in self.by_name.values()]
+        for engine in engines:
+            engine.close(timeout=0)  # all hear of it before one is waited for
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for engine in engines:
+            if not engine.close(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                return False
+        return True
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -16,7 +16,7 @@ from .bodies import ApiError, as_api_error, as_json
 Result = TypeVar("Result")
 LONG = 10_000  # bytes or tokens
 THREADS = anyio.CapacityLimiter(2)  # more would compete with the event loop for the interpreter
-BUG = ApiError("the server failed; its log says why", status=500)
+BUG = ApiError("internal error; see the server's log", status=500)
 DONE = b"data: [DONE]\n\n"
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 

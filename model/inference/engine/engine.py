@@ -110,12 +110,17 @@ class Engine:
             self._changed.notify()
         return future
 
-    def close(self) -> None:
-        """Ends all tickets as cancelled and the worker with them; waits for a function that is running."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends all tickets as cancelled and the worker with them. Returns whether the worker has ended.
+
+        A function or forward pass that is running is not interrupted: waits at most `timeout` seconds for it, or
+        without one until it returns.
+        """
         with self._changed:
             self._ended = self._ended or EngineClosed("the engine is closed")
             self._changed.notify()
-        self._worker.join()
+        self._worker.join(timeout)
+        return not self._worker.is_alive()
 
     def _require_open(self) -> None:
         if self._ended is not None:

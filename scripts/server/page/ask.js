@@ -1,10 +1,10 @@
-// Questions to the server. One is open at a time: a new one ends the former, whose late answers are dropped.
+// Questions to the server. One is open at a time: a new one cancels the old one, whose late answers are dropped.
 
 export class Refusal extends Error {}  // the server says what is wrong, in one line
 export class Gone extends Error {}  // it does not answer, or is busy: worth trying again
 export class NeedsToken extends Error {}
 
-const GONE = "The server does not answer; trying again.";
+const GONE = "The server is not responding; trying again.";
 
 export class Question {
   static #open = null;
@@ -30,10 +30,10 @@ export class Question {
       throw error.name === "AbortError" ? error : new Gone(GONE);
     }
     if (answer.ok) return answer;
-    if (answer.status === 401) throw new NeedsToken("This server needs a token.");
+    if (answer.status === 401) throw new NeedsToken("This server requires a token.");
     if (answer.status === 429 || answer.status === 503) throw new Gone("The server is busy; trying again.");
     const said = await answer.json().catch(() => ({}));
-    throw new Refusal(said.error?.message ?? `The server answered ${answer.status}.`);
+    throw new Refusal(said.error?.message ?? `The server answered with status ${answer.status}.`);
   }
 
   /** The answer as JSON. */

@@ -1,9 +1,9 @@
-// The views "Attention" and "Lens": what each head reads, and what each layer would predict.
+// The views "Attention" and "Lens": what each head attends to, and what each layer would predict.
 
 import { make, percent, roving, shown } from "./text.js";
 import { state } from "./state.js";
 
-const LAST = 40;  // tokens to look at
+const LAST = 40;  // tokens to show
 const TAIL = 2000;  // characters to send: more than these tokens have, unless they are very long
 const BEST = 5;
 
@@ -41,7 +41,7 @@ class Inside {
     this.found = await question.json(this.path, { model: state.model, prompt: state.text.slice(-TAIL), last: LAST });
     this.place = this.found.tokens.length - 1;
     this.box.removeAttribute("aria-busy");
-    const omitted = this.found.omitted || state.text.length > TAIL ? [make("p", { class: "note", text: `Only the last ${LAST} tokens are looked at.` })] : [];
+    const omitted = this.found.omitted || state.text.length > TAIL ? [make("p", { class: "note", text: `Only the last ${LAST} tokens are shown.` })] : [];
     this.box.replaceChildren(...omitted, ...this.parts());
     this.paint();
   }
@@ -53,13 +53,13 @@ class Inside {
 export class Attention extends Inside {
   name = "Attention";
   path = "v1/attention";
-  help = "Choose a token: those that it reads are coloured by the head’s weights, which sum to 100%. Below, choose a head: its rows read, its columns are read.";
+  help = "Choose a token: the tokens that it attends to are coloured by the head’s weights, which sum to 100%. Choose a head below: each row of its map attends to the columns.";
 
   parts() {
     const { attention, tokens } = this.found, heads = attention[0].length;
     state.layer = Math.min(state.layer, attention.length - 1);
     state.head = Math.min(state.head, heads - 1);
-    this.tokens = new Tokens(tokens, "Tokens: choose the one that reads", (n) => this.choose(n));
+    this.tokens = new Tokens(tokens, "Tokens: choose the one that attends", (n) => this.choose(n));
     this.said = make("p", { class: "reads" });
     this.heads = attention.flatMap((layer, l) => layer.map((weights, h) => {
       const canvas = make("canvas", { width: weights.length, height: weights.length, "aria-hidden": "true" });
@@ -91,7 +91,7 @@ export class Attention extends Inside {
     this.heads.forEach((button, n) => button.setAttribute("aria-pressed", n === state.layer * heads + state.head));
     this.tokens.paint(this.place, (n) => row[n]);
     const best = row.map((weight, n) => [weight, n]).filter(([weight]) => weight > 0.005).sort((a, b) => b[0] - a[0]).slice(0, BEST);
-    this.said.textContent = `Layer ${state.layer}, head ${state.head}: “${shown(tokens[this.place].text)}” reads ` + best.map(([weight, n]) => `“${shown(tokens[n].text)}” ${percent(weight)}`).join(", ") + ".";
+    this.said.textContent = `Layer ${state.layer}, head ${state.head}: “${shown(tokens[this.place].text)}” attends to ` + best.map(([weight, n]) => `“${shown(tokens[n].text)}” ${percent(weight)}`).join(", ") + ".";
     this.page.say(this.said.textContent);
   }
 
@@ -105,20 +105,20 @@ export class Attention extends Inside {
 export class Lens extends Inside {
   name = "Lens";
   path = "v1/lens";
-  help = "The model’s final norm and head after each layer: what it would predict if it stopped there. KL: distance from its own prediction, the last row, in nats.";
+  help = "The final norm and head applied after each layer: what the model would predict if it stopped there. KL: divergence from its final prediction, the last row, in nats.";
 
   parts() {
     const { tokens } = this.found;
-    this.tokens = new Tokens(tokens, "Tokens: choose the place", (n) => this.choose(n));
+    this.tokens = new Tokens(tokens, "Tokens: choose a position", (n) => this.choose(n));
     this.table = make("tbody");
     const caption = (text) => make("caption", { text });
     const head = (names) => make("thead", {}, make("tr", {}, ...names.map((text, n) => make("th", { scope: "col", text, class: text === "KL" ? "n" : "" }))));
     const table = make("table", { class: "lens" }, caption("The next token, as each layer would predict it"), head(["after", "KL", ...Array.from({ length: BEST }, (_, n) => `${n + 1}.`)]), this.table);
     const { names, layers } = this.found.lens, own = layers.at(-1).map((cell) => cell.tokens[0].id);
-    const all = make("table", { class: "lens" }, caption("All places: the most probable next token; bold where it is the model’s own choice"), head(["after", ...tokens.map((token) => shown(token.text))]),
+    const all = make("table", { class: "lens" }, caption("All positions: the most probable next token; bold where it is the model’s final choice"), head(["after", ...tokens.map((token) => shown(token.text))]),
       make("tbody", {}, ...layers.map((layer, l) => make("tr", {}, make("th", { scope: "row", text: names[l] }), ...layer.map((cell, n) => this.cell(cell.tokens[0], own[n], false))))));
     const scroll = (what, label) => make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, what);
-    return [this.tokens.box, scroll(table, "Lens at one place"), scroll(all, "Lens at all places")];
+    return [this.tokens.box, scroll(table, "Lens at one position"), scroll(all, "Lens at all positions")];
   }
 
   cell(token, own, number = true) {

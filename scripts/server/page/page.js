@@ -1,4 +1,4 @@
-// The page: what its controls do. Each view asks and shows; one question is open at a time (ask.js).
+// The page: what its controls do. Each view asks the server and shows the answer.
 
 import { Gone, NeedsToken, Question, Refusal } from "./ask.js";
 import { Attention, Lens } from "./inside.js";
@@ -17,7 +17,7 @@ const at = (id) => document.getElementById(id);
 const field = at("text");
 
 let models = [], retry = 0, quiet = 0, writing = null;
-const done = [];  // what was appended, to be taken back: [before, after]
+const done = [];  // what was appended, for undo: [before, after]
 const page = {
   pick, takeBack, problem, say, color,
   focusText() { field.focus(); field.setSelectionRange(field.value.length, field.value.length); },
@@ -29,14 +29,14 @@ const tabs = Object.keys(views).map((name) => make("button", { role: "tab", id: 
 
 // ---- asking
 
-/** Asks the view again. What fails is said in one line; a server that is gone is asked again, quietly. */
+/** Refreshes the view. An unreachable server is asked again until it answers. */
 async function refresh() {
   if (!models.length) return start();
   const question = new Question();
   await attempt(question, () => Promise.all([views[state.view].ask(question), masses(question)]), refresh);
 }
 
-/** Does what may fail. Returns the error, if it is the reader's to know. */
+/** Runs work and shows its error, if any. Returns the error unless the question is stale. */
 async function attempt(question, work, again) {
   clearTimeout(retry);
   try {
@@ -53,7 +53,7 @@ async function attempt(question, work, again) {
   }
 }
 
-/** Asks which models there are; then the page begins. */
+/** Asks which models there are, then opens the page. */
 async function start() {
   const question = new Question();
   await attempt(question, async () => {
@@ -89,7 +89,7 @@ function showSampling(found = {}) {
   const values = { temperature: state.temperature.toFixed(2), top_k: state.top_k || "off", top_p: state.top_p < 1 ? state.top_p.toFixed(2) : "off" };
   for (const [name, value] of Object.entries(values)) {
     const output = said(name), slider = at(name), filter = name in filters() ? found[name] : undefined;
-    const mass = filter ? `${name === "temperature" ? "moves" : "removes"} ${percent(filter.moved)}` : "";
+    const mass = filter ? `${name === "temperature" ? "shifts" : "removes"} ${percent(filter.moved)}` : "";
     output.replaceChildren(make("b", { text: value }), make("span", { text: mass }));
     output.classList.remove("waiting");
     output.parentElement.style.setProperty("--mass", filter ? `${100 * filter.moved}%` : "0%");
@@ -109,13 +109,13 @@ function setText(text) {
   state.text = text;
   if (field.value !== text) field.value = text;
   writing = null;
-  at("write").textContent = "Write";
+  at("write").textContent = "Generate";
   showBranches();
   writeAddress();
   return refresh();
 }
 
-/** Goes on with a text that the reader chose: it can be taken back, and is kept as a branch. */
+/** Continues with a text that the reader chose, and keeps it as a branch. */
 function pick(text) {
   keep(state.text, text);
   setText(text);
@@ -132,14 +132,14 @@ function showBranches() {
   drawTree(at("tree"), state.branches, state.text, pick);
 }
 
-/** Takes back what was appended last, if it still ends the text. Returns whether it did. */
+/** Undoes the last addition if the text has not changed since. Returns whether it did. */
 function takeBack() {
   if (done.at(-1)?.[1] !== state.text) return false;
   setText(done.pop()[0]);
   return true;
 }
 
-/** Writes on, token by token as the model samples them, until it ends or is stopped. */
+/** Generates token by token until the text ends or is stopped. */
 async function write() {
   if (writing) return stop();
   const question = writing = new Question(), before = state.text;
@@ -157,7 +157,7 @@ async function write() {
       field.scrollTop = field.scrollHeight;
     }
   });
-  if (writing !== question) return;  // the reader types
+  if (writing !== question) return;  // the reader has typed since
   if (state.text !== before) keep(before, state.text);
   await setText(state.text);
   if (error) problem(error.message);
@@ -199,7 +199,7 @@ function fillModels() {
   const names = models.map((model) => model.id);
   if (!names.includes(state.model)) state.model = names[0];
   if (!names.includes(state.beside) || state.beside === state.model) state.beside = "";
-  const options = (list) => list.map((name) => make("option", { value: name, text: name || "nothing" }));
+  const options = (list) => list.map((name) => make("option", { value: name, text: name || "none" }));
   at("model").replaceChildren(...options(names));
   at("beside").replaceChildren(...options(["", ...names.filter((name) => name !== state.model)]));
   at("model").value = state.model;

@@ -1,4 +1,4 @@
-// The view "Surprise": each word of the text with its bits, and what the model would rather have written there.
+// The view "Surprise": each word of the text with its bits, and what the model expected there.
 
 import { bits, make, percent, roving, shown, isBytes, tail, visible } from "./text.js";
 import { state } from "./state.js";
@@ -29,7 +29,7 @@ export class Surprise {
 
   open(panel) {
     this.title = make("h2");
-    this.words = make("div", { class: "words", role: "group", "aria-label": "Words with their bits" });
+    this.words = make("div", { class: "words", role: "group", "aria-label": "Words and their bits" });
     this.pop = make("div", { class: "pop", role: "group", hidden: true, onkeydown: (event) => this.leave(event),
       onmouseenter: () => clearTimeout(this.timer), onmouseleave: () => this.hideSoon(), onfocusin: () => clearTimeout(this.timer) });
     this.pop.addEventListener("focusout", (event) => { if (!this.pop.contains(event.relatedTarget)) this.hideSoon(); });
@@ -53,12 +53,12 @@ export class Surprise {
     this.found = found;
     this.words.removeAttribute("aria-busy");
     if (!found) {
-      this.title.textContent = "Type or paste a text above";
+      this.title.textContent = "Type or paste text above";
       return this.words.replaceChildren();
     }
     this.raw = encoder.encode(found.text);
-    const total = bits(found.logprob), cut = state.text.length > MOST ? `; only its first ${MOST} characters` : "";
-    this.title.textContent = `${total.toFixed(0)} bits for ${found.words.length} words: ${(total / found.words.length).toFixed(1)} bits a word, ${(total / found.bytes).toFixed(2)} a byte${cut}`;
+    const total = bits(found.logprob), cut = state.text.length > MOST ? `; only the first ${MOST.toLocaleString("en")} characters` : "";
+    this.title.textContent = `${total.toFixed(0)} bits for ${found.words.length} words: ${(total / found.words.length).toFixed(1)} bits per word, ${(total / found.bytes).toFixed(2)} per byte${cut}`;
     const buttons = found.words.map((word) => {
       const said = bits(word.logprob).toFixed(1), body = word.text.trim();
       const button = make("button", { "aria-expanded": "false", "aria-label": `${visible(body || word.text)}, ${said} bits`,
@@ -92,7 +92,7 @@ export class Surprise {
     const parts = tokens.map((token) => make("section", {},
       make("h3", {}, make("bdi", { text: shown(token.token) }), ` ${bits(token.logprob).toFixed(1)} bits, rank ${token.rank.toLocaleString("en")}`),
       ...token.top.slice(0, tokens.length > 1 ? 6 : MOST_ALTERNATIVES).map((other) => this.alternative(token, other))));
-    this.pop.setAttribute("aria-label", `In place of ${visible(word.text.trim())}`);
+    this.pop.setAttribute("aria-label", `Alternatives to ${visible(word.text.trim())}`);
     this.pop.replaceChildren(...parts);
     roving([...this.pop.querySelectorAll("button:not(:disabled)")], { vertical: true });
     this.pop.hidden = false;
@@ -105,7 +105,7 @@ export class Surprise {
     const text = rewritten(this.raw, token.start, other.token, this.page.special(state.model));
     const p = Math.exp(other.logprob);
     const button = make("button", { disabled: text === null, class: other.id === token.id ? "own" : "",
-      title: text === null ? "not a text of its own" : "",
+      title: text === null ? "not valid text on its own" : "",
       onclick: () => { this.hide(); this.page.pick(text); this.page.focusText(); } },
     make("bdi", { text: shown(other.token) }), make("b", { text: percent(p) }));
     button.style.setProperty("--p", `${(100 * p).toFixed(1)}%`);

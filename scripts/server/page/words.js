@@ -1,4 +1,4 @@
-// The view "Words": bars of the next words, whose bounds tighten while one watches; two models side by side.
+// The view "Words": bars of the next words, with bounds that tighten; two models side by side.
 
 import { between, make, percent, tail, visible } from "./text.js";
 import { filters, state } from "./state.js";
@@ -6,7 +6,7 @@ import { filters, state } from "./state.js";
 const TOP = 15, MOST_MOVED = 8;
 const FIRST = 16;  // tokens read before bars are shown: the root alone knows only punctuation
 const SCALES = [0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1];
-const STOPPED = { searching: "Searching", certified: "Order proven", tolerance: "Nearly all is found", max_tokens: "Stopped at the limit" };
+const STOPPED = { searching: "Searching", certified: "Order proven", tolerance: "Nearly all probability found", max_tokens: "Stopped at the limit" };
 
 /** The text with a word appended, with its space; null for what is no text: a special token, part of a character. */
 export function appended(text, row) {
@@ -30,7 +30,7 @@ class Bars {
     this.shown = shown;
     this.title = make("h2");
     this.list = make("div", { class: "bars", role: "listbox", tabindex: "0", id: `bars-${number}`,
-      "aria-label": `Next words of ${model}`, onkeydown: (event) => this.key(event) });
+      "aria-label": `Next words from ${model}`, onkeydown: (event) => this.key(event) });
     this.axis = make("p", { class: "axis", "aria-hidden": "true" });
     this.note = make("p", { class: "note" });
     this.box = make("section", { class: "side" }, this.title, this.list, this.axis, this.note);
@@ -71,11 +71,12 @@ class Bars {
     this.list.setAttribute("aria-owns", [...this.rows.values()].map((element) => element.id).join(" "));
     this.list.style.height = `calc(${words.length} * var(--row))`;
     this.list.removeAttribute("aria-busy");
-    this.title.textContent = (state.beside ? `${this.model}: after ` : "After ") + (text ? `“${tail(text)}”` : "nothing");
-    const goes = table.continues > 0.001 && text ? ` The last word goes on in ${percent(table.continues)}.` : "";
+    const place = text ? `After “${tail(text)}”` : "At the start of a text";
+    this.title.textContent = state.beside ? `${this.model}: ${place}` : place;
+    const goes = table.continues > 0.001 && text ? ` The last word continues: ${percent(table.continues)}.` : "";
     this.note.textContent = words.length
       ? `${STOPPED[table.stopped]}, ${table.evaluated} tokens read; any other word: at most ${percent(table.unseen)}.${goes}`
-      : "No new word can begin here: the last one goes on.";
+      : "No new word can start here: the last one continues.";
     this.mark();
     this.shown();
   }
@@ -125,7 +126,7 @@ class Bars {
     const row = this.table.words.find((one) => this.rows.get(keyOf(one)) === element);
     const text = row && appended(this.text, row);
     if (text !== null) this.page.pick(text);
-    else this.page.problem("This is no text that could be appended.");
+    else this.page.problem("This token is not text, so it cannot be appended.");
   }
 
   key(event) {
@@ -152,7 +153,7 @@ class Bars {
 
 export class Words {
   name = "Words";
-  help = "The probability of each next word: solid up to the proven lower bound, light up to the upper one. The model reads on until the order is certain.";
+  help = "The probability of each next word: the solid bar ends at the proven lower bound, the light bar at the upper bound. The search runs until the order is certain.";
 
   constructor(page) { this.page = page; }
 
@@ -183,7 +184,7 @@ export class Words {
     if (this.moved.hidden) return;
     const rows = moves(one.table, two.table).slice(0, MOST_MOVED);
     const widest = Math.max(...rows.map((row) => Math.abs(row.change)));
-    this.moved.replaceChildren(make("h2", { text: "Moved most" }), make("table", {},
+    this.moved.replaceChildren(make("h2", { text: "Largest differences" }), make("table", {},
       make("thead", {}, make("tr", {}, ...["word", one.model, two.model, "points"].map((text, n) => make("th", { scope: "col", text, class: n ? "n" : "" })), make("td"))),
       make("tbody", {}, ...rows.map((row) => {
         const bar = make("i", { class: row.change < 0 ? "less" : "more" });

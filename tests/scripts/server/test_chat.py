@@ -75,7 +75,7 @@ def test_a_stream_begins_with_the_role_and_is_the_answer_in_pieces(client, logpr
         ({"response_format": {"type": "json_object"}}, "is not supported"),
         ({"top_logprobs": 2}, "needs logprobs=true"),
         ({"max_completion_tokens": 1000}, "exceed the context"),
-        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "exceed the model's context"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "'messages' has 5,000 characters, which exceed"),
     ],
 )
 def test_what_is_refused(client, change, part):

@@ -101,9 +101,9 @@ def test_messages_and_parts_are_an_input_too(client):
     "question, part",
     [
         (choice("a"), "must have 2 to 255"),
-        (choice("a", "a"), "must be different"),
-        (choice("a", "x" * 110), "has 111 tokens in one; at most 100"),
-        (choice(True, "true"), "must be different"),
+        (choice("a", "a"), "must be distinct"),
+        (choice("a", "x" * 110), "has an option of 111 tokens; at most 100"),
+        (choice(True, "true"), "must be distinct"),
         (choice("a", 1), "'questions[0].choices[1].value' must be a string or true or false"),
         (choice("a", "b", instructions=None), "'questions[0].instructions' is required"),
         ({"type": "essay", "instructions": ""}, "must be predicate, choice or score"),

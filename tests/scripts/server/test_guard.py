@@ -108,6 +108,7 @@ def test_the_log_has_one_line_for_each_request_and_none_of_its_text(client, log)
     assert len(lines) == 4 and "secret" not in log.getvalue()
     assert all(line.startswith("POST /v1/completions 200 ") and line.endswith(" ms 11 tokens") for line in lines[:2])
     assert lines[2].startswith("GET /no\\nsuch 404 ") and " 400 " in lines[3]
+    assert all(line.endswith(" ms") for line in lines[2:])  # no tokens were read or written
 
 
 def test_no_other_site_may_frame_or_sniff_an_answer(client):

@@ -18,7 +18,7 @@ pytest.importorskip("uvicorn")
 
 from scripts import serve
 from scripts.server.models import names_of
-from tests.programs import one_line, run
+from tests.programs import finish, one_line, run, start
 
 
 def free_port() -> int:
@@ -63,15 +63,53 @@ def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better
     assert not [record for record in caplog.records if record.exc_info]  # also of the client that was cut off
 
 
+SLOW_MODEL = """
+import sys, time
+from conf import cli
+from model.gpt import GPT
+from scripts import serve
+
+def hidden(*arguments, **options):
+    print("computing", file=sys.stderr, flush=True)
+    time.sleep(100)
+
+GPT.hidden = hidden
+cli.run(serve.main, serve.ServeConfig, name="serve")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/v1/next_words", {"prompt": "Listen", "stream": True}),
+        ("/v1/completions", {"prompt": "Listen"}),
+        ("/v1/surprisal", {"text": "Listen"}),
+    ],
+)
+def test_an_interrupt_does_not_wait_for_a_forward_pass(trained, path, body):
+    port = free_port()
+    process = start("-c", SLOW_MODEL, f"checkpoint={trained}", f"port={port}", "device=cpu")
+    assert process.stderr and process.stderr.readline().startswith("serving")
+    sent = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(sent)}\r\n\r\n"
+        client.sendall(head.encode() + sent)
+        assert process.stderr.readline() == "computing\n"
+        process.send_signal(signal.SIGINT)
+        ended = finish(process, timeout=20)  # a forward pass takes 100 s
+    assert ended.status == 0 and "Traceback" not in ended.err, ended.err
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
-        (["host=0.0.0.0"], "host=0.0.0.0 can be reached from other machines: give a secret, token=..."),
-        (["host=example.org"], "give a secret"),
+        (["host=0.0.0.0"], "host=0.0.0.0 can be reached from other machines, so it needs a secret: token=..."),
+        (["host=example.org"], "it needs a secret"),
         (["port=70000"], "port=70000 must be 0 to 65535"),
         (["token=é"], "token= must be printable ASCII"),
         (["token=a "], "token= must be printable ASCII"),
-        (["origins=localhost:3000"], "write scheme, name and port, such as http://localhost:3000"),
+        (["origins=localhost:3000"], "write scheme, host and port, such as http://localhost:3000"),
         (["host=203.0.113.1", "token=x"], "host=203.0.113.1 port=8000: Cannot assign requested address"),
     ],
 )

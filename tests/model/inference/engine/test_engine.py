@@ -291,6 +291,16 @@ def test_close_ends_what_is_running_and_what_waits(start):
         engine.submit(EngineRequest([1], 1, GREEDY))
 
 
+def test_close_says_whether_it_could_end_what_is_running(start):
+    engine = start()
+    release = hold(engine)
+    assert not engine.close(timeout=0.01)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(EngineRequest([1], 1, GREEDY))
+    release.set()
+    assert engine.close(timeout=5) and engine.close()
+
+
 def test_functions_run_between_steps_and_may_be_cancelled(start):
     engine = start()
     ticket = engine.submit(EngineRequest([1, 2], 40, GREEDY))

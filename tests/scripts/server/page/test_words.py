@@ -111,7 +111,7 @@ def test_words_are_chosen_appended_and_taken_back_by_keyboard(open_page):
     after(page, "to your gut heart")
     page.keyboard.press("End")
     page.keyboard.press("Enter")  # a special token is no text
-    assert text_of(page) == "to your gut heart" and "no text" in page.text_content("#problem")
+    assert text_of(page) == "to your gut heart" and "not text" in page.text_content("#problem")
     page.keyboard.press("Backspace")
     assert text_of(page) == "to your gut"
     page.keyboard.type("s")  # returns to the text
@@ -134,7 +134,7 @@ def test_text_is_written_until_it_is_stopped(open_page):
     ready(page)
     page.keyboard.press("Control+Enter")
     until(page, "document.querySelector('#text').value.length > 8")
-    until(page, "document.querySelector('#write').textContent === 'Write'")
+    until(page, "document.querySelector('#write').textContent === 'Generate'")
     written = text_of(page)
     assert written.startswith("Listen") and "#" in page.url
     page.focus("#text")
@@ -183,7 +183,7 @@ def test_a_server_that_is_gone_is_said_and_asked_again(open_page):
     ready(page)
     page.route("**/next_words", lambda route: route.abort())
     page.keyboard.type("s")
-    until(page, "document.querySelector('#problem').textContent.includes('does not answer')")
+    until(page, "document.querySelector('#problem').textContent.includes('not responding')")
     page.unroute("**/next_words")
     after(page, "Listens")
     assert page.text_content("#problem") == ""
