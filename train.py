@@ -141,7 +141,7 @@ def fit(
     train_step = TrainStep(cfg, model, micro_batches, world=world, compute=compute)
     average = WeightAverage(model, cfg.weight_average, decay=cfg.ema_decay, fraction=cfg.tail_fraction)
     stateful = (average, train_step.optimizer, train_step.loss_scale, train_step.guard)
-    resolved = runtime_info(cfg, model, compute, world)
+    resolved = runtime_info(cfg, model, compute, world, document_mask=train_data.document_mask)
     state = RunState(resolved=resolved)
     if checkpoint is not None:
         state = restore(checkpoint, model, stateful, fingerprints=fingerprints, resolved=resolved, world=world, say=say)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend, document_mask
+from .attention import Mask, attend, document_mask
 from .cache import KVCache
 from .config import ModelConfig
 from .loss import head_loss, soft_cap
@@ -33,7 +33,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.d_model, sum(self.qkv_widths), bias=config.bias)
         self.output = nn.Linear(self.qkv_widths[0], config.d_model, bias=config.bias)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
         # Rotary and QK-norm act on each head separately, so queries and keys pass through as one tensor of H + K heads.
         q_width, k_width, v_width = self.qkv_widths
@@ -84,7 +84,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: KVCache | None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -121,8 +121,8 @@ class GPT(nn.Module):
         """ids (B, T) -> logits (B, T, V); with targets (B, T), the summed loss instead, a tensor ().
 
         With a cache, ids are appended to it; T plus the cache's length must not exceed the context. Without one,
-        doc_starts (B, T) may give the index within the row at which each token's document starts; attention then stays
-        within the document. The loss is the sum of -ln p over all targets except those that are -100.
+        doc_starts (B, R) may list the indices at which each row's documents start, as attention.document_table does;
+        attention then stays within each document. The loss is the sum of -ln p over all targets except those of -100.
         """
         h = self.hidden(ids, cache, doc_starts=doc_starts)
         if targets is None:
@@ -134,12 +134,14 @@ class GPT(nn.Module):
         """ids (B, T) -> the last layer's normalised output (B, T, D)."""
         assert cache is None or doc_starts is None, "a cache holds one document per row"
         T = ids.shape[1]
+        mask: Mask = None  # without a mask, attention is causal
         if cache is not None:
             positions, mask = cache.begin(T)  # (B, T) and (B, 1, T, S)
         elif doc_starts is not None:
-            positions, mask = document_mask(doc_starts)  # (B, T) and (B, 1, T, T)
+            dtype = self.working_dtype(ids.device)
+            positions, mask = document_mask(doc_starts, T, dtype=dtype, head_dim=self.config.head_dim)  # (B, T)
         else:
-            positions, mask = torch.arange(T, device=ids.device), None  # (T,); without a mask, attention is causal
+            positions = torch.arange(T, device=ids.device)  # (T,)
         x = self.embed(ids)  # (B, T, D)
         if self.position_embed is not None:
             x = x + self.position_embed(positions)  # + (T, D) or (B, T, D)
@@ -168,10 +170,14 @@ class GPT(nn.Module):
         """Fills the tables of cosines and sines, (context, E/2); to be called again after to_empty()."""
         self.cos, self.sin = rotary_tables(self.config, self.embed.weight.device)
 
+    def working_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype of queries, keys and values: that of autocast, where it is on, else that of the weights."""
+        on = torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if on else self.embed.weight.dtype
+
     def rotary_at(self, positions: Tensor) -> Rotary:
         """Returns the factors for positions (T,) or (B, T), shaped to broadcast over (B, heads, T, E)."""
-        device = positions.device.type  # in the autocast dtype: float32 factors would promote queries and keys
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.cos.dtype
+        dtype = self.working_dtype(positions.device)  # float32 factors would promote queries and keys
         cos, sin = self.cos[positions].to(dtype), self.sin[positions].to(dtype)
         return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
 

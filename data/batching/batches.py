@@ -109,7 +109,9 @@ class WindowBatches:
             return Batch(inputs, targets)
         is_start = inputs == self.split.end_id  # a document's first input is the end token before it
         for row, pieces in enumerate(chosen):
-            is_start[row, np.cumsum([0, *(length for _, length in pieces[:-1])])] = True
+            ends = np.cumsum([0, *(length for _, length in pieces)])
+            is_start[row, ends[:-1]] = True
+            is_start[row, ends[-1] :] = False  # padding belongs to the last document
         return Batch(inputs, targets, np.maximum.accumulate(np.where(is_start, np.arange(self.context), 0), axis=1))
 
     def supervised_tokens(self, step: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import InputError
+from ..attention import document_table
 from ..device import Compute
 from ..distributed import parallel, sharded
 from ..gpt import GPT
@@ -21,7 +22,7 @@ from ..inference.vocabulary import Tokenizer
 from ..language_model import LanguageModel
 from ..loss import IGNORE
 
-Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs, targets, document starts: each (B, T)
+Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs and targets (B, T), document starts (B, R)
 
 
 class EvaluationData(Protocol):
@@ -78,12 +79,16 @@ class TaskEvaluation(Protocol):
 
 
 def to_device(batch: Any, device: torch.device) -> Batch:
-    """Copies a batch of numpy arrays to the device. The document starts are None if the batch has none."""
-    tensors = [torch.from_numpy(array) for array in batch if array is not None]
+    """Copies a batch of numpy arrays (inputs, targets[, doc_starts]) to the device.
+
+    The document starts become their table (B, R), which the model takes; None if the batch has none.
+    """
+    inputs, targets, *doc_starts = (torch.from_numpy(array) for array in batch if array is not None)
+    tensors = [inputs, targets, *(document_table(starts) for starts in doc_starts)]
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
-    inputs, targets, *doc_starts = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
-    return inputs, targets, doc_starts[0] if doc_starts else None
+    inputs, targets, *table = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
+    return inputs, targets, table[0] if table else None
 
 
 @torch.no_grad()

@@ -30,8 +30,9 @@ class MicroBatches:
     ) -> Tensor:  # fmt: skip
         """Adds the gradient of loss_weight * (the summed loss) to each parameter. Returns the summed loss, a tensor ().
 
-        inputs, targets, doc_starts: (B, T). `seed` is for dropout. On out-of-memory it retries the step with at most
-        half the micro-batch; the batch and its gradient stay the same. Raises InputError if one sequence does not fit.
+        inputs and targets are (B, T), doc_starts (B, R), as the model takes them. `seed` is for dropout. On
+        out-of-memory it retries the step with at most half the micro-batch; the batch and its gradient stay the same.
+        Raises InputError if one sequence does not fit.
         """
         while True:
             torch.manual_seed(seed)
@@ -107,7 +108,7 @@ def best_micro_batch_size(model: GPT, per_rank_batch: int, *, compute: Compute, 
         ids = torch.randint(model.config.vocab_size, (size, model.config.context), device=device)
         try:
             micro_batches = MicroBatches(model, size, compute=compute, world=parallel.World())
-            speed = sequences_per_second(micro_batches, ids, torch.zeros_like(ids) if document_mask else None)
+            speed = sequences_per_second(micro_batches, ids, ids.new_zeros(size, 1) if document_mask else None)
         except RuntimeError as error:
             if memory.out_of_memory(error):
                 break

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .. import InputError
-from ..attention import choose_kernel
+from ..attention import choose_kernel, has_varlen_kernel
 from ..device import Compute, has_bfloat16, missing_for_compile, resolve_deterministic
 from ..distributed import parallel, strategies
 from ..gpt import GPT
@@ -205,11 +205,17 @@ def use_sharded_checkpoint(cfg: LoopConfig, model: GPT) -> bool:
     return large if cfg.save_sharded == "auto" else bool(cfg.save_sharded)
 
 
-def runtime_info(cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World) -> dict[str, Any]:
+def runtime_info(
+    cfg: LoopConfig, model: GPT, compute: Compute, world: parallel.World, *, document_mask: bool = False
+) -> dict[str, Any]:
     """Returns what a run prints at its start and saves: if any of these change, results may differ in the last bits."""
+    attention = choose_kernel(compute.device.type, compute.dtype, model.config.context)
+    if document_mask and compute.device.type != "cpu":
+        varlen = has_varlen_kernel(compute.device, compute.dtype, model.config.head_dim)
+        attention = "varlen" if varlen else f"{attention} with a dense mask"
     return compute.describe() | {
         "deterministic": resolve_deterministic(cfg.deterministic, compute.device),
-        "attention": choose_kernel(compute.device.type, compute.dtype, model.config.context),
+        "attention": attention,
         "newton_schulz": cfg.optimizer.newton_schulz_dtype,
         "micro_batch": cfg.micro_batch or cfg.batch_size // world.size,
         "ranks": world.size,

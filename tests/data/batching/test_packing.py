@@ -181,7 +181,7 @@ def test_packed_rows_with_a_document_mask_equal_documents_by_themselves(family):
 def test_a_document_s_logits_do_not_depend_on_its_neighbours(dtype):
     model = make("modern").to(dtype)
     ids = torch.randint(96, (2, 40), generator=torch.Generator().manual_seed(0))
-    doc_starts = torch.tensor([0] * 12 + [12] * 20 + [32] * 8).expand(2, -1)
+    doc_starts = torch.tensor([0, 12, 32]).expand(2, -1)
     changed = ids.clone()
     changed[:, :12], changed[:, 32:] = changed[:, :12].flip(1), 0
     before, after = (model(rows, doc_starts=doc_starts)[:, 12:32] for rows in (ids, changed))

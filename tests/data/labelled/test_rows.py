@@ -14,6 +14,7 @@ from data.labelled.examples import Example
 from data.labelled.rows import ExampleBatches, ExampleEvaluation, Rows, draws, pack
 from data.labelled.templates import ChatTemplate, Segment
 from data.tokenizers.build import TokenizerConfig, build
+from model.training.evaluate import to_device
 from tests.families import make
 
 TEMPLATE = ChatTemplate({"user": ("<|user|>", ""), "assistant": ("<|bot|>", "<|endoftext|>")})
@@ -92,8 +93,8 @@ def test_packed_and_unpacked_examples_have_the_same_loss_and_gradient(tokenizer,
         model = make(family, vocab_size=tokenizer.vocab_size)
         total = torch.zeros(())
         for step in range(len(data)):
-            batch = [None if array is None else torch.from_numpy(array) for array in data.batch(step)]
-            loss = model(batch[0], targets=batch[1], doc_starts=batch[2])
+            inputs, targets, doc_starts = to_device(data.batch(step), torch.device("cpu"))
+            loss = model(inputs, targets=targets, doc_starts=doc_starts)
             loss.backward()
             total += loss.detach()
         results.append((len(data), total / rows.n_targets.sum(), [p.grad for p in model.parameters()]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from model.device import Compute
 from model.distributed import parallel
 from model.training import settings
-from model.training.settings import LoopConfig, resolve_compile
+from model.training.settings import LoopConfig, resolve_compile, runtime_info
 from tests.families import make
 from tests.programs import ok, run
 
@@ -33,3 +35,16 @@ def test_a_run_saves_the_resolved_micro_batch(base, tmp_path, monkeypatch):
     assert any(f"micro_batch: {rows}\n" in saved for rows in (1, 2, 4))
     refused = run("train", *base[:-1], "run_dir=other", "micro_batch=some")
     assert refused.status == 2 and 'micro_batch="some" is not a number, null or auto' in refused.err
+
+
+def test_a_run_says_which_attention_serves_its_document_mask(monkeypatch):
+    def attention(where: str, dtype: torch.dtype, **how: bool) -> str:
+        compute = Compute(torch.device(where), dtype, compile=False)
+        cfg = LoopConfig(run_dir="out/x", micro_batch=1)
+        return runtime_info(cfg, make("modern"), compute, parallel.World(), **how)["attention"]
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert attention("cuda:0", torch.bfloat16) == "sdpa"
+    assert attention("cuda:0", torch.bfloat16, document_mask=True) == "varlen"
+    assert attention("cuda:0", torch.float32, document_mask=True) == "sdpa with a dense mask"
+    assert attention("cpu", torch.bfloat16, document_mask=True) == attention("cpu", torch.bfloat16)
