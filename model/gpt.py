@@ -35,16 +35,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
+        H, K = self.n_head, self.n_kv_head
         # Rotary and QK-norm act on each head separately, so queries and keys pass through as one tensor of H + K heads.
-        q_width, k_width, v_width = self.qkv_widths
-        qk, v = self.qkv(x).split([q_width + k_width, v_width], dim=-1)
-        qk = qk.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H + K, T, E)
-        v = v.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        qk, v = self.qkv(x).view(B, T, H + 2 * K, self.head_dim).split([H + K, K], dim=2)  # (B, T, heads, E) each
         if rotary is not None:
             qk = apply_rotary(qk, rotary)
         if self.qk_norm_eps is not None:
             qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps)  # Henry et al. 2020; a rotation keeps norms
-        q, k = qk.split([self.n_head, self.n_kv_head], dim=1)
+        q, k = qk.split([H, K], dim=2)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H, T, E), (B, K, T, E), (B, K, T, E)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, E)
         y = attend(q, k, v, mask)  # (B, H, T, E)
@@ -176,10 +175,9 @@ class GPT(nn.Module):
         return torch.get_autocast_dtype(device.type) if on else self.embed.weight.dtype
 
     def rotary_at(self, positions: Tensor) -> Rotary:
-        """Returns the factors for positions (T,) or (B, T), shaped to broadcast over (B, heads, T, E)."""
+        """Returns the factors for positions (T,) or (B, T), shaped to broadcast over (B, T, heads, E/2)."""
         dtype = self.working_dtype(positions.device)  # float32 factors would promote queries and keys
-        cos, sin = self.cos[positions].to(dtype), self.sin[positions].to(dtype)
-        return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
+        return self.cos[positions].to(dtype).unsqueeze(-2), self.sin[positions].to(dtype).unsqueeze(-2)
 
     @torch.no_grad()
     def init_weight(self, name: str, weight: Tensor) -> None:

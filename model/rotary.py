@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import ModelConfig
 
-Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, E/2), or (B, 1, T, E/2) where positions differ by row
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (T, 1, E/2), or (B, T, 1, E/2) where positions differ by row
 
 
 def rotary_frequencies(config: ModelConfig, *, device: torch.device | None = None) -> Tensor:
@@ -44,7 +44,7 @@ def rotary_tables(config: ModelConfig, device: torch.device) -> Rotary:
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotates each pair (x[i], x[i + E/2]) by its angle; x: (B, heads, T, E)."""
+    """Rotates each pair (x[i], x[i + E/2]) by its angle; x: (B, T, heads, E)."""
     cos, sin = rotary
-    a, b = x.chunk(2, dim=-1)  # (B, heads, T, E/2) each
+    a, b = x.chunk(2, dim=-1)  # (B, T, heads, E/2) each
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -219,6 +219,11 @@ class LabelConfig(SampleConfig):
             found.append(f"labels={self.labels}: a label is empty; write text")
         return found
 
+    @property
+    def unprompted(self) -> list[str]:
+        """The labels of the command line if no template of the command line asks for them."""
+        return as_list(self.labels) if self.prompt_template is None else []
+
 
 @dataclass
 class ClassifyConfig(LabelConfig, InputConfig):
@@ -236,6 +241,8 @@ class ClassifyConfig(LabelConfig, InputConfig):
 @dataclass
 class ChatConfig(GenerationConfig, WordConfig):
     mode: str = "chat"
+    # 0: greedy, always the most probable token; 1: the model's own distribution, in which chat models often wander
+    temperature: float = 0.7
     group: bool = False  # /words, /tokens: merge variants of case and of a leading space
     history: bool = True  # a line continues what was said so far; false: each line is answered by itself
     system: str | None = field(default=None, metadata=TEXT)  # the system message, for a checkpoint tuned on chats
