@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from conf import cli
 from conf.display import plots, tables
-from conf.display.answers import label_table
+from conf.display.answers import label_table, outside_note
 from conf.display.chat import Chat, Messages
 from conf.display.progress import answer_all
 from data.labelled.choices import accuracies, baseline, read_choices, score_choices
@@ -155,6 +155,7 @@ def show_labels(cfg: settings.ClassifyConfig, lm: LanguageModel, texts: list[str
     results = [asdict(found) for found in lm.classify(texts, label_task(cfg, lm))]
     write_result(cfg.json, results)
     label_table(results)
+    say(outside_note(results, cfg.unprompted))
     if cfg.plot is not None:
         plots.plot_next(results, cfg.plot)
 
@@ -172,9 +173,6 @@ def run_chat(cfg: settings.ChatConfig, lm: LanguageModel) -> int:
         how: dict[str, Any] = {"max_new_tokens": now.max_new_tokens, "sampling": now.sampling(), "seed": now.seed}
         return lm.stream(prompt(said), **how, index=index)
 
-    def note(line: str) -> str | None:
-        return unknown_note(unknown, "this line") if (unknown := lm.tokenizer.unknown(line)) else None
-
     fixed = {"history", "system", *(field.name for field in fields(settings.SampleConfig))}
     views: dict[str, Callable[[Any, Any], None]] = {
         "words": lambda text, now: print_next(now, [next_words(now, lm, text, now.sampling())]),
@@ -184,7 +182,7 @@ def run_chat(cfg: settings.ChatConfig, lm: LanguageModel) -> int:
         "settings": cfg,
         "keys": [field.name for field in fields(cfg) if field.name not in fixed],
         "history": cfg.history,
-        "note": note,
+        "note": lambda line: unknown_note(lost, "this line") if (lost := lm.tokenizer.unknown(line)) else None,
         "length": lambda said: len(lm.encode(prompt(said))),
         "context": lm.model.config.context,
     }
@@ -224,14 +222,15 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
     if prompts.unknown:
         say(unknown_note(prompts.unknown, f"{cfg.prompts}, first in line {prompts.unknown_line}"))
     note_unknown(lm, texts_of_settings(cfg))
-    about = asdict(cfg) | lm.compute.describe()
+    about = asdict(cfg) | lm.compute.describe() | {"prompts": f"sha256 {prompts.sha256[:16]}"}
     del about["outputs"], about["debug"]
-    about["prompts"] = f"sha256 {prompts.sha256[:16]}"
     about["checkpoint"] = f"{lm.directory.name} sha256 {weights_digest(lm.directory)}"
 
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
         if task:
             found = lm.classify([prompt.text for prompt in batch], task)
+            if any(prompt.index == 0 for prompt in batch):  # so that it is said once
+                say(outside_note(map(asdict, found), cfg.unprompted))
             return [classified(prompt, one) for prompt, one in zip(batch, found, strict=True)]
         requests = [read(prompt.fields) for prompt in batch]
         if writes:
@@ -239,8 +238,7 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         else:
             ask: Callable[..., dict[str, Any]] = next_words if isinstance(cfg, settings.WordConfig) else next_tokens
             results = [ask(cfg, lm, p.text, r.sampling) for p, r in zip(batch, requests, strict=True)]
-        heads = [{"index": prompt.index, "prompt": prompt.text, **prompt.fields} for prompt in batch]
-        return [head | result for head, result in zip(heads, results, strict=True)]
+        return [{"index": p.index, "prompt": p.text, **p.fields} | r for p, r in zip(batch, results, strict=True)]
 
     with Outputs(cfg.outputs, about=about, sizes=prompts.sizes, order=prompts.order) as outputs:
         batches = range(outputs.done, len(prompts))
@@ -296,8 +294,9 @@ def note_unknown(lm: LanguageModel, texts: Mapping[str, Sequence[str]]) -> None:
             say(unknown_note(unknown, place))
 
 
-def say(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr)
+def say(note: str | None) -> None:
+    if note is not None:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def write_result(path: str | None, results: list[dict[str, Any]]) -> None:

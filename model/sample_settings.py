@@ -241,8 +241,7 @@ class ClassifyConfig(LabelConfig, InputConfig):
 @dataclass
 class ChatConfig(GenerationConfig, WordConfig):
     mode: str = "chat"
-    # 0: greedy, always the most probable token; 1: the model's own distribution, in which chat models often wander
-    temperature: float = 0.7
+    temperature: float = 0.7  # 0: greedy, always the most probable token; 1: the model's own distribution
     group: bool = False  # /words, /tokens: merge variants of case and of a leading space
     history: bool = True  # a line continues what was said so far; false: each line is answered by itself
     system: str | None = field(default=None, metadata=TEXT)  # the system message, for a checkpoint tuned on chats

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from .plots import BLUE, GREY, ORANGE, STYLE, printable, save_figure
 Row = Mapping[str, Any]
 MOST_LABELS = 30  # in a printed table
 FEW_LABELS = 10  # are shown of more than that
+MOSTLY_OUTSIDE = 0.9  # probability outside the labels
 COUNTS = {  # of the audit
     "learned_tokens": "tokens with loss",
     "truncated": "prompts cut on the left",
@@ -157,6 +158,18 @@ def confusion_table(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> N
     pairs = [(n, t, a) for t, row in enumerate(counts) for a, n in enumerate(row) if t != a and n]
     cells = [[names[t], names[a], f"{n}"] for n, t, a in sorted(pairs, reverse=True)[:12]]
     page.print(page.table("Most frequent confusions", ["*true label", "*answer", "times"], rows=cells))
+
+
+def outside_note(results: Iterable[Row], unprompted: Sequence[str]) -> str | None:
+    """Returns a line on what may help if a model would rather write something else than the `unprompted` labels."""
+    if not unprompted or max(row["outside"] for row in results) <= MOSTLY_OUTSIDE:
+        return None
+    names = ", ".join(unprompted).replace("\\", "\\\\").replace("'", "\\'")
+    prompt = rf"$'Choose one label: {names}.\n\n{{text}}\n\nLabel:'"
+    return (
+        f"over {MOSTLY_OUTSIDE:.0%} of the probability is outside the labels, so their ranking means little; a prompt "
+        f"that asks for them may help: prompt_template={prompt}"
+    )
 
 
 def label_table(results: Sequence[Row]) -> None:

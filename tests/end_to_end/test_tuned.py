@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -130,6 +131,20 @@ def test_labels_and_templates_may_be_given_for_any_checkpoint(base, tmp_path):
         ("prompt_file=x", "text and prompt_file are both given"),
     ):
         assert part in one_line(run("sample", *common, wrong))
+
+
+def test_a_note_says_what_may_help_if_the_labels_are_improbable(base, tmp_path):
+    common = [f"checkpoint={base}", "mode=classify", "device=cpu", 'labels=["a man\'s heart", gut]']
+    ended = run("sample", *common, 'text=["Listen", "to your"]')
+    [note] = [line for line in ended.err.splitlines() if "outside the labels" in line]
+    prompt = note.partition("prompt_template=")[2]
+    assert note.startswith("note: over 90%")
+    template = subprocess.run(["bash", "-c", f"printf %s {prompt}"], capture_output=True, text=True, check=True).stdout
+    assert template == "Choose one label: a man's heart, gut.\n\n{text}\n\nLabel:"
+    assert "outside the labels" not in run("sample", *common, f"prompt_template={template}", "text=Listen").err
+    (tmp_path / "a.txt").write_text("".join(f"Listen {'to ' * n}\n" for n in range(9)))
+    where = (f"prompts={tmp_path / 'a.txt'}", f"outputs={tmp_path / 'a.jsonl'}", "batch_size=2")
+    assert run("sample", *common, *where).err.count("outside the labels") == 1  # although there are several batches
 
 
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(trained):

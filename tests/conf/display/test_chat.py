@@ -16,7 +16,7 @@ import pytest
 from conf.display import chat as chats
 from conf.display.chat import Chat
 from model import InputError
-from model.sample_settings import ChatConfig
+from model.sample_settings import ChatConfig, TextConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = ChatConfig(checkpoint="x")
@@ -84,7 +84,7 @@ def test_views_show_the_text_so_far_or_a_given_text(talk):
 def test_settings_change_as_on_the_command_line(talk):
     out, asked = talk("/set temperature=0.5 top_k=4", "a", "/set top_k=null", "b", "/set")
     assert [(s.temperature, s.top_k) for _, s in asked] == [(0.5, 4), (0.5, None)]
-    assert SETTINGS.temperature == 1.0
+    assert SETTINGS.temperature == 0.7 and TextConfig().temperature == 1.0  # the chat has its own default
     assert out.splitlines()[-1] == "temperature=0.5 top_k=null max_new_tokens=200"
 
 

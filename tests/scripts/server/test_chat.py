@@ -29,6 +29,12 @@ def test_an_answer_is_the_models_after_the_messages_encoded_as_in_training(clien
     assert again["choices"] == answer["choices"]
 
 
+@pytest.mark.parametrize("path, body", [(PATH, BODY), ("/v1/completions", {"prompt": "Dear", "seed": 4})])
+def test_the_default_temperature_is_that_of_openais_api(client, path, body):
+    texts = [client.post(path, body | more).json["choices"] for more in ({}, {"temperature": 1}, {"temperature": 0.7})]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_the_templates_end_token_ends_an_answer(client, lms, monkeypatch):
     lm, head = lms["chat"], lms["chat"].model.head
     [end] = chat_end(CHAT_TEMPLATES["chatml"], lm.tokenizer)[1]
