@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..cli import InputError, Overrides
 from ..cli.config import check_config, read_config
-from ..cli.fields import typed
+from ..cli.fields import nearest, typed
 
 Config = TypeVar("Config")
 
@@ -58,7 +58,10 @@ def resume_config(cfg: Config, overrides: Overrides) -> Config:
         check_config(cfg)
         return replace(values, resume="auto")
     if not (path := run_dir / "config.yaml").is_file():
-        raise InputError(f"run_dir={run_dir} holds no run to resume: {path} is missing")
+        siblings = [folder.name for folder in run_dir.parent.glob("*") if any(folder.glob("step_*"))]
+        near = [] if run_dir.exists() else nearest(run_dir.name, siblings)
+        hint = f"; did you mean run_dir={run_dir.parent / near[0]}?" if near else ""
+        raise InputError(f"run_dir={run_dir} holds no run to resume: {path} is missing{hint}")
     check_program(path, type(cfg))
     saved = read_config(path, type(cfg))
     refuse_changes(saved, overrides, run_dir)

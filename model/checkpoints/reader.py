@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import re
@@ -155,7 +156,9 @@ def find(path: Path) -> Checkpoint:
     if path.name in ("best", "latest") and path.parent.is_dir() and not path.exists():
         raise InputError(f"{path.parent} has no {path.name} step (nothing evaluated?); name the run directory")
     if not path.exists():
-        raise InputError(f"checkpoint={path}: there is no such directory")
+        near = similar_run(path)
+        hint = f"did you mean {near}?" if near else "check the path"
+        raise InputError(f"checkpoint={path}: there is no such directory; {hint}")
     if (path / "manifest.json").exists() or path.name.startswith("step_"):
         return verify(path)
     found = newest(path) if path.is_dir() else None
@@ -165,6 +168,21 @@ def find(path: Path) -> Checkpoint:
     if found is None:
         raise InputError(f"checkpoint={path} holds no saved step (step_*/manifest.json)")
     return found
+
+
+def similar_run(path: Path) -> Path | None:
+    """Returns the path of a run or step that differs from `path` in one folder's name, if a similar one exists."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), None)
+    if folder is None:
+        return None
+    misspelt, *rest = path.relative_to(folder).parts
+    found: dict[str, Path] = {}
+    with contextlib.suppress(OSError):  # a folder that may not be read
+        for sibling in folder.iterdir():
+            other = sibling.joinpath(*rest)
+            if other.is_file() or (other.is_dir() and (STEP.fullmatch(other.name) or steps(other))):
+                found[sibling.name] = other
+    return next((found[name] for name in difflib.get_close_matches(misspelt, found, n=1)), None)
 
 
 def source(run_dir: str | None, start: str | None, *, resume: bool) -> Checkpoint:

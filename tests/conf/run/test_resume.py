@@ -37,6 +37,13 @@ def test_a_run_of_the_version_before_the_new_names_resumes(finished):
     assert "model.ngram is set" in one_line(run("train", f"run_dir={finished}", "resume=true", "steps=3"))
 
 
+def test_a_misspelt_run_is_answered_with_a_similar_one(finished):
+    (finished.parent / "ruin").mkdir()  # no run
+    line = one_line(run("train", f"run_dir={finished.parent / 'rum'}", "resume=true"))
+    assert line.endswith(f"did you mean run_dir={finished}?")
+    assert "did you mean" not in one_line(run("train", f"run_dir={finished.parent / 'other'}", "resume=true"))
+
+
 def test_each_setting_that_may_not_change_is_named_with_both_values(finished):
     ended = run("train", f"run_dir={finished}", "resume=true", "steps=2", "batch_size=8", "optimizer.learning_rate=1")
     lines = ended.err.splitlines()

@@ -315,3 +315,24 @@ def test_former_model_settings_open_and_a_removed_one_that_was_on_is_refused(tmp
         open_with(ngram=3)
     with pytest.raises(InputError, match="unknown setting 'depth'"):
         open_with(depth=3)
+
+
+@pytest.mark.parametrize(
+    "misspelt, meant",
+    [
+        ("out/note", "out/notes"),
+        ("ot/notes", "out/notes"),
+        ("out/nots/best", "out/notes/best"),
+        ("out/notes/step_00000003", "out/notes/step_00000002"),
+        ("out/empyt", None),  # a folder without a run is no suggestion
+        ("out/quite_another", None),
+        ("elsewhere/than/notes", None),
+    ],
+)
+def test_a_misspelt_run_is_answered_with_a_similar_one(tmp_path, misspelt, meant):
+    save_step(tmp_path / "out" / "notes", 2, best=True)
+    for folder in ("empty", "other"):
+        (tmp_path / "out" / folder).mkdir()
+    with pytest.raises(InputError, match="there is no such directory; ") as error:
+        reader.find(tmp_path / misspelt)
+    assert str(error.value).endswith(f"did you mean {tmp_path / meant}?" if meant else "check the path")
