@@ -168,7 +168,7 @@ def axis_names(config: ModelConfig) -> dict[int, str]:
     names = [
         (RULER_BATCH, "B"), (RULER_TIME, "T"), (config.d_model, "D"), (H, "H"), (E, "E"), (config.ff_width, "F"),
         (config.padded_vocab, "V"), (config.vocab_size, "V"), (config.context, "C"), (K, "K"), (H + K, "H+K"),
-        (H + 2 * K, "H+2K"), (RULER_BATCH * H, "B·H"), ((H + 2 * K) * E, "(H+2K)·E"), ((H + K) * E, "(H+K)·E"), (K * E, "K·E"),
-        (H // K, "H/K"), (E // 2, "E/2"),
+        (H + 2 * K, "H+2K"), (RULER_BATCH * H, "B·H"), ((H + 2 * K) * E, "(H+2K)·E"), ((H + K) * E, "(H+K)·E"),
+        (K * E, "K·E"), (H // K, "H/K"), (E // 2, "E/2"),
     ]  # fmt: skip
     return dict(reversed(names)) | {1: "1"}  # of several names for a size, the first
