@@ -76,11 +76,11 @@ class FinetuneConfig(LoopConfig):
     dropout: float = 0.0  # replaces the checkpoint's dropout
     preview: int = 2  # number of examples to print before the first step, with the part that is trained on
     answer_limit: int = 1000  # maximum number of held-out examples to answer at each evaluation
-    compare: bool = True  # at the end, compare with the checkpoint, the commonest label and a bag of words
-    from_scratch: bool = False  # also with the same network trained on the examples alone, for as many steps
+    compare: bool = True  # at the end, compare with the checkpoint, the most common label and a bag of words
+    from_scratch: bool = False  # also train the same network on the examples alone for the same number of steps
     # texts after which to show the next words whose probability changed most
     probes: Any = field(default=None, metadata=TEXT | {"list": True})
-    # where the checkpoint's prepared corpus is, to measure how much of it the model forgets
+    # the folder of the checkpoint's prepared corpus, to measure how much of it the model forgets
     datasets: str = field(default="datasets", metadata=PATH)
 
     def validate(self) -> list[str]:
@@ -133,7 +133,7 @@ def check_select(cfg: FinetuneConfig, task: Task) -> None:
     known = ["loss"] + (["accuracy", "macro_f1"] if task.labels else ["exact_match"]) * bool(cfg.answer_limit)
     if cfg.select not in known:
         why = "answer_limit=0" if not cfg.answer_limit else "a label set" if task.labels else "free text, no label set"
-        raise InputError(f"select={cfg.select} does not go with these examples ({why}); use {' or '.join(known)}")
+        raise InputError(f"select={cfg.select} is not measured on these examples ({why}); use {' or '.join(known)}")
 
 
 def check_base(cfg: FinetuneConfig, start: reader.Checkpoint, tokenizer: Tokenizer) -> None:
@@ -141,11 +141,12 @@ def check_base(cfg: FinetuneConfig, start: reader.Checkpoint, tokenizer: Tokeniz
     try:
         base = reader.find(Path(cfg.checkpoint or ""))
     except InputError as error:
-        raise InputError(f"{error}; name its new place with checkpoint=, or set compare=false") from None
+        raise InputError(f"{error}; give its new path with checkpoint=, or set compare=false") from None
     same_tokenizer = base.manifest.get("tokenizer_fingerprint", tokenizer.fingerprint) == tokenizer.fingerprint
     if not same_tokenizer or replace(base.config, dropout=0.0) != replace(start.config, dropout=0.0):
         raise InputError(
-            f"checkpoint={cfg.checkpoint} has another model or tokenizer than {start.directory}; name the run's own"
+            f"checkpoint={cfg.checkpoint} has a different model or tokenizer than {start.directory}; give the one that "
+            "the run started from"
         )
 
 
@@ -172,12 +173,12 @@ def show_audit(audit: Audit, rows: Rows, preview: int) -> None:
         display.show_example(rows.examples[index].place, rows.tokens(index))
     display.audit_table({"training": asdict(audit.train), "held out": asdict(audit.held_out)}, audit.labels)
     for count, what in (
-        (audit.copied, "are training examples too"),
-        (audit.same_prompt, "have the prompt of a training example and another completion"),
-        (audit.near_copies, "are near copies of training examples"),
+        (audit.copied, "are also training examples"),
+        (audit.same_prompt, "have the prompt of a training example but a different completion"),
+        (audit.near_copies, "are near duplicates of training examples"),
     ):
         if count:
-            print(f"note: {count:,} held-out examples {what}, so their scores are too good")
+            print(f"note: {count:,} held-out examples {what}, so the scores on them are too optimistic")
     for note in audit.notes:
         print(f"note: {note}")
     if audit.problems:
@@ -225,7 +226,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
         }
         if world.is_main and cfg.val_examples is None and not resuming and not cfg.dry_run:
             write_examples(val_examples, run_dir / "held_out.jsonl")
-            print(f"the held-out examples are in {run_dir / 'held_out.jsonl'}")
+            print(f"wrote the held-out examples to {run_dir / 'held_out.jsonl'}")
 
         def train(cfg: FinetuneConfig, start: reader.Checkpoint | None) -> bool:
             torch.manual_seed(cfg.seed)
@@ -241,7 +242,7 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
             others["from scratch"] = run_dir / "from_scratch"
             if world.is_main:
                 stack.enter_context(lock_run(others["from scratch"]))
-                print("\nThe same network from random weights, on the examples alone:")
+                print("\nThe same network, trained from random weights on the examples alone:")
             finished = train(replace(cfg, run_dir=str(others["from scratch"]), trainable="all", resume="auto"), None)
     if world.is_main and cfg.compare and finished:
         compare(cfg, others, rows, val_rows, task)

@@ -278,7 +278,7 @@ def note_what_is_read(cfg: settings.InputConfig, lm: LanguageModel, prompts: lis
         if cfg.mode in ("next_word", "next_token", "continue", "classify") and len(ids) > room:
             say(f"only the last of the prompt's {len(ids)} tokens are read")
         if cfg.mode == "text" and prompt.endswith(" ") and lm.tokenizer.encode(prompt + "a")[: len(ids)] != ids:
-            say("the prompt ends in a space, but tokens start with theirs: try without it")
+            say("the prompt ends in a space, but tokens include the space before them: try without it")
 
 
 def texts_of_settings(cfg: settings.SampleConfig) -> dict[str, list[str]]:

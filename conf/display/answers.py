@@ -15,10 +15,10 @@ FEW_LABELS = 10  # are shown of more than that
 MOSTLY_OUTSIDE = 0.9  # probability outside the labels
 COUNTS = {  # of the audit
     "learned_tokens": "tokens with loss",
-    "truncated": "prompts cut on the left",
-    "dropped": "left out: completion too long",
+    "truncated": "prompts truncated on the left",
+    "dropped": "dropped: completion too long",
     "duplicates": "exact duplicates",
-    "contradictions": "same prompt, other completion",
+    "contradictions": "same prompt, different completion",
 }
 
 
@@ -47,7 +47,7 @@ def audit_table(splits: Mapping[str, Row], labels: Mapping[str, tuple[int, int]]
         [COUNTS.get(name, name.replace("_", " ")), *(f"{split[name]:,}" for split in splits.values())] for name in names
     ]
     near = any(split["near_duplicates"] for split in splits.values())
-    caption = "near duplicates: four of five runs of three words are the same" if near else ""
+    caption = "near duplicates: at least 80 % of their three-word sequences are the same" if near else ""
     page.print(page.table("", ["<", *splits], caption, rows=cells))
     if labels:
         shown = list(labels.items())[: MOST_LABELS if len(labels) <= MOST_LABELS else FEW_LABELS]
@@ -118,13 +118,14 @@ def difference_lines(rows: Sequence[Row]) -> list[str]:
         verdict = "undecided" if low <= 0 <= high else "better" if low > 0 else "worse"
         line = (
             f"  {row['b']} against {row['a']}: {100 * row['difference']:+.1f} points ({100 * low:+.1f} to "
-            f"{100 * high:+.1f}), {verdict if apart else 'the same examples are right'}"
+            f"{100 * high:+.1f}), {verdict if apart else 'both get the same examples right'}"
         )
         if verdict == "undecided" and row["examples_needed"] is not None:
             line += f", about {row['examples_needed']:,} examples would settle it"
         if apart:
             line += (
-                f"; of {apart:,} that only one gets right, {row['b']} has {row['only_b']:,} (McNemar p {row['p']:.2g})"
+                f"; of the {apart:,} that only one gets right, {row['b']} gets {row['only_b']:,} "
+                f"(McNemar p {row['p']:.2g})"
             )
         lines.append(line)
     return lines
@@ -174,7 +175,7 @@ def outside_note(results: Iterable[Row], unprompted: Sequence[str]) -> str | Non
 
 def label_table(results: Sequence[Row]) -> None:
     """Prints the probability of each label for each text: `text`, `labels` (rows of `label`, `probability`, the
-    likeliest first) and `outside`, the model's probability of anything else.
+    most probable first) and `outside`, the model's probability of anything else.
     """
     page = Page()
     for result in results:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from .. import InputError
-from .compressed import open_stream
+from .compressed import open_stream, without_suffix
 
 MAX_LINE = 64 << 20  # bytes of one line of JSON
 
 
-def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Yields (line number from 1, object) for each non-blank line of a .jsonl, .jsonl.gz or .jsonl.zst file."""
+def json_lines(path: str | Path, *, formats: str) -> Iterator[tuple[int, dict]]:
+    """Yields (line number from 1, object) for each non-blank line of a .jsonl, .jsonl.gz or .jsonl.zst file.
+
+    formats: what can be read, for the error about a file in another format.
+    """
+    begun = False
     with open_stream(Path(path)) as (stream, _):
         # Lines of bytes: in text mode, Python would also split at U+2028, which JSON strings may contain.
         for number, content in enumerate(stream, start=1):
+            if not begun and content.removeprefix(codecs.BOM_UTF8).strip():
+                check_first_line(content, path, formats=formats)
+                begun = True
             try:
                 line = content.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -24,6 +32,13 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
                 raise InputError(f"{path}:{number}: byte 0x{byte:02x} is not UTF-8; convert it (iconv)") from None
             if line.strip():
                 yield number, json_object(line, f"{path}:{number}")
+
+
+def check_first_line(content: bytes, path: str | Path, *, formats: str) -> None:
+    """Raises InputError, which says what can be read, if a file is neither named nor begins like JSON Lines."""
+    named = without_suffix(Path(path).name).endswith((".jsonl", ".ndjson"))
+    if not named and not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+        raise InputError(f"{path} is not a JSON Lines file; {formats}")
 
 
 def json_object(line: str, place: str) -> dict:

@@ -27,7 +27,7 @@ class SplitCounts:
     examples: int
     tokens: int
     learned_tokens: int
-    truncated: int  # prompts cut on the left
+    truncated: int  # prompts truncated on the left
     dropped: int
     empty_prompts: int
     duplicates: int  # examples with the prompt and the completion of an earlier one
@@ -118,20 +118,18 @@ def problems(train: Rows, held_out: Rows, copied: int, labels: dict[str, tuple[i
     """Returns the reasons to refuse the examples."""
     found = []
     if len(train) < 2:
-        found.append("there is one training example; give at least two, and better some hundred")
+        found.append("there is only one training example; give at least two, preferably hundreds")
     if copied == len(held_out):
-        found.append("every held-out example is a training example too; hold out others")
+        found.append("every held-out example is also a training example; hold out different ones")
     echoes = sum(e.prompt.strip() == e.completion.strip() for e in train.examples)
     if echoes > len(train) / 2:
-        found.append(
-            f"{echoes:,} of {len(train):,} completions only repeat their prompt; look at the fields of the file"
-        )
+        found.append(f"{echoes:,} of {len(train):,} completions only repeat their prompt; check the fields of the file")
     learned = [label for label, (count, _) in labels.items() if count]
     if len(learned) == 1:
         found.append(f"all training examples have the label {learned[0]!r}; give at least two labels")
     if len(learned) > 1 and len(learned) * PER_LABEL > len(train):
         found.append(
-            f"{len(learned):,} labels for {len(train):,} training examples: too few of each; merge labels, or use the "
+            f"{len(learned):,} labels for {len(train):,} training examples are too few; merge labels, or use the "
             "fields prompt and completion for free text"
         )
     completions = sorted({e.completion for e in train.examples if e.label is not None})
@@ -162,25 +160,29 @@ def notes(train: Rows, held_out: Rows, labels: dict[str, tuple[int, int]]) -> li
     if trailing := sum(
         example.label is None and not example.chat and example.prompt.endswith(" ") for example in examples
     ):
-        found.append(f"{trailing:,} prompts end in a space, but tokens start with theirs: move it to the completion")
+        found.append(
+            f"{trailing:,} prompts end in a space, but tokens include the space before them: move it to the completion"
+        )
     names = train.tokenizer.special_names
     if typed := sum(bool(names("".join(s.text for s in e.segments if not s.special))) for e in examples):
         if any(example.chat for example in examples) or not train.tokenizer.allow_special:
-            found.append(f"{typed:,} examples contain the name of a special token; there it is ordinary text")
+            found.append(f"{typed:,} examples contain the name of a special token; it is read as ordinary text")
     counts = draws([example.weight for example in train.examples])
     if never := sum(not n and e.weight > 0 for n, e in zip(counts, train.examples, strict=True)):
-        found.append(f"{never:,} training examples are never drawn, since their weight is so far below the others'")
+        found.append(
+            f"{never:,} training examples are never drawn, because their weight is too small compared with the others"
+        )
     if unseen := [label for label, (count, held) in labels.items() if held and not count]:
-        found.append(f"{len(unseen):,} labels are held out but not in training, such as {unseen[0]!r}")
+        found.append(f"{len(unseen):,} labels occur only in the held-out examples, such as {unseen[0]!r}")
     folded: defaultdict[str, list[str]] = defaultdict(list)
     for label in labels:
         folded[" ".join(unicodedata.normalize("NFC", label.lower()).split())].append(label)
     if same := [group for group in folded.values() if len(group) > 1]:
-        found.append(f"labels differ only in case, spaces or composed accents: {', '.join(map(repr, same[0]))}")
+        found.append(f"these labels differ only in case, spaces or composed accents: {', '.join(map(repr, same[0]))}")
     if first := shared_first_token(list(labels), train):
         found.append(
             f"{len(first):,} labels begin with the same token, such as {first[0]!r} and {first[1]!r}; whole labels are "
-            "scored, so this does no harm"
+            "scored, so this is harmless"
         )
     return found
 

@@ -17,6 +17,7 @@ from ..evaluation.accuracy import group_interval, wilson_interval
 from .fields import check_fields
 
 FORM = '{"prompt": "2+2=", "options": ["3", "4"], "completion": "4"}'
+FORMATS = f"questions are JSON Lines (.jsonl), each line like {FORM}"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Choice:
 def read_choices(path: str | Path) -> list[Choice]:
     """Reads lines like FORM, with an optional "group"; ignores other fields. Raises InputError with file and line."""
     choices = []
-    for number, record in json_lines(Path(path).expanduser()):
+    for number, record in json_lines(Path(path).expanduser(), formats=FORMATS):
         place = f"{path}:{number}"
         required = ("prompt", "options", "completion")
         check_fields(record, place, required=required, strings=("prompt", "completion", "group"))
@@ -52,7 +53,7 @@ def read_choices(path: str | Path) -> list[Choice]:
 
 
 def baseline(choices: Sequence[Choice]) -> tuple[str, float]:
-    """Returns (method, accuracy) of the better way to answer without the prompt: guessing, or the commonest answer."""
+    """Returns (method, accuracy) of the better way to answer without the prompt: guess, or the most common answer."""
     chance = sum(1 / len(choice.options) for choice in choices) / len(choices)
     answer, most = Counter(choice.options[choice.answer] for choice in choices).most_common(1)[0]
     if most / len(choices) > chance:

@@ -19,6 +19,7 @@ from .templates import CHAT_TEMPLATES, ROLES, ChatTemplate, Task
 
 Record = dict[str, Any]
 FORM = '{"prompt": "...", "completion": "..."}, {"text": "...", "label": "..."} or {"messages": [...]}'
+FORMATS = "examples can be JSON Lines (.jsonl), CSV (.csv) or TSV (.tsv)"
 OPTIONAL = ("group", "weight")
 TABLES = {".csv": ",;\t", ".tsv": "\t"}  # by ending: the delimiters that a table may have
 
@@ -40,7 +41,7 @@ def read_examples(
         if len(kinds) > 1:
             (first, where), (second, _) = kinds.items()
             raise InputError(
-                f"{place}: fields {', '.join(second)}, but {where} has {', '.join(first)}; put one kind in each file"
+                f"{place}: fields {', '.join(second)}, but {where} has {', '.join(first)}; use one file for each kind"
             )
         check_fields(record, place, required=fields, strings=("group",))
         common: dict[str, Any] = {"group": record.get("group"), "place": place, "weight": weight_of(record, place)}
@@ -125,7 +126,7 @@ def records(path: str | Path) -> Iterator[tuple[str, Record]]:
     file = Path(path).expanduser()
     delimiters = TABLES.get(Path(without_suffix(file.name)).suffix)
     if delimiters is None:
-        for number, record in json_lines(file):
+        for number, record in json_lines(file, formats=FORMATS):
             yield f"{path}:{number}", record
         return
     try:

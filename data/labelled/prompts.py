@@ -17,10 +17,11 @@ import numpy as np
 
 from .. import InputError
 from ..corpus.compressed import SUFFIXES, without_suffix
-from ..corpus.jsonl import json_object
+from ..corpus.jsonl import check_first_line, json_object
 from .fields import check_fields
 from .formats import TABLES, records
 
+FORMATS = "prompts can be JSON Lines (.jsonl), CSV (.csv), TSV (.tsv) or lines of text (.txt)"
 MAX_ERRORS = 5  # wrong lines that are reported together
 
 
@@ -122,6 +123,8 @@ class PromptFile:
             end += len(raw)
             if not raw.strip():
                 continue
+            if not offsets and not errors and not self.plain:
+                check_first_line(raw, self.path, formats=FORMATS)
             try:
                 request, length = self._examine(raw, line)
             except InputError as error:

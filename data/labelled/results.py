@@ -18,14 +18,14 @@ from .templates import Task
 
 
 def baselines(rows: Rows, val_rows: Rows, task: Task, *, seed: int) -> dict[str, Answers]:
-    """Returns the answers of a bag of words and of the commonest label, both learned from the training examples."""
+    """Returns the answers of a bag of words and of the most common label, both learned from the training examples."""
     known = [(e.prompt, number) for e, number in zip(rows.examples, label_numbers(rows.examples, task), strict=True)]
     texts, numbers = [text for text, n in known if n >= 0], np.array([n for _, n in known if n >= 0])
     counts = np.bincount(numbers, minlength=len(task.labels)) + 1
     prompts = [example.prompt for example in val_rows.examples]
     probs = {
         "bag of words": BagOfWords.train(texts, numbers, len(task.labels), seed=seed).probabilities(prompts),
-        "commonest label": np.tile(counts / counts.sum(), (len(prompts), 1)),
+        "most common label": np.tile(counts / counts.sum(), (len(prompts), 1)),
     }
     truth, groups = label_numbers(val_rows.examples, task), groups_of(val_rows.examples)
     return {

@@ -39,7 +39,7 @@ class LabelProbability:
 
 @dataclass(frozen=True)
 class LabelProbabilities:
-    """The labels of a text, the likeliest first."""
+    """The labels of a text, the most probable first."""
 
     text: str
     labels: list[LabelProbability]

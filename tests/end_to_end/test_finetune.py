@@ -68,9 +68,9 @@ def test_a_table_with_line_breaks_is_audited_trained_on_and_compared(options, tm
         "finetune", *options, "steps=6", "optimizer.learning_rate=0.01", 'probes=["Listen to"]', f"run_dir={run_dir}"
     )
     for part in (
-        "with loss", "[", "exact duplicates", "near duplicates", "held out", "long", "bag of words", "commonest label",
-        "fine-tuned against before", "true label", "calibration error", "forgetting", "Next words after 'Listen to'",
-        "macro-F1", "classify texts:",
+        "with loss", "[", "exact duplicates", "near duplicates", "held out", "long", "bag of words",
+        "most common label", "fine-tuned against before", "true label", "calibration error", "forgetting",
+        "Next words after 'Listen to'", "macro-F1", "classify texts:",
     ):  # fmt: skip
         assert part in out, part
     evaluations = [line for line in out.splitlines() if "validation loss" in line and "macro-F1" in line]
@@ -79,7 +79,7 @@ def test_a_table_with_line_breaks_is_audited_trained_on_and_compared(options, tm
     assert len(held_out) == 72 and all("\n" in row["text"] and row["label"] in WORDS for row in held_out)
 
     content = comparison(run_dir)
-    assert names(content) == ["fine-tuned", "before", "bag of words", "commonest label"]
+    assert names(content) == ["fine-tuned", "before", "bag of words", "most common label"]
     assert content["examples"] == 72 == sum(map(sum, content["confusion"]))
     assert {row["a"] for row in content["differences"]} == set(names(content)[1:])
     assert content["forgetting"]["after"] > 0 and content["probes"][0]["words"]
@@ -130,7 +130,7 @@ def test_a_figure_that_free_text_does_not_have_is_refused_before_training(traine
     free = [f"checkpoint={trained}", f"examples={examples}", "device=cpu", f"run_dir={tmp_path / 'tuned'}"]
     ended = run("finetune", *free, "select=accuracy")
     assert ended.status == 2 and ended.err.splitlines() == [
-        "error: select=accuracy does not go with these examples (free text, no label set); use loss or exact_match"
+        "error: select=accuracy is not measured on these examples (free text, no label set); use loss or exact_match"
     ]
     assert not (tmp_path / "tuned").exists()
     out = ok("finetune", *free, "select=exact_match", "steps=2", "batch_size=4")
@@ -208,12 +208,12 @@ def test_conversations_have_loss_on_every_answer(trained, tmp_path):
     assert task is not None and task.chat is not None and task.chat.roles["user"] == ("", ",")
     # "Assistant:" fills most of this context, so the beginnings of the chats are cut.
     out = ok("finetune", *options, "chat_template=plain", f"run_dir={tmp_path / 'plain'}", "compare=false")
-    assert "prompts cut on the left" in out and "y|o|u|<|endoftext|>]" in out
+    assert "prompts truncated on the left" in out and "y|o|u|<|endoftext|>]" in out
 
 
 def test_the_same_network_from_scratch_is_compared_too(options, tmp_path):
     out = ok("finetune", *options, "from_scratch=true", "trainable=blocks.-1:", f"run_dir={tmp_path / 'tuned'}")
-    assert "The same network from random weights" in out
+    assert "The same network, trained from random weights" in out
     assert names(comparison(tmp_path / "tuned"))[:3] == ["fine-tuned", "before", "from scratch"]
     scratch, tuned = weights(tmp_path / "tuned" / "from_scratch"), weights(tmp_path / "tuned")
     assert not any(torch.equal(scratch[name], tuned[name]) for name in scratch if scratch[name].ndim == 2)

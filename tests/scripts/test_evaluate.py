@@ -114,7 +114,7 @@ def test_a_table_of_labels_is_answered_by_several_checkpoints_beside_baselines(t
     out, (first, other) = evaluate(tmp_path, *arguments)
     assert "note: 40 examples are in train= too, so the score of the bag of words is too good" in out
     names = [row["name"] for row in first["comparison"]["results"]]
-    assert names == [str(better), str(trained), "bag of words", "commonest label"]
+    assert names == [str(better), str(trained), "bag of words", "most common label"]
     assert first["comparison"]["labels"] == ["air", "body"] and "comparison" not in other
     assert first["comparison"]["results"][2]["accuracy"] == 1.0 and first["comparison"]["results"][3]["accuracy"] == 0.5
     assert {"accuracy", "accuracy_low", "accuracy_high", "stopped", "exact_match", "macro_f1"} <= first.keys()

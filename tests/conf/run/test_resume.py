@@ -79,7 +79,7 @@ def test_examples_and_a_tokenizer_that_moved_are_known_by_their_content(copy, st
     assert "labels.jsonl" in one_line(run(*again, "steps=2"))
     assert "at step 1" in ok(*again, "steps=2", "examples=moved.jsonl")
     (tmp_path / "source").rename(tmp_path / "base")
-    assert "name its new place with checkpoint=" in one_line(run(*again, "steps=3"))
+    assert "give its new path with checkpoint=" in one_line(run(*again, "steps=3"))
     other = ["train", *(word for word in starts["train"] if not word.startswith("checkpoint=")), "run_dir=other"]
     ok(*other, *NANO, "batch_size=2", "tokenizer=byte")
     assert "another model or tokenizer" in one_line(run(*again, "steps=3", "checkpoint=other"))

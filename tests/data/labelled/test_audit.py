@@ -90,8 +90,8 @@ def test_all_near_duplicates_are_found_by_few_comparisons(monkeypatch):
 @pytest.mark.parametrize(
     "train, held, problem",
     [
-        (TRAIN[:1], HELD, "there is one training example"),
-        (TRAIN, TRAIN[:2], "every held-out example is a training example too"),
+        (TRAIN[:1], HELD, "there is only one training example"),
+        (TRAIN, TRAIN[:2], "every held-out example is also a training example"),
         ([Example(f"same {i}", f"same {i}") for i in range(4)], HELD, "4 of 4 completions only repeat their prompt"),
         ([labelled(f"text {i}", "yes") for i in range(9)], HELD, "all training examples have the label 'yes'"),
         ([labelled(f"text {i}", f"l{i}") for i in range(9)], [labelled("x", "l1")], "9 labels for 9 training examples"),
@@ -105,7 +105,8 @@ def test_a_set_that_teaches_nothing_is_refused(train, held, problem):
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused():
     tokenizer = build(TokenizerConfig(kind="char"), ["text: a"])
     some = Rows([Example("text:", f" {'ab c'[i % 2]}", label="abc"[i % 2]) for i in range(9)], tokenizer, context=99)
-    assert Audit.of(some, some).problems == ["every held-out example is a training example too; hold out others"]
+    [problem] = Audit.of(some, some).problems
+    assert problem == "every held-out example is also a training example; hold out different ones"
     others = Rows([Example("text:", f" {label}", label=label) for label in "bcbcbc"], tokenizer, context=99)
     assert any("two labels have the same tokens" in problem for problem in Audit.of(others, some).problems)
 
@@ -125,8 +126,9 @@ def test_what_deserves_a_look_is_noted():
         ).notes
     )
     for part in (
-        "1 prompts end in a space", "1 examples contain the name of a special token", "1 labels are held out but not",
-        "labels differ only in case, spaces or composed accents: 'yes', ", "begin with the same token",
+        "1 prompts end in a space", "1 examples contain the name of a special token",
+        "1 labels occur only in the held-out",
+        "these labels differ only in case, spaces or composed accents: 'yes', ", "begin with the same token",
     ):  # fmt: skip
         assert part in notes
     accents = audit([*TRAIN, labelled("a", "caf\u00e9"), labelled("b", "cafe\u0301")]).notes

@@ -67,7 +67,7 @@ def test_accuracy_counts_the_highest_score_and_the_first_of_ties():
     assert (row["group_low"], row["group_high"]) == (0, 1)  # two groups, one all right and one all wrong
 
 
-def test_the_baseline_is_chance_or_the_commonest_answer():
+def test_the_baseline_is_chance_or_the_most_common_answer():
     fixed = [Choice("", (" yes", " no"), int(i == 0)) for i in range(10)]
     assert baseline(fixed) == ("always answering ' yes'", 0.9)
     varied = [Choice("", (f"{i}", f"{-i}"), 0) for i in range(1, 9)]
@@ -104,3 +104,9 @@ def test_dependent_answers_widen_the_interval():
     narrow = wilson_interval(500, 1000)
     assert high - low > 3 * (narrow[1] - narrow[0])
     assert (low, high) == group_interval(right, [f"{i // 50}" for i in range(1000)], seed=1)
+
+
+def test_a_file_of_another_format_is_answered_with_the_format_that_is_read(tmp_path):
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    with pytest.raises(InputError, match=r"notes\.md is not a JSON Lines file; questions are JSON Lines \(\.jsonl\)"):
+        read_choices(tmp_path / "notes.md")

@@ -139,3 +139,19 @@ def test_a_table_may_have_long_texts(tmp_path):
 def test_a_compressed_table_is_one(tmp_path):
     (tmp_path / "e.CSV.gz").write_bytes(gzip.compress(b"text,label\na,b\n"))
     assert [example.label for example in read_examples(tmp_path / "e.CSV.gz")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "name, content", [("notes.md", "# Notes\n"), ("e.json", '[{"text": "a"}]'), ("e.xlsx", b"PK\3\4")]
+)
+def test_a_file_of_another_format_is_answered_with_the_formats_that_are_read(tmp_path, name, content):
+    path = written(tmp_path / name, content)
+    with pytest.raises(InputError) as error:
+        read_examples(path)
+    formats = "examples can be JSON Lines (.jsonl), CSV (.csv) or TSV (.tsv)"
+    assert str(error.value) == f"{path} is not a JSON Lines file; {formats}"
+
+
+def test_json_lines_may_have_any_name(tmp_path):
+    path = written(tmp_path / "examples", '\ufeff\n\n {"text": "a", "label": "b"}\n')
+    assert len(read_examples(path)) == 1

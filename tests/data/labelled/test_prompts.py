@@ -171,3 +171,10 @@ def test_few_bytes_per_prompt_stay_in_memory(tmp_path):
 def test_a_compressed_file_is_named_as_one(tmp_path):
     with pytest.raises(InputError, match=r"prompts\.jsonl\.gz is compressed; decompress it"):
         opened(tmp_path / "prompts.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n'))
+
+
+def test_a_file_of_another_format_is_answered_with_the_formats_that_are_read(tmp_path):
+    with pytest.raises(InputError) as error:
+        opened(tmp_path / "notes.md", "# Notes\n\nSome prose.\n")
+    formats = "prompts can be JSON Lines (.jsonl), CSV (.csv), TSV (.tsv) or lines of text (.txt)"
+    assert error.value.args == (f"{tmp_path / 'notes.md'} is not a JSON Lines file; {formats}",)
