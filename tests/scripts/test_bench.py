@@ -15,10 +15,13 @@ from conf.cli import InputError
 from data.corpus.corpora import Document
 from data.preparation.config import PrepareConfig
 from scripts.bench import main
-from scripts.benchmarks import contention, curate, decode, measure, next_word, prepare, tokens, train
+from scripts.benchmarks import contention, curate, decode, measure, next_word, prepare, tokens
 from scripts.benchmarks.contenders import nanogpt
 from scripts.benchmarks.pretrained import benchmark as pretrained
-from tests.programs import capture, ok
+from scripts.benchmarks.train import benchmark as train
+from scripts.benchmarks.train import runs
+from scripts.benchmarks.train.shapes import SHAPES, VARIANTS
+from tests.programs import capture, ok, run
 
 NANOGPT = """
 import torch
@@ -173,12 +176,72 @@ def test_train_times_the_programs_own_training(poem, tmp_path, monkeypatch):
     def in_this_process(command):
         return ok("prepare", *command[3:]) if "scripts.prepare" in command else ok("train", *command[2:])
 
-    monkeypatch.setattr(train, "run_process", in_this_process)
+    for module in (train, runs):
+        monkeypatch.setattr(module, "run_process", in_this_process)
     monkeypatch.setattr("scripts.prepare.data_report.show", lambda *_: None)  # draws a plot
     settings = ["shapes=[toy]", "device=cpu", "compile=false", f"corpus={poem}", f"datasets={tmp_path / 'datasets'}"]
-    result = bench("train", *settings, "repeats=1", "steps=5", "common=dtype=float32")
-    row = result["shapes"]["toy"]["contenders"]["ours"]
-    assert row["per_second"] > 0 and 0 < row["mfu"] < 1
+    settings += ["variants=[modern]", "batch_sizes=[2]", "common=dtype=float32"]
+    result = bench("train", *settings, "repeats=1", "steps=5")
+    row = result["shapes"]["toy"]["contenders"]["ours 2 modern"]
+    assert row["per_second"] > 0 and 0 < row["causal_mfu"] < row["mfu"] < 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_each_variant_is_a_command_of_train_py_with_about_the_same_flops(shape, variant):
+    ended = run("train", "--cfg", "job", "run_dir=out", *shape.settings(variant))
+    assert ended.status == 0, ended.err
+    flops, causal = shape.flops_per_token(512, variant)
+    assert flops - causal == 6 * shape.n_layer * shape.d_model * shape.context
+    assert flops == shape.flops_per_token(512, "default")[0]
+
+
+def test_both_programs_train_at_each_batch_size_and_other_variants_at_the_largest():
+    def names(*, device="cuda", shape="124m", **settings):
+        cfg = train.Config(**settings)
+        return [one.name for one in train.contenders(cfg, SHAPES[shape], device, 65)]
+
+    rows = ["ours 12", "ours 64", "ours 64 deterministic", "ours 64 document_mask", "ours 64 modern"]
+    assert names() == rows
+    assert names(against="x") == [*rows, "nanoGPT 12 bfloat16", "nanoGPT 64 bfloat16"]
+    assert names(shape="1b", against="x") == ["ours 16", "nanoGPT 8 bfloat16", "nanoGPT 16 bfloat16"]
+    chosen = {"batch_sizes": [8, 4], "variants": ["modern"], "against": "x"}
+    both = [f"nanoGPT {size} {dtype}" for dtype in ("bfloat16", "float32") for size in (4, 8)]
+    assert names(**chosen, device="cpu") == ["ours 8 modern", *both]
+    assert SHAPES["124m"].steps_at(12) * 12 == pytest.approx(SHAPES["124m"].steps_at(64) * 64, rel=0.01)
+
+
+def test_a_run_that_fails_has_its_line_and_the_others_go_on(capsys):
+    calls = []
+
+    def fails():
+        calls.append("fails")
+        raise InputError("python train.py x=1 ended with status 1: out of memory")
+
+    speeds = iter([10.0, 30.0, 20.0])
+    works = {"tokens_per_second": 0.0, "peak_memory": 5}
+    contenders = {"bad": fails, "good": lambda: works | {"tokens_per_second": next(speeds)}}
+    found = runs.in_turns(contenders, repeats=3, on_gpu=True)
+    assert found["good"].speeds == [10.0, 30.0, 20.0] and found["good"].peak_memory == 5
+    assert calls == ["fails"] and found["bad"].failed == "status 1: out of memory"
+    assert "failed: status 1: out of memory" in capsys.readouterr().out
+    shape, contender = SHAPES["toy"], train.Contender("ours", "default", 4)
+    row = train.row_of(contender, found["bad"], shape, 65, 1e12)
+    assert row["failed"] == "status 1: out of memory" and "failed: status 1" in train.describe_row("bad", row)
+    row = train.row_of(contender, found["good"], shape, 65, 1e6)
+    assert (row["per_second"], row["lowest"], row["highest"]) == (20.0, 10.0, 30.0)
+    assert row["mfu"] == round(20.0 * row["flops_per_token"] / 1e6, 4)
+
+
+def test_the_ratio_is_to_the_fastest_batch_of_each_precision():
+    speeds = {("ours", "default", 64): 30, ("nanoGPT", "bfloat16", 12): 20, ("nanoGPT", "bfloat16", 64): 10}
+    speeds |= {("nanoGPT", "float32", 64): 5}
+    rows = {}
+    for key, speed in speeds.items():
+        one = train.Contender(*key)
+        rows[one.name] = {"program": one.program, "variant": one.variant, "per_second": speed}
+    rows["nanoGPT 128 bfloat16"] = {"program": "nanoGPT", "variant": "bfloat16", "failed": "out of memory"}
+    assert train.ratios_of(rows) == {"ours 64 / nanoGPT 12 bfloat16": 1.5, "ours 64 / nanoGPT 64 float32": 6.0}
 
 
 def test_nanogpts_step_is_timed_after_the_warmup(tmp_path):
@@ -223,6 +286,10 @@ def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkey
         (["train", "against=nowhere"], "model.py"),
         (["train", "shapes=[2b]"], "124m"),
         (["train", "common='it"], "close the quote"),
+        (["train", "part=tpu"], "gpu"),
+        (["train", "part=gpu", "device=cpu"], "shapes=[toy]"),
+        (["train", "variants=[fast]"], "document_mask"),
+        (["train", "batch_sizes=[0]"], "at least 1"),
         (["prepare", "sizes=[]"], "1e6"),
         (["decoed"], "decode"),
         (["decode", "shape=big"], "10m"),

@@ -16,6 +16,8 @@ import torch
 
 from ..measure import run_process
 
+LOG_INTERVAL = 10  # its train.py reads the loss every ten steps; until then a GPU does not wait for Python
+
 
 def problems(checkout: str | None) -> list[str]:
     if checkout is None or (Path(checkout) / "model.py").is_file():
@@ -54,7 +56,7 @@ def measure(training: Training) -> dict[str, Any]:
 
 
 def train(run: Training) -> dict[str, Any]:
-    """Trains as its train.py does: batch, forward, backward, clipping, AdamW, and reading the loss in every step.
+    """Trains as its train.py does: batch, forward, backward, clipping, AdamW, and reading the loss now and then.
 
     Dropout inside attention is off, as in this project's model; so its fast attention stays in use.
     """
@@ -81,8 +83,9 @@ def train(run: Training) -> dict[str, Any]:
         return pair
 
     inputs, targets = batch()
-    seconds, start = [], time.perf_counter()
-    for _ in range(run.warmup + run.steps):
+
+    def step() -> torch.Tensor:
+        nonlocal inputs, targets
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
         with context:
@@ -92,12 +95,22 @@ def train(run: Training) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss.item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
+        return loss
+
+    def steps(count: int) -> float:
+        """Seconds per step. Reading the loss waits for the device."""
         start = time.perf_counter()
+        for _ in range(count):
+            loss = step()
+        loss.item()
+        return (time.perf_counter() - start) / count
+
+    at_once = min(run.steps, LOG_INTERVAL if where == "cuda" else 1)
+    steps(run.warmup)
+    seconds = [steps(at_once) for _ in range(run.steps // at_once)]
     return {
-        "tokens_per_second": run.batch_size * length / statistics.median(seconds[run.warmup :]),
-        "peak_memory": torch.cuda.max_memory_reserved() if where == "cuda" else None,
+        "tokens_per_second": run.batch_size * length / statistics.median(seconds),
+        "peak_memory": torch.cuda.max_memory_reserved(run.device) if where == "cuda" else None,
     }
 
 
