@@ -1,20 +1,19 @@
-"""Decoding one text: tokens per second, against transformers' and nanoGPT's generate with the same weights."""
+"""Decoding: tokens per second, against transformers' and nanoGPT's generate with the same weights on one device."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conf import cli
 from model.config import ModelConfig
-from model.device import Compute
+from model.device import Compute, resolve_device
+from model.exchange.other_programs import is_installed
 from model.gpt import GPT
 from model.inference.decode import Decoder
 from model.inference.generate import generate
@@ -22,6 +21,7 @@ from model.inference.quantize import compare_logits, prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 
 from .contenders import nanogpt
+from .contenders.generate import Generate, nanogpt_generate, transformers_generate
 from .measure import describe_rates, memory_bandwidth, print_json, take_turns
 
 # GPT-2 (Radford et al. 2019), which all three implement. 10m is the size of nanoGPT's character model.
@@ -40,12 +40,14 @@ class Config:
     """The keys of `python -m scripts.bench decode`."""
 
     shape: str = "10m"  # 5m | 10m | 124m | toy
-    tokens: int = 500  # new ones, chosen greedily
+    tokens: int = 500  # new ones in each row, chosen greedily
+    rows: int | None = None  # texts decoded together, besides one; null: 64 on a GPU, none on a CPU
+    device: str = "auto"
     # the folder of a nanoGPT checkout; null: without nanoGPT
     against: str | None = field(default=None, metadata={"kind": "path"})
-    transformers: bool = True
-    dtypes: list[str] = field(default_factory=lambda: list(BYTES))
-    compile: bool = True  # the seconds to compile are printed, and not counted
+    transformers: bool = True  # where it is installed
+    dtypes: list[str] | None = None  # float32, bfloat16, int8; null: all, on a GPU the first two
+    compile: bool = True  # on a GPU also eager; the seconds to compile are printed, and not counted
     repeats: int = 5
     threads: int = 0  # 0: torch's default
     seed: int = 1
@@ -57,13 +59,43 @@ class Config:
             found.append(f"shape={self.shape!r} is not one of {', '.join(SHAPES)}")
         elif not 1 <= self.tokens <= SHAPES[self.shape]["context"] - len(PROMPT):
             found.append(f"tokens={self.tokens} must be in 1..{SHAPES[self.shape]['context'] - len(PROMPT)}")
-        if unknown := [name for name in self.dtypes if name not in BYTES]:
-            found.append(f"dtypes={unknown} is not among {', '.join(BYTES)}")
+        if self.dtypes == [] or not set(self.dtypes or []) <= set(BYTES):
+            found.append(f"dtypes={self.dtypes} must be some of {', '.join(BYTES)}")
         if self.repeats < 1:
             found.append(f"repeats={self.repeats} must be at least 1")
-        if self.transformers and not importlib.util.find_spec("transformers"):
-            found.append("transformers is not installed: pip install -e '.[bench]', or give transformers=false")
+        if self.rows is not None and self.rows < 2:
+            found.append(f"rows={self.rows} must be at least 2, or null")
         return found
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of decoding with this project."""
+
+    dtype: str
+    compile: bool
+    rows: int = 1
+    by_generate: bool = False  # with generate(), which samples and ends texts, as sample.py does
+    suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.dtype + self.suffix
+
+
+def forms(cfg: Config, *, on_gpu: bool) -> list[Form]:
+    """The decoder alone in each dtype; generate() with one row, and with many rows at once."""
+    rows = cfg.rows or (64 if on_gpu else 0)
+    found = []
+    for dtype in cfg.dtypes or [*BYTES][: 2 if on_gpu else 3]:
+        found.append(Form(dtype, cfg.compile))
+        if on_gpu and cfg.compile:
+            found.append(Form(dtype, compile=False, suffix=" eager"))
+        if rows or dtype == "float32":
+            found.append(Form(dtype, cfg.compile, by_generate=True, suffix=", by generate()"))
+        if rows:
+            found.append(Form(dtype, cfg.compile, rows=rows, by_generate=True, suffix=f", {rows} rows"))
+    return found
 
 
 def make_model(shape: str, seed: int) -> GPT:
@@ -81,53 +113,6 @@ def make_model(shape: str, seed: int) -> GPT:
     return model.eval()
 
 
-def gpt2_state(model: GPT, *, transposed: bool) -> dict[str, Tensor]:
-    """The weights under GPT-2's names. transformers stores the matrices of its blocks transposed."""
-    own, size = model.state_dict(), model.config.vocab_size
-    state = {"transformer.wte.weight": own["embed.weight"][:size], "lm_head.weight": own["embed.weight"][:size]}
-    state["transformer.wpe.weight"] = own["position_embed.weight"]
-    names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.output": "attn.c_proj"}
-    names |= {"mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
-    for kind in ("weight", "bias"):
-        state[f"transformer.ln_f.{kind}"] = own[f"norm.{kind}"]
-        for layer in range(model.config.n_layer):
-            for ours, theirs in names.items():
-                value = own[f"blocks.{layer}.{ours}.{kind}"]
-                value = value.T if transposed and value.dim() == 2 else value
-                state[f"transformer.h.{layer}.{theirs}.{kind}"] = value
-    return state
-
-
-def load(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    missing, unexpected = module.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.endswith(".attn.bias") for name in missing), (missing, unexpected)
-    return module.eval()
-
-
-def nanogpt_contender(model: GPT, folder: str, tokens: int) -> Callable[[], list[int]]:
-    """nanoGPT's generate, greedy through top_k=1, with GPT-2's tanh form of GELU."""
-    theirs, c = nanogpt.module(folder), model.config
-    shape = {"block_size": c.context, "vocab_size": c.vocab_size, "n_layer": c.n_layer, "n_head": c.n_head}
-    module = theirs.GPT(theirs.GPTConfig(**shape, n_embd=c.d_model, dropout=0.0, bias=True))
-    load(module, gpt2_state(model, transposed=False))
-    for block in module.transformer.h:
-        block.mlp.gelu = nn.GELU(approximate="tanh")
-    return lambda: module.generate(torch.tensor([PROMPT]), tokens, top_k=1)[0, len(PROMPT) :].tolist()
-
-
-def transformers_contender(model: GPT, dtype: torch.dtype, tokens: int) -> Callable[[], list[int]]:
-    """transformers' generate with its defaults: eager, with its cache; greedy, and no token ends the text."""
-    import transformers
-
-    c = model.config
-    shape: dict[str, Any] = {"n_positions": c.context, "n_embd": c.d_model, "n_layer": c.n_layer, "n_head": c.n_head}
-    config = transformers.GPT2Config(**shape, vocab_size=c.vocab_size, bos_token_id=None, eos_token_id=None)
-    module: Any = load(transformers.GPT2LMHeadModel(config), gpt2_state(model, transposed=True)).to(dtype)
-    ids = torch.tensor([PROMPT])
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "do_sample": False, "use_cache": True}
-    return lambda: module.generate(ids, **options)[0, len(PROMPT) :].tolist()
-
-
 def greedy(decoder: Decoder, tokens: int) -> list[int]:
     logits, new = decoder.prefill([PROMPT]), []
     for _ in range(tokens - 1):
@@ -136,83 +121,136 @@ def greedy(decoder: Decoder, tokens: int) -> list[int]:
     return torch.stack([*new, logits.argmax(-1)]).flatten().tolist()
 
 
+def greedy_rows(model: GPT, rows: int, tokens: int, compute: Compute) -> list[int]:
+    """Continues as many different prompts at once with generate(); returns the text after PROMPT, the first."""
+    size = model.config.vocab_size
+    prompts = [[*PROMPT[:-1], (PROMPT[-1] + row) % size] for row in range(rows)]
+    sampling = SamplingConfig(temperature=0)
+    steps = generate(model, prompts, max_new_tokens=tokens, sampling=sampling, compute=compute)
+    return [first.id for first, *_ in steps if first is not None]
+
+
 def teacher_forced(decoder: Decoder, text: list[int]) -> Tensor:
     """Feeds a text token by token; returns the logits (T, V) from which each of its tokens would be drawn."""
-    rows = [decoder.prefill([PROMPT]), *(decoder.step(torch.tensor([token])) for token in text[:-1])]
-    return torch.cat(rows)
+    ids = torch.tensor(text[:-1], device=decoder.compute.device)
+    return torch.cat([decoder.prefill([PROMPT]), *(decoder.step(token) for token in ids.split(1))])
 
 
-def describe_difference(ours: list[int], theirs: list[int], logits: Tensor) -> str:
-    """ "equal", or where two greedy texts part, and how close the two best logits were there."""
+def first_difference(ours: list[int], theirs: list[int], logits: Tensor) -> dict[str, Any]:
+    """How many tokens two greedy texts share, and, where they part, how far apart the two best logits were."""
     for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
             best = logits[place].topk(2).values
-            return f"differs from token {place}, where the two best logits are {(best[0] - best[1]).item():.1e} apart"
-    return "equal"
+            return {"same_tokens": place, "gap": (best[0] - best[1]).item()}
+    return {"same_tokens": len(ours), "gap": None}
+
+
+def describe_difference(found: dict[str, Any]) -> str:
+    if found["gap"] is None:
+        return "equal"
+    return f"differs from token {found['same_tokens']}, where the two best logits are {found['gap']:.1e} apart"
+
+
+def bandwidth_of(device: torch.device) -> float:
+    """Bytes per second at which torch reads the device's memory."""
+    if device.type == "cpu":
+        return memory_bandwidth()
+    tensor = torch.ones(2**29, device=device)
+
+    def read() -> None:
+        tensor.sum().item()
+
+    read()
+    return 4 * tensor.numel() / take_turns({"read": read}, repeats=9)["read"].median
 
 
 @torch.no_grad()
 def main(cfg: Config, overrides: cli.Overrides) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    exact = make_model(cfg.shape, cfg.seed)
+    device = resolve_device(cfg.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    exact = make_model(cfg.shape, cfg.seed).to(device)
     n_weights = sum(p.numel() for p in exact.parameters()) - exact.config.context * exact.config.d_model
-    print(f"{n_weights / 1e6:.1f}M weights are read per token; {torch.get_num_threads()} threads")
-    contenders: dict[str, Callable[[], list[Any]]] = {}
+    print(f"{n_weights / 1e6:.1f}M weights are read per token; {where}", flush=True)
+    own = {form.name: form for form in forms(cfg, on_gpu=device.type == "cuda")}
     capacity = len(PROMPT) + cfg.tokens
+    contenders: dict[str, Generate] = {}
     decoders: dict[str, Decoder] = {}
     compile_seconds: dict[str, float] = {}
-    for dtype in cfg.dtypes:
-        compute = Compute.for_decoding("cpu", dtype=dtype, compile=cfg.compile)
-        prepared = prepare_for_decoding(copy.deepcopy(exact), compute)
+    models: dict[str, GPT] = {}
+    for name, form in own.items():
+        compute = Compute.for_decoding(str(device), dtype=form.dtype, compile=form.compile)
+        if form.dtype not in models:
+            models[form.dtype] = prepare_for_decoding(copy.deepcopy(exact), compute)
+        model = models[form.dtype]
+        if form.by_generate:
+            contenders[name] = lambda model=model, rows=form.rows, compute=compute: greedy_rows(  # type: ignore[misc]
+                model, rows, cfg.tokens, compute
+            )
+            continue
         start = time.perf_counter()
-        decoder = decoders[dtype] = Decoder(prepared, rows=1, capacity=capacity, compute=compute)
-        compile_seconds[dtype] = round(time.perf_counter() - start, 1)
-        contenders[dtype] = lambda decoder=decoder: greedy(decoder, cfg.tokens)  # type: ignore[misc]
-    if "float32" in cfg.dtypes:
-        options: dict[str, Any] = {"sampling": SamplingConfig(temperature=0), "compute": decoders["float32"].compute}
-        contenders["float32, by generate()"] = lambda: [
-            new.id for [new] in generate(exact, [PROMPT], max_new_tokens=cfg.tokens, **options) if new is not None
-        ]
-    peers = {dtype: "bfloat16" if dtype == "int8" else dtype for dtype in cfg.dtypes}  # the others have no int8
-    if cfg.transformers:
+        decoder = decoders[name] = Decoder(model, rows=1, capacity=capacity, compute=compute)
+        if form.compile:
+            compile_seconds[name] = round(time.perf_counter() - start, 1)
+        contenders[name] = lambda decoder=decoder: greedy(decoder, cfg.tokens)  # type: ignore[misc]
+    dtypes = list(models)
+    peers = {dtype: "bfloat16" if dtype == "int8" else dtype for dtype in dtypes}  # the others have no int8
+    if cfg.transformers and not is_installed("transformers"):
+        print("transformers is not installed and is left out: pip install -e '.[bench]'")
+    elif cfg.transformers:
         for name in dict.fromkeys(peers.values()):
-            contenders[f"transformers {name}"] = transformers_contender(exact, getattr(torch, name), cfg.tokens)
+            dtype = getattr(torch, name)
+            contenders[f"transformers {name}"] = transformers_generate(exact, PROMPT, dtype=dtype, tokens=cfg.tokens)
     if cfg.against is not None:
-        contenders["nanoGPT float32"] = nanogpt_contender(exact, cfg.against, cfg.tokens)
+        contenders["nanoGPT float32"] = nanogpt_generate(exact, PROMPT, checkout=cfg.against, tokens=cfg.tokens)
 
-    eager = Decoder(exact, rows=1, capacity=capacity, compute=Compute.for_decoding("cpu"))
+    eager = Decoder(exact, rows=1, capacity=capacity, compute=Compute.for_decoding(str(device)))
     text = greedy(eager, cfg.tokens)
     logits = teacher_forced(eager, text)
     print(f"{cfg.tokens} greedy tokens, {len(set(text))} different ones; against eager float32:")
-    texts = {name: describe_difference(text, run(), logits) for name, run in contenders.items() if "float32" in name}
+    made = {name: run() for name, run in contenders.items()}  # compiles what is left
+    texts = {name: first_difference(text, made[name], logits) for name in made if "float32" in name}
     losses = {name: compare_logits(logits, teacher_forced(decoder, text)) for name, decoder in decoders.items()}
-    for found in (texts, losses):
-        for name, value in found.items():
-            print(f"  {name:<24} {value}")
+    for name, difference in texts.items():
+        print(f"  {name:<24} {describe_difference(difference)}")
+    for name, loss in losses.items():
+        print(f"  {name:<24} {loss}")
 
     times = take_turns(contenders, repeats=cfg.repeats)
-    bandwidth = memory_bandwidth()
-    used = {name: n_weights * BYTES[name] * cfg.tokens / times[name].median / bandwidth for name in decoders}
-    rows = {name: taken.rates(cfg.tokens) for name, taken in times.items()}
+    bandwidth = bandwidth_of(device)
+    used = {
+        name: n_weights * BYTES[own[name].dtype] * cfg.tokens / times[name].median / bandwidth for name in decoders
+    }  # fmt: skip
+    rows = {name: taken.rates(cfg.tokens * (own[name].rows if name in own else 1)) for name, taken in times.items()}
     print(f"\ntokens/s, {cfg.repeats} repeats; memory bandwidth {bandwidth / 1e9:.0f} GB/s")
     for name, row in rows.items():
         line = describe_rates(name, row)
-        if name in used:
-            line += f"  {used[name]:.0%} of the bandwidth"
-            line += f", compiled in {compile_seconds[name]} s" if cfg.compile else ""
+        line += f"  {used[name]:.0%} of the bandwidth" if name in used else ""
+        line += f", compiled in {compile_seconds[name]} s" if name in compile_seconds else ""
         print(line)
-    ratios = {
-        f"{dtype} / {other}": round(rows[dtype]["per_second"] / rows[other]["per_second"], 2)
-        for dtype, peer in peers.items()
-        for other in (f"transformers {peer}", f"nanoGPT {dtype}")
-        if other in rows
-    }
+    ratios = ratios_of(rows, own, peers)
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}x")
     print_json(
-        {"benchmark": "decode", "shape": cfg.shape, "tokens": cfg.tokens, "threads": torch.get_num_threads()}
+        {"benchmark": "decode", "shape": cfg.shape, "tokens": cfg.tokens, "device": where}
+        | {"threads": torch.get_num_threads(), "torch": torch.__version__}
         | {"tokens_per_second": rows, "ratios": ratios, "compile_seconds": compile_seconds, "greedy_text": texts}
         | {"logit_difference": {name: asdict(loss) for name, loss in losses.items()}}
         | {"memory_bytes_per_second": bandwidth, "part_of_memory_rate": used}
     )
+
+
+def ratios_of(rows: dict[str, Any], own: dict[str, Form], peers: dict[str, str]) -> dict[str, float]:
+    """The decoder over other programs and over its eager form, and many rows over one, in each dtype."""
+    pairs = [
+        (dtype, other)
+        for dtype, peer in peers.items()
+        for other in (f"{dtype} eager", f"transformers {peer}", f"nanoGPT {dtype}")
+    ]
+    pairs += [(name, f"{form.dtype}, by generate()") for name, form in own.items() if form.rows > 1]
+    return {
+        f"{name} / {other}": round(rows[name]["per_second"] / rows[other]["per_second"], 2)
+        for name, other in pairs
+        if other in rows
+    }

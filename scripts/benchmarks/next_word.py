@@ -1,4 +1,4 @@
-"""Next words: seconds per prompt until the order of the most probable words is certified."""
+"""Next words: seconds per prompt until the order of the most probable words is certified, on a GPU also on the CPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+import torch
 
 from conf import cli
 from data import InputError
@@ -73,18 +75,38 @@ def time_search(lm: LanguageModel, prompts: list[str], repeats: int, **options: 
     }
 
 
+def time_both(lm: LanguageModel, prompts: list[str], repeats: int) -> dict[str, dict[str, float]]:
+    """time_search for the ten and for the hundred most probable words."""
+    lm.next_words(prompts[0])  # builds the vocabulary's tables, once per process
+    return {
+        "top 10": time_search(lm, prompts, repeats, top=10),
+        "top 100": time_search(lm, prompts, repeats, top=100, max_expansions=1 << 16),
+    }
+
+
 def main(cfg: Config, overrides: cli.Overrides) -> None:
     lm = load(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype)
-    prompts = draw_prompts(cfg)
-    lm.next_words(prompts[0])  # builds the vocabulary's tables, once per process
-    rows = {
-        "top 10": time_search(lm, prompts, cfg.repeats, top=10),
-        "top 100": time_search(lm, prompts, cfg.repeats, top=100, max_expansions=1 << 16),
-    }
+    prompts, device = draw_prompts(cfg), lm.compute.device.type
+    seconds = {device: time_both(lm, prompts, cfg.repeats)}
+    if device != "cpu":
+        seconds["cpu"] = time_both(load(cfg.checkpoint, device="cpu", dtype=cfg.dtype), prompts, cfg.repeats)
     print(f"{len(prompts)} prompts; seconds per prompt until the order is certified:")
-    for name, row in rows.items():
-        print(
-            f"{name:<8} median {row['median']:.3f}, 95th percentile {row['p95']:.3f}, highest {row['highest']:.3f}; "
-            f"{row['certified']:.0%} certified"
-        )
-    print_json({"benchmark": "next_word", "prompts": len(prompts), "seconds": rows})
+    for where, rows in seconds.items():
+        for name, row in rows.items():
+            print(
+                f"{where:<4} {name:<8} median {row['median']:.3f}, 95th percentile {row['p95']:.3f}, "
+                f"highest {row['highest']:.3f}; {row['certified']:.0%} certified"
+            )
+    result: dict[str, Any] = {"benchmark": "next_word", "prompts": len(prompts), "device": device}
+    result["seconds"] = seconds[device]
+    if device != "cpu":
+        result["cpu_seconds"] = seconds["cpu"]
+        result["ratios"] = speed_ratios(seconds[device], seconds["cpu"])
+        for name, ratio in result["ratios"].items():
+            print(f"{name}: {ratio:.2f} times as fast as the CPU, {torch.get_num_threads()} threads")
+    print_json(result)
+
+
+def speed_ratios(ours: dict[str, dict[str, float]], others: dict[str, dict[str, float]]) -> dict[str, float]:
+    """How many times as fast, by the medians; above 1: faster than the others."""
+    return {name: round(others[name]["median"] / row["median"], 2) for name, row in ours.items()}

@@ -6,9 +6,11 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from conf import cli
 from conf.cli import InputError
@@ -60,14 +62,49 @@ def bench(*arguments):
     return json.loads(ended.out.splitlines()[-1])
 
 
-def test_decode_prints_its_table_and_a_line_of_json(monkeypatch):
+def test_decode_compares_texts_and_speeds_of_one_row_and_of_several(monkeypatch):
     monkeypatch.setattr(decode, "memory_bandwidth", lambda: 1e10)
-    settings = ["shape=toy", "tokens=20", "repeats=1", "compile=false", "threads=1", "transformers=false"]
-    result = bench("decode", *settings)
-    assert result["benchmark"] == "decode" and result["tokens"] == 20
-    assert set(result["tokens_per_second"]) == {"float32", "bfloat16", "int8", "float32, by generate()"}
-    assert result["greedy_text"]["float32"] == "equal"
+    settings = ["shape=toy", "tokens=20", "repeats=1", "compile=false", "threads=1", "device=cpu", "rows=3"]
+    result = bench("decode", *settings, "dtypes=[float32,int8]")
+    own = {"float32", "float32, by generate()", "float32, 3 rows", "int8", "int8, by generate()", "int8, 3 rows"}
+    assert set(result["tokens_per_second"]) == own | {"transformers float32", "transformers bfloat16"}
+    assert set(result["greedy_text"]) == {name for name in result["tokens_per_second"] if "float32" in name}
+    assert all(found == {"same_tokens": 20, "gap": None} for found in result["greedy_text"].values())
     assert result["logit_difference"]["float32"]["largest"] < 1e-4 < result["logit_difference"]["int8"]["largest"]
+    assert set(result["ratios"]) >= {"float32, 3 rows / float32, by generate()", "int8 / transformers bfloat16"}
+
+
+def test_without_transformers_decode_says_so_and_goes_on(monkeypatch):
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(decode, "is_installed", lambda name: False)
+    settings = ["shape=toy", "tokens=2", "repeats=1", "compile=false", "threads=1", "device=cpu", "dtypes=[float32]"]
+    ended = capture(lambda: main(["decode", *settings]))
+    assert ended.status == 0 and "transformers is not installed" in ended.out
+    assert set(json.loads(ended.out.splitlines()[-1])["tokens_per_second"]) == {"float32", "float32, by generate()"}
+
+
+def test_on_a_gpu_each_dtype_is_decoded_captured_eager_and_in_many_rows():
+    found = decode.forms(decode.Config(), on_gpu=True)
+    assert [form.name for form in found[:4]] == [
+        "float32",
+        "float32 eager",
+        "float32, by generate()",
+        "float32, 64 rows",
+    ]
+    assert {form.dtype for form in found} == {"float32", "bfloat16"}
+    assert [form.name for form in found if not form.compile] == ["float32 eager", "bfloat16 eager"]
+    rows = {form.name: {"per_second": 10.0 * form.rows} for form in found}
+    assert decode.ratios_of(rows, {form.name: form for form in found}, {"bfloat16": "bfloat16"}) == {
+        "bfloat16 / bfloat16 eager": 1.0,
+        "float32, 64 rows / float32, by generate()": 64.0,
+        "bfloat16, 64 rows / bfloat16, by generate()": 64.0,
+    }
+
+
+def test_texts_that_part_show_how_close_the_two_best_logits_were():
+    logits = torch.tensor([[3.0, 1.0, 0.0], [0.5, 0.25, 0.0]])
+    found = decode.first_difference([0, 0], [0, 1], logits)
+    assert found == {"same_tokens": 1, "gap": 0.25} and "from token 1" in decode.describe_difference(found)
 
 
 def test_bulk_counts_the_tokens_of_each_batch_size():
@@ -118,6 +155,25 @@ def test_next_word_times_prompts_that_end_in_a_word(trained, poem):
     assert result["prompts"] == 2 and 0 <= result["seconds"]["top 10"]["certified"] <= 1
     prompts = next_word.draw_prompts(next_word.Config(corpus=str(poem), n_prompts=20))
     assert all(prompt[-1].isalnum() and len(prompt.split()) <= 40 for prompt in prompts)
+
+
+def test_on_a_gpu_next_word_also_times_the_cpu(trained, poem, monkeypatch):
+    """With the CPU's model in place of a GPU's."""
+
+    def load(path, *, device, dtype):
+        lm = next_word_load(path, device="cpu", dtype=dtype)
+        return replace(lm, compute=replace(lm.compute, device=torch.device(device)))
+
+    seconds = {
+        where: {name: dict.fromkeys(("median", "p95", "highest", "certified"), value) for name in ("top 10", "top 100")}
+        for where, value in (("cuda", 0.25), ("cpu", 1.0))
+    }
+    next_word_load = next_word.load
+    monkeypatch.setattr(next_word, "load", load)
+    monkeypatch.setattr(next_word, "time_both", lambda lm, prompts, repeats: seconds[lm.compute.device.type])
+    settings = [f"checkpoint={trained}", f"corpus={poem}", "device=cuda", "n_prompts=2", "repeats=1"]
+    result = bench("next_word", *settings)
+    assert result["ratios"] == {"top 10": 4.0, "top 100": 4.0} and result["cpu_seconds"] == seconds["cpu"]
 
 
 def test_pretrained_compares_texts_and_speeds_with_transformers_and_proves_next_words(monkeypatch, trained):
@@ -296,6 +352,7 @@ def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkey
         (["decode", "tokens=0"], "1.."),
         (["decode", "against=nowhere"], "model.py"),
         (["decode", "dtypes=[int4]"], "int8"),
+        (["decode", "rows=1"], "at least 2"),
         (["tokenizer", "corpora=[shakespeare]"], "shakespeare:4096"),
         (["tokenizer", "contenders=[ours,bert]"], "rustbpe"),
         (["curate", "exact=0", "near=0"], "exact + near"),
