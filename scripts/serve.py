@@ -25,8 +25,8 @@ from sample import load
 if TYPE_CHECKING:
     from scripts.server.models import Models
 
-GRACE = 1  # seconds for answers to end after an interrupt
-LAST = 0.3  # more seconds for the forward pass that is running
+GRACE = 0.7  # seconds for answers to end after an interrupt
+LAST = 0.2  # more seconds for the forward pass that is running
 BACKLOG = 2048  # connections that wait to be accepted
 TEXTS = {"kind": "text", "list": True}
 
@@ -113,9 +113,10 @@ def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], object])
             before_exit()  # ends what is being generated, so that no stream keeps the server waiting; must not wait
             await super().shutdown(sockets)
 
+    seconds: Any = GRACE  # uvicorn declares whole seconds, and hands them to asyncio
     config = uvicorn.Config(
         app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False,
-        server_header=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=65, backlog=BACKLOG,
+        server_header=False, timeout_graceful_shutdown=seconds, timeout_keep_alive=65, backlog=BACKLOG,
     )  # fmt: skip
     try:
         Server(config).run(sockets=[listener])
