@@ -4,4 +4,4 @@
 class InputError(ValueError):
     """A user's mistake: printed as one line that names the value, the place and the fix; exit status 2."""
 
-    user_mistake = True  # conf/cli recognises it by this attribute
+    user_mistake = True  # conf/cli recognizes it by this attribute

@@ -47,7 +47,7 @@ class KVCache:
         The mask is None where plain causal attention is equivalent, which is faster.
         """
         self._positions = self.length[:, None] + torch.arange(count, device=self.length.device)
-        # Reading the length would synchronise with a GPU, and would split a compiled graph.
+        # Reading the length would synchronize with a GPU, and would split a compiled graph.
         if self.length.device.type == "cpu" and not torch.compiler.is_compiling():
             longest = int(self.length.max())
             self.set_window(longest + count)

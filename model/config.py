@@ -11,7 +11,7 @@ RENAMED = {
     "norm_epsilon": "norm_eps",
     "softcap": "logit_softcap",
 }
-REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: ignored, it only affected initialisation
+REMOVED = {"zero_init": None, "ngram": 0, "ngram_contexts": 0}  # None: ignored, it only affected initialization
 
 # Far above any model in use: larger numbers are typing errors or damage, and would exhaust memory or never end.
 LARGEST = {"n_layer": 10_000, "n_head": 2**20, "d_model": 2**20, "d_ff": 2**24, "context": 2**20}

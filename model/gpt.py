@@ -73,7 +73,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then MLP. Each reads a normalised copy of the residual stream x and adds to it."""
+    """One pre-norm layer: attention, then MLP. Each reads a normalized copy of the residual stream x and adds to it."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class GPT(nn.Module):
         return head_loss(h.flatten(0, 1), self.head_weight, targets.flatten(), vocab_size=vocab_size, cap=cap)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, *, doc_starts: Tensor | None = None) -> Tensor:
-        """ids (B, T) -> the last layer's normalised output (B, T, D)."""
+        """ids (B, T) -> the last layer's normalized output (B, T, D)."""
         assert cache is None or doc_starts is None, "a cache holds one document per row"
         T = ids.shape[1]
         mask: Mask = None  # without a mask, attention is causal
@@ -181,13 +181,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weight(self, name: str, weight: Tensor) -> None:
-        """Initialises the parameter called `name` as GPT-2 does (Radford et al. 2019, section 2.3).
+        """Initializes the parameter called `name` as GPT-2 does (Radford et al. 2019, section 2.3).
 
         | parameter                                          | initial value                     |
         | -------------------------------------------------- | --------------------------------- |
         | matrices                                           | normal, standard deviation 0.02   |
         | matrices that write into the residual stream (2 L) | normal, 0.02 / sqrt(2 L)          |
-        | an embedding that is neither normalised nor tied   | normal, 0.3                       |
+        | an embedding that is neither normalized nor tied   | normal, 0.3                       |
         | norm weights                                       | 1                                 |
         | biases, padded rows of embedding and head          | 0                                 |
         """

@@ -237,7 +237,7 @@ def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
             raise InputError(f"train={cfg.train}: no example has one of the labels {', '.join(task.labels[:9])}")
         learned = {(example.prompt, example.completion) for example in train}
         if copied := sum((example.prompt, example.completion) in learned for example in examples):
-            print(f"note: {copied:,} examples are in train= too, so the score of the bag of words is too good")
+            print(f"note: {copied:,} examples are in train= too, so the score of the bag of words is too high")
         train_rows = Rows(train, rows.tokenizer, context=rows.context)
         answers |= results.baselines(train_rows, rows, task, seed=cfg.seed)
     content = results.compare(answers, seed=cfg.seed)

@@ -116,7 +116,7 @@ def prompt_ids(cfg: InspectConfig, lm: LanguageModel) -> list[int]:
     if unknown := unknown_in([cfg.prompt or ""], lm.tokenizer):
         print(f"note: {unknown_note(unknown, 'the prompt')}")
     if len(ids) > most:
-        raise InputError(f"the prompt has {len(ids):,} tokens; at most {most:,} can be looked at: give its end")
+        raise InputError(f"the prompt has {len(ids):,} tokens; at most {most:,} can be inspected: give only its end")
     limits = {"layer": lm.model.config.n_layer, "head": lm.model.config.n_head, "position": len(ids)}
     for name, limit in limits.items():
         if (value := getattr(cfg, name)) is not None and not 0 <= value < limit:

@@ -14,7 +14,7 @@ from data.curation.duplicates import SIGNATURE, duplicates, signature
 from data.curation.removals import Removals, size
 from data.reporting.advice import Summary
 from data.reporting.baselines import corpus_baselines
-from data.reporting.report import summarise
+from data.reporting.report import summarize
 from data.reporting.statistics import Statistics
 from data.tokenizers.build import Tokenizer
 
@@ -67,4 +67,4 @@ def survey(
     baselines = corpus_baselines(streams["train"], streams["val"] if splits["val"] else None, tokenizer)
     if not splits["val"]:
         del statistics["val"]
-    return summarise(statistics, removals, tokenizer, settings=asdict(config), baselines=baselines), splits
+    return summarize(statistics, removals, tokenizer, settings=asdict(config), baselines=baselines), splits

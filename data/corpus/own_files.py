@@ -1,4 +1,4 @@
-"""Recognises by content the files and folders that this program or wandb wrote, so that no corpus contains them."""
+"""Recognizes by content the files and folders that this program or wandb wrote, so that no corpus contains them."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class BagOfWords:
 
 
 def fit(rows: Sparse, labels: np.ndarray, n_labels: int, strength: float) -> np.ndarray:
-    """Minimises the summed cross-entropy plus strength / 2 * |weights|^2; returns the weights (columns, L)."""
+    """Minimizes the summed cross-entropy plus strength / 2 * |weights|^2; returns the weights (columns, L)."""
     truth = np.zeros((rows.shape[0], n_labels), np.float32)
     truth[np.arange(len(labels)), labels] = 1
 
@@ -123,10 +123,10 @@ def fit(rows: Sparse, labels: np.ndarray, n_labels: int, strength: float) -> np.
         gradient = rows.transposed_times(probs - truth) + strength * weights
         return float(loss) + strength / 2 * float((weights**2).sum()), gradient
 
-    return minimise(loss_and_gradient, np.zeros((rows.shape[1], n_labels), np.float32))
+    return minimize(loss_and_gradient, np.zeros((rows.shape[1], n_labels), np.float32))
 
 
-def minimise(function: Callable[[np.ndarray], tuple[float, np.ndarray]], x: np.ndarray) -> np.ndarray:
+def minimize(function: Callable[[np.ndarray], tuple[float, np.ndarray]], x: np.ndarray) -> np.ndarray:
     """L-BFGS (Liu and Nocedal 1989): quasi-Newton steps from the last changes of position and gradient.
 
     function: x -> (value, gradient). Halves a step until the value falls (Armijo); ends when that gains little.

@@ -1,4 +1,4 @@
-"""Hugging Face's chat templates, which are Jinja, as prefixes and suffixes: recognised, never rendered.
+"""Hugging Face's chat templates, which are Jinja, as prefixes and suffixes: recognized, never rendered.
 
 A template is evaluated on short chats whose messages have unknown texts (see jinja_forms.py). What it writes around
 these texts gives the prefixes and suffixes; they must then explain all these chats.

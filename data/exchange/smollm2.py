@@ -41,6 +41,6 @@ PRETRAINED = {
     "smollm2": Pretrained(
         fetch_smollm2,
         "Apache-2.0",
-        "SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), Apache-2.0, quantised to Q4_1",
+        "SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), Apache-2.0, quantized to Q4_1",
     ),
 }

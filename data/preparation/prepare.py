@@ -17,7 +17,7 @@ from ..corpus.sources import licence_notes
 from ..files import lock, publish, remove_leftovers
 from ..reporting.advice import Summary, findings, plural
 from ..reporting.baselines import REPORT_TOKENS, corpus_baselines, sample
-from ..reporting.report import report, summarise
+from ..reporting.report import report, summarize
 from ..reporting.statistics import Statistics
 from ..tokenizers.build import Tokenizer
 from .config import PrepareConfig
@@ -138,7 +138,7 @@ def _write_report(
     """Writes report.json, report.md and, if `show` draws it, the picture. Returns the content of report.json."""
     pieces = {split: sample(open_split(folder, split), max_tokens=REPORT_TOKENS) for split in index["splits"]}
     known = not any(split.unknown for split in statistics.values())  # else there are no bits/byte of the text
-    summary = summarise(
+    summary = summarize(
         statistics,
         pipeline.removals,
         tokenizer,

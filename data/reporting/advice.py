@@ -12,7 +12,7 @@ from ..corpus.reading import BAD_LINE, NOT_UTF8, REPLACED
 from .baselines import VERBATIM_BYTES
 from .frequent_lines import MAX_LINE
 
-Summary = dict[str, Any]  # the content of report.json: see report.summarise()
+Summary = dict[str, Any]  # the content of report.json: see report.summarize()
 
 FEW_LETTERS = 0.5  # a document with a smaller share of letters is probably a table, code or noise
 SHORT = 16  # tokens

@@ -36,7 +36,7 @@ BASELINES = {
 }
 
 
-def summarise(
+def summarize(
     statistics: dict[str, Statistics],
     removals: Removals,
     tokenizer: Tokenizer,

@@ -45,7 +45,7 @@ def read_model(file: GgufFile) -> Source:
     weights = Weights(file, config, architecture)
     notes = []
     if packed := {kind: count for kind, count in file.types.most_common() if kind != "F32"}:
-        verb = "converted" if packed.keys() <= {"F16", "BF16"} else "dequantised"
+        verb = "converted" if packed.keys() <= {"F16", "BF16"} else "dequantized"
         notes.append(f"{verb} from {', '.join(f'{kind} ({count})' for kind, count in packed.items())}")
     if config.tie_embeddings:
         notes.append("the embedding also serves as the output head (tied weights)")

@@ -124,7 +124,7 @@ class Transformers:
 class LlamaCpp:
     """llama.cpp through llama-cpp-python, with a float32 cache.
 
-    It reads one token at a time: some of its builds crash on batches of products with quantised weights.
+    It reads one token at a time: some of its builds crash on batches of products with quantized weights.
     """
 
     def __init__(self, path: Path, *, context: int, kind: str) -> None:

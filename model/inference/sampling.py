@@ -21,7 +21,7 @@ class SamplingConfig:
     """How to choose the next token. The defaults sample from the model's own distribution.
 
     The steps apply in this order: constraints (bad_words, force_words, min_new_tokens), penalties, temperature, top_k,
-    top_p, min_p, typical_p. Each filter reads the probabilities that the previous one left, and renormalises.
+    top_p, min_p, typical_p. Each filter reads the probabilities that the previous one left, and renormalizes.
     """
 
     temperature: float = 1.0  # 0: greedy, always the most probable token

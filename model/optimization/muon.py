@@ -1,4 +1,4 @@
-"""Muon: momentum with orthogonalised updates, which change a matrix equally in all directions (Jordan 2024)."""
+"""Muon: momentum with orthogonalized updates, which change a matrix equally in all directions (Jordan 2024)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Muon:
     """Updates hidden matrices in place. Parameters of one shape are stacked, so that each product is batched.
 
     `row_counts` lists the rows of each matrix in a parameter that holds several (queries, keys and values); each is
-    orthogonalised on its own. `scales` multiply the learning rate, by parameter. Under FSDP each rank keeps its rows of
+    orthogonalized on its own. `scales` multiply the learning rate, by parameter. Under FSDP each rank keeps its rows of
     the momentum. For each parameter all ranks compute the whole update, as with DDP, one parameter after another, and
     then apply their rows.
     """
@@ -59,7 +59,7 @@ class Muon:
 
 
 def orthogonal_update(g: Tensor) -> Tensor:
-    """Returns g (N, rows, columns) orthogonalised, with entries of RMS 1 / sqrt(columns) in every shape."""
+    """Returns g (N, rows, columns) orthogonalized, with entries of RMS 1 / sqrt(columns) in every shape."""
     rows, columns = g.shape[1:]
     return newton_schulz(g) * max(1.0, rows / columns) ** 0.5  # entries of a tall orthogonal matrix: 1 / sqrt(rows)
 

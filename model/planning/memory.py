@@ -1,4 +1,4 @@
-"""Memory: how much is free, the peak use, and recognising out-of-memory errors."""
+"""Memory: how much is free, the peak use, and recognizing out-of-memory errors."""
 
 from __future__ import annotations
 

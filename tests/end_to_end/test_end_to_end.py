@@ -38,8 +38,8 @@ def test_a_folder_of_mixed_files_is_prepared_again_only_when_it_changes(tmp_path
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run that has memorised the poem, its corpus deleted. Tests only read it."""
-    folder = tmp_path_factory.mktemp("memorised")
+    """A run that has memorized the poem, its corpus deleted. Tests only read it."""
+    folder = tmp_path_factory.mktemp("memorized")
     poem = folder / "poem.txt"
     poem.write_text("".join(f"{number}. {POEM}" for number in range(30)), encoding="utf-8")
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """The expressions that cut text into pretokens elsewhere, and the names that other programs give them.
 
 The expression in a file comes from a stranger, and a regular expression can be written to run for years. So only the
-known ones are read, and an expression is recognised by its spelling.
+known ones are read, and an expression is recognized by its spelling.
 """
 
 from __future__ import annotations

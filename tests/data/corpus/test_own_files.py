@@ -140,7 +140,7 @@ def test_results_of_bulk_prompts_are_left_out_finished_or_not(notes):
     assert read(notes / "finished.jsonl", text_field="prompt")[0] == {"finished.jsonl:1": "a"}
 
 
-def test_what_the_programs_write_is_recognised(trained, notes, monkeypatch):
+def test_what_the_programs_write_is_recognized(trained, notes, monkeypatch):
     """Runs every program that writes JSON, so that a new field in its results cannot make them a corpus."""
     monkeypatch.chdir(notes)
     shutil.copytree(trained, notes / "out" / "a")

@@ -1,4 +1,4 @@
-"""Chat templates of other programs are recognised exactly, or not at all, and nothing in them is run."""
+"""Chat templates of other programs are recognized exactly, or not at all, and nothing in them is run."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from data.curation.removals import Removals
 from data.preparation.config import PrepareConfig
 from data.reporting.advice import code, findings
 from data.reporting.frequent_lines import FrequentLines
-from data.reporting.report import report, summarise, windows
+from data.reporting.report import report, summarize, windows
 from data.reporting.statistics import Statistics
 from data.tokenizers import build as tokenizers
 from data.tokenizers.build import TokenizerConfig
@@ -98,7 +98,7 @@ def test_counts_of_a_sample_are_scaled_to_all_documents():
     ]
     for share, words in ((1, "**500 documents**"), (0.25, "**about ")):
         statistics = {"train": counted(some, sample_fraction=share)}
-        text = report(summarise(statistics, Removals(), BYTE, settings=asdict(CurateConfig())), title="sample")
+        text = report(summarize(statistics, Removals(), BYTE, settings=asdict(CurateConfig())), title="sample")
         decide = text.split("## Findings that need a decision")[1].split("##")[0]
         (few,) = [line for line in decide.split("\n") if "min_letters" in line]
         assert ("about" in decide) == ("random sample" in decide) == (share < 1)
@@ -246,7 +246,7 @@ def test_a_report_of_one_document_and_of_none():
     summary, kept = survey([Document("one", "x")], BYTE, in_val=lambda document: False)
     assert len(kept["train"]) == 1 and "val" not in summary["splits"]
     assert report(summary, title="one").startswith("# one\n")
-    empty = summarise({"train": Statistics(BYTE.vocab_size)}, Removals(), BYTE, settings=asdict(CurateConfig()))
+    empty = summarize({"train": Statistics(BYTE.vocab_size)}, Removals(), BYTE, settings=asdict(CurateConfig()))
     assert report(empty, title="none").startswith("# none\n")
 
 

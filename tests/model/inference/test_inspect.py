@@ -43,7 +43,7 @@ def test_an_explanation_follows_the_probability_through_the_filters():
             assert all(one.after == other.before for one, other in pairwise(filters))
             constraints, penalties, temperature, top_k, top_p = filters
             assert 0 < constraints.removed < 1 and penalties.removed == temperature.removed == 0
-            for step in (constraints, top_k, top_p):  # each renormalises what it keeps
+            for step in (constraints, top_k, top_p):  # each renormalizes what it keeps
                 assert math.isclose(step.after * (1 - step.removed), step.before, rel_tol=1e-3)
             assert 1 <= new.rank <= 96
 
