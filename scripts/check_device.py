@@ -1,6 +1,7 @@
 """Checks on a GPU what the tests cannot check on a CPU, one line each: PASS, FAIL or SKIP, with the figure.
 
-On a CPU the same checks run at toy sizes, which rehearses them. `scripts/check_gpu.sh` installs what this needs.
+The last line is JSON with the status and the figures of every check. On a CPU the same checks run at toy sizes, which
+rehearses them. `scripts/check_gpu.sh` installs what this needs.
 """
 
 from __future__ import annotations
@@ -11,29 +12,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from conf import cli
 from model import InputError
 from model.checkpoints import reader
-from model.device import Compute, missing_for_compile, resolve_device
-from model.distributed import parallel
-from model.inference.sampling import SamplingConfig
-from model.language_model import LanguageModel
-from model.training.microbatch import MicroBatches
-from sample import load
+from model.device import resolve_device
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = ("A resumed run", "The tokenizer", "Each rank")
 PASSED, FAILED, SKIPPED = "PASS", "FAIL", "SKIP"
-Result = tuple[str, str]  # one of these, and the figure or the reason
+
+
+class Result(NamedTuple):
+    """The end of a check."""
+
+    status: str  # PASS | FAIL | SKIP
+    figure: str  # the figure, or the reason
+    numbers: Mapping[str, Any] = MappingProxyType({})  # by name, for the line of JSON
 
 
 @dataclass(frozen=True)
@@ -41,25 +43,25 @@ class Sizes:
     """How much each check does."""
 
     model: tuple[str, ...]  # settings of train.py
-    benchmark: tuple[str, ...]  # of the benchmark of training
+    shapes: tuple[str, str]  # of the benchmark of training: for all variants, and for one at the end
+    training: tuple[str, ...]  # its settings
+    decoding: tuple[str, ...]  # of the benchmark of decoding
     steps: int  # of a run
     save_every: int  # of the run that is killed
-    sequences: int  # of the batch that does not fit
-    new_tokens: int  # to decode
     prompts: int  # of the benchmark of next words
 
 
 FULL = Sizes(
-    ("model.n_layer=6", "model.n_head=6", "model.d_model=384", "model.context=256", "batch_size=32"),
-    ("shapes=[124m]", "steps=20"), steps=100, save_every=20, sequences=4096, new_tokens=200, prompts=20,
+    ("model.n_layer=3", "model.n_head=6", "model.d_model=384", "model.context=256", "batch_size=32"),
+    ("68m", "124m"), ("batch_sizes=[64]", "steps=20"), ("shape=124m", "tokens=100", "dtypes=[bfloat16]"),
+    steps=100, save_every=20, prompts=5,
 )  # fmt: skip
 TOY = Sizes(
     ("model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.context=32", "batch_size=4", "tokenizer=char",
      "compile=false"),
-    ("shapes=[toy]", "steps=10", "compile=false"), steps=20, save_every=5, sequences=32, new_tokens=20, prompts=2,
+    ("toy", "toy"), ("batch_sizes=[4]", "steps=10", "compile=false"),
+    ("shape=toy", "tokens=20", "rows=3", "dtypes=[bfloat16]"), steps=20, save_every=5, prompts=2,
 )  # fmt: skip
-MEMORY = 4 * 2**30  # bytes of a GPU that the batch which does not fit may use, so that it fails quickly
-ROWS_IN_MEMORY = 4  # the same in the rehearsal: sequences
 
 
 @dataclass
@@ -68,7 +70,7 @@ class CheckConfig:
 
     device: str = "auto"  # auto | cuda | cuda:N | cpu (a rehearsal at toy sizes)
     only: list[str] | None = None  # names of checks; null: all
-    seconds: float = 480.0  # checks that have not started by then are skipped
+    seconds: float = 480.0  # a check that would need longer than what is left of them is skipped
     debug: bool = False
 
     def validate(self) -> list[str]:
@@ -78,8 +80,8 @@ class CheckConfig:
         return found
 
 
-def verdict(passed: bool, figure: str) -> Result:
-    return PASSED if passed else FAILED, figure
+def verdict(passed: bool, figure: str, **numbers: Any) -> Result:
+    return Result(PASSED if passed else FAILED, figure, numbers)
 
 
 class Place:
@@ -90,6 +92,7 @@ class Place:
         self.on_gpu = device.type == "cuda"
         self.sizes = FULL if self.on_gpu else TOY
         self.end = time.monotonic() + seconds
+        self.speeds: dict[str, float] = {}  # tokens per second in training, by variant
         self.text = folder / "pages.txt"
         pages = sorted(page for name in ("model", "data", "conf", "scripts") for page in (ROOT / name).rglob("*.md"))
         self.text.write_text("\n".join(page.read_text(encoding="utf-8") for page in pages), encoding="utf-8")
@@ -118,10 +121,11 @@ class Place:
             raise InputError(f"{' '.join(command[1:3])} ended with status {ended.returncode}: {last}")
         return ended.stdout
 
-    def bench(self, name: str, *settings: str) -> dict[str, Any]:
-        """The last line of a benchmark."""
-        out = self.run([sys.executable, "-m", "scripts.bench", name, f"device={self.device}", *settings])
-        return json.loads(out.strip().splitlines()[-1])
+    def module(self, name: str, *settings: str) -> dict[str, Any]:
+        """Runs a program of scripts/ on the device. Returns its line of JSON."""
+        words = name.split()
+        out = self.run([sys.executable, "-m", f"scripts.{words[0]}", *words[1:], f"device={self.device}", *settings])
+        return json.loads(next(line for line in reversed(out.splitlines()) if line.startswith("{")))
 
     def losses(self, name: str) -> list[float]:
         """The training loss of each step of a run."""
@@ -134,8 +138,12 @@ class Place:
         self.run(self.train_command("plain", "dtype=float32", "model.dropout=0"))
         return self.folder / "plain"
 
-    def model(self, device: str | None = None, **how: Any) -> LanguageModel:
-        return load(self.plain, device=device or str(self.device), **how)
+
+def check_numerics(name: str, place: Place, *, trained: bool = False) -> Result:
+    """A check of scripts/check_numerics.py, `trained`: of a trained model."""
+    found = place.module("check_numerics", f"check={name}", *([f"checkpoint={place.plain}"] if trained else []))
+    passed, figure = found.pop("passed"), found.pop("figure")
+    return Result(SKIPPED, figure) if passed is None else verdict(passed, figure, **found)
 
 
 def check_resume(place: Place) -> Result:
@@ -157,11 +165,11 @@ def check_resume(place: Place) -> Result:
     found = reader.newest(killed, say=lambda line: None)
     if status != -signal.SIGKILL or found is None:
         last = (Path(log.name).read_text(encoding="utf-8").strip().splitlines() or ["no message"])[-1]
-        return FAILED, f"the run to kill ended with status {status}: {last}"
+        return Result(FAILED, f"the run to kill ended with status {status}: {last}")
     steps = f"steps={found.step + place.sizes.save_every}"
     out = place.run(place.train_command("killed", *how, steps))
     if f"at step {found.step}" not in out:
-        return FAILED, f"the killed run did not resume from step {found.step}"
+        return Result(FAILED, f"the killed run did not resume from step {found.step}")
     place.run(place.train_command("straight", *how, steps))
     files = [reader.find(place.folder / name).directory / "model.safetensors" for name in ("killed", "straight")]
     one, two = map(reader.sha256, files)
@@ -176,92 +184,14 @@ def check_float16(place: Place) -> Result:
     tensors, _ = reader.find(place.folder / "float16").train_state()
     scale = tensors["loss_scale.scale"].item()
     figure = f"loss {loss:.4f}, in float32 {exact:.4f}; loss scale {scale:g}"
-    return verdict(abs(loss - exact) <= 0.05 * exact and scale >= 1, figure)
-
-
-class Limited(nn.Module):
-    """A model whose memory, in the rehearsal, holds only a few sequences."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor, **options: Any) -> Tensor:
-        if len(ids) > ROWS_IN_MEMORY:
-            raise torch.OutOfMemoryError(f"{len(ids)} sequences")
-        return self.model(ids, **options)
-
-
-def check_out_of_memory(place: Place) -> Result:
-    """A micro-batch that is far too large is halved until it fits, and the gradient stays the same."""
-    model = reader.find(place.plain).model(place.device).train()
-    compute = Compute.resolve(str(place.device), dtype="float32")
-    generator = torch.Generator().manual_seed(1)
-    shape = (place.sizes.sequences, model.config.context)
-    ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(place.device)
-
-    def gradient(size: int) -> tuple[int, Tensor]:
-        """The micro-batch that was used, and the gradient of the first matrix."""
-        module = model if place.on_gpu else Limited(model)
-        micro_batches = MicroBatches(module, size, compute=compute, world=parallel.World())
-        model.zero_grad(set_to_none=True)
-        micro_batches.backward(ids, ids, loss_weight=1 / ids.numel(), seed=1)
-        return micro_batches.micro_batch_size, next(p.grad for p in model.parameters() if p.grad is not None).clone()
-
-    if place.on_gpu:  # for this process only, whose other checks need less
-        total = torch.cuda.get_device_properties(place.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(0.9, MEMORY / total), place.device)
-    size, halved = gradient(len(ids))
-    _, small = gradient(max(1, size // 2))
-    difference = ((halved - small).norm() / small.norm()).item()
-    figure = f"micro_batch {len(ids)} became {size}; relative difference of a gradient {difference:.1e}"
-    return verdict(size < len(ids) and difference < 1e-4, figure)
-
-
-def check_decoding(place: Place) -> Result:
-    """Compiled decoding (on a GPU as a captured graph) gives the greedy tokens of eager decoding."""
-    if missing := missing_for_compile(place.device):
-        return SKIPPED, f"compilation needs {missing}"
-    texts: dict[str, list[int]] = {}
-    tokens, greedy, speeds = place.sizes.new_tokens, SamplingConfig(temperature=0), {}
-    eager = place.model()
-    sure = eager.generate(PROMPTS[0], max_new_tokens=tokens, sampling=greedy, top_logprobs=2)[0].alternatives
-    for name, lm in (("eager", eager), ("compiled", place.model(compile=True))):
-        lm.generate(PROMPTS[0], max_new_tokens=tokens, sampling=greedy)  # compiles
-        began = time.perf_counter()
-        texts[name] = lm.generate(PROMPTS[0], max_new_tokens=tokens, sampling=greedy)[0].tokens
-        speeds[name] = len(texts[name]) / (time.perf_counter() - began)
-    equal, figure = first_difference(texts["compiled"], texts["eager"], [[p.probability for p in row] for row in sure])
-    return verdict(equal, "; ".join([figure, *(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items())]))
-
-
-def first_difference(ours: list[int], theirs: list[int], best: list[list[float]]) -> tuple[bool, str]:
-    """Compares two greedy texts. They may part where the two best probabilities (T, 2) are equal up to rounding."""
-    for place, (one, two) in enumerate(zip(ours, theirs, strict=False)):
-        if one != two:
-            gap = best[place][0] - best[place][1]
-            return gap < 1e-5, f"differs from token {place}, where the two best probabilities are {gap:.1e} apart"
-    return len(ours) == len(theirs), f"the same {min(len(ours), len(theirs))} greedy tokens"
-
-
-def check_next_words(place: Place) -> Result:
-    """Next tokens have the probabilities that they have on the CPU, and the bounds of next words agree."""
-    here, there = place.model(), place.model("cpu")
-    differences = []
-    for prompt in PROMPTS:
-        ours, theirs = ({one.id: one.probability for one in lm.next_tokens(prompt, top=20)} for lm in (here, there))
-        differences += [abs(ours[token] - theirs[token]) for token in ours.keys() & theirs.keys()]
-        found, known = ({one.word: one for one in lm.next_words(prompt, top=10).words[:10]} for lm in (here, there))
-        for one, two in ((found[word], known[word]) for word in found.keys() & known.keys()):
-            differences.append(max(one.lower - two.upper, two.lower - one.upper, 0.0))
-    figure = f"{len(differences)} tokens and words, largest difference of a probability {max(differences):.1e}"
-    return verdict(max(differences) <= 1e-4, figure)
+    close = abs(loss - exact) <= 0.05 * exact
+    return verdict(close and scale >= 1, figure, loss=loss, float32_loss=exact, loss_scale=scale)
 
 
 def check_several(place: Place) -> Result:
     """DDP and FSDP on two devices train as one process does."""
     if place.on_gpu and torch.cuda.device_count() < 2:
-        return SKIPPED, "one GPU here; DDP and FSDP over nccl need two"
+        return Result(SKIPPED, "one GPU here; DDP and FSDP over nccl need two")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     exact, largest = place.losses(place.plain.name), {}
     for kind in ("ddp", "fsdp") if place.on_gpu else ("fsdp",):  # the tests do both over gloo
@@ -269,60 +199,108 @@ def check_several(place: Place) -> Result:
         largest[kind] = max(abs(a - b) for a, b in zip(exact, place.losses(kind), strict=True))
     figures = ", ".join(f"{kind} {difference:.1e}" for kind, difference in largest.items())
     backend = "nccl" if place.on_gpu else "gloo"
-    return verdict(max(largest.values()) < 1e-3, f"{backend}, largest difference of a loss from one process: {figures}")
+    figure = f"{backend}, largest difference of a loss from one process: {figures}"
+    return verdict(max(largest.values()) < 1e-3, figure, largest_differences=largest)
 
 
 def bench_next_words(place: Place) -> Result:
     how = (f"checkpoint={place.plain}", f"corpus={place.text}", f"n_prompts={place.sizes.prompts}", "repeats=1")
-    row = place.bench("next_word", *how)["seconds"]["top 10"]
+    found = place.module("bench next_word", *how, "top=[10]")
+    row = found["seconds"]["top 10"]
     figure = f"median {row['median']:.3f} s, 95th percentile {row['p95']:.3f} s, {row['certified']:.0%} certified"
-    return verdict(row["certified"] > 0, figure)
+    for ratio in found.get("ratios", {}).values():
+        figure += f", {ratio:.2f} times as fast as the CPU"
+    return verdict(row["certified"] > 0, figure, **found)
 
 
-def bench_training(place: Place) -> Result:
-    how = ["repeats=1", *place.sizes.benchmark]
+def bench_decoding(place: Place) -> Result:
+    """Tokens per second; fails if the logits in bfloat16 are far from those in float32, by any way of decoding."""
+    found = place.module("bench decode", "repeats=3", *place.sizes.decoding)
+    speeds = {name: row["per_second"] for name, row in found["tokens_per_second"].items()}
+    worst = max(row["divergence"] for row in found["logit_difference"].values())
+    figure = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
+    return verdict(worst < 1e-2, f"tokens/s: {figure}; KL from float32 {worst:.1e} nats", **found)
+
+
+def bench_training(variant: str, place: Place, *, largest: bool = False) -> Result:
+    """Tokens per second of a variant, `largest`: of the larger shape."""
+    shape = place.sizes.shapes[largest]
+    how = [f"shapes=[{shape}]", *place.sizes.training, "repeats=1", f"variants=[{variant}]"]
     how += [] if place.on_gpu else [f"corpus={place.text}", f"datasets={place.folder}"]
-    figures = []
-    for setting in ("false", "true") if place.on_gpu else ("true",):
-        [shape] = place.bench("train", *how, f"common=deterministic={setting}")["shapes"].values()
-        row = shape["contenders"]["ours"]
-        mfu = "" if row["mfu"] is None else f", MFU {row['mfu']:.1%}"
-        figures.append(f"deterministic={setting} {row['per_second']:,.0f} tokens/s{mfu}")
-    return PASSED, "; ".join(figures)
+    found = place.module("bench train", *how)
+    [row] = found["shapes"][shape]["contenders"].values()
+    if "failed" in row:
+        return Result(FAILED, row["failed"], row)
+    figure = f"{shape} {row['per_second']:,.0f} tokens/s"
+    if row["mfu"] is not None:
+        figure += f", MFU {row['mfu']:.1%}, causal {row['causal_mfu']:.1%}"
+    if row["peak_memory"]:
+        figure += f", {row['peak_memory'] / 2**30:.1f} GiB"
+    if not largest:
+        place.speeds[variant] = row["per_second"]
+        if variant != "default" and "default" in place.speeds:
+            row["ratio_to_default"] = round(row["per_second"] / place.speeds["default"], 3)
+            figure += f", {row['ratio_to_default']:.2f} times the default's speed"
+    return Result(PASSED, figure, {"shape": shape, "peak_flops": found["peak_flops"]} | row)
 
 
-CHECKS: dict[str, Callable[[Place], Result]] = {  # the slowest last
-    "resume": check_resume, "float16": check_float16, "out_of_memory": check_out_of_memory,
-    "decoding": check_decoding, "next_words": check_next_words, "several": check_several,
-    "bench_next_word": bench_next_words, "bench_train": bench_training,
-}  # fmt: skip
+class Check(NamedTuple):
+    """A check, and about how long it takes on an H200 with nothing compiled before."""
+
+    run: Callable[[Place], Result]
+    seconds: float
 
 
-def outcome(check: Callable[[Place], Result], place: Place) -> Result:
-    """Runs a check. An error fails it, and the other checks still run."""
-    if time.monotonic() >= place.end:
-        return SKIPPED, "no time left; set seconds="
+CHECKS: dict[str, Check] = {  # what is correct, then how fast; the slowest last
+    "loss": Check(partial(check_numerics, "loss"), 25),
+    "document_mask": Check(partial(check_numerics, "document_mask"), 35),
+    "resume": Check(check_resume, 60),
+    "float16": Check(check_float16, 50),
+    "out_of_memory": Check(partial(check_numerics, "out_of_memory", trained=True), 12),
+    "decoding": Check(partial(check_numerics, "decoding", trained=True), 20),
+    "next_words": Check(partial(check_numerics, "next_words", trained=True), 12),
+    "several": Check(check_several, 0),
+    "bench_next_word": Check(bench_next_words, 20),
+    "train": Check(partial(bench_training, "default"), 50),
+    "train_document_mask": Check(partial(bench_training, "document_mask"), 40),
+    "train_deterministic": Check(partial(bench_training, "deterministic"), 40),
+    "train_modern": Check(partial(bench_training, "modern"), 45),
+    "bench_decode": Check(bench_decoding, 50),
+    "train_124m": Check(partial(bench_training, "default", largest=True), 75),
+}
+
+
+def outcome(check: Check, place: Place) -> Result:
+    """Runs a check if the time suffices. An error fails it, and the other checks still run."""
+    left = place.end - time.monotonic()
+    if left <= (check.seconds if place.on_gpu else 0):
+        about = f"it takes about {check.seconds:.0f} s, " if place.on_gpu else ""
+        return Result(SKIPPED, f"{about}{max(0.0, left):.0f} s left; set seconds=")
     try:
-        return check(place)
+        return check.run(place)
     except Exception as error:
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        return FAILED, kind + str(error).partition("\n")[0]
+        return Result(FAILED, kind + str(error).partition("\n")[0])
 
 
 def main(cfg: CheckConfig, overrides: cli.Overrides) -> None:
     device = resolve_device(cfg.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}: a rehearsal at toy sizes"
     print(f"{name}; torch {torch.__version__}", flush=True)
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Place(device, Path(folder), seconds=cfg.seconds)
         for check in cfg.only or CHECKS:
             began = time.monotonic()
-            status, figure = outcome(CHECKS[check], place)
-            found.append(status)
-            print(f"{status} {check:<15} {figure}  ({time.monotonic() - began:.0f} s)", flush=True)
-    print(f"{found.count(PASSED)} passed, {found.count(FAILED)} failed, {found.count(SKIPPED)} skipped")
-    if FAILED in found:
+            status, figure, numbers = outcome(CHECKS[check], place)
+            seconds = time.monotonic() - began
+            found[check] = {"status": status, "figure": figure, "took_seconds": round(seconds, 1), **numbers}
+            print(f"{status} {check:<19} {figure}  ({seconds:.0f} s)", flush=True)
+    ended = [row["status"] for row in found.values()]
+    counts = {"passed": ended.count(PASSED), "failed": ended.count(FAILED), "skipped": ended.count(SKIPPED)}
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    print(json.dumps({"device": name, "torch": torch.__version__} | counts | {"checks": found}))
+    if counts["failed"]:
         sys.exit(1)
 
 

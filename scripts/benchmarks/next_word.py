@@ -29,6 +29,7 @@ class Config:
     # names of its documents to use; null: all, of shakespeare the plays that the quickstart holds out
     val_include: Any = field(default=None, metadata={"kind": "pattern", "list": True})
     n_prompts: int = 50
+    top: list[int] = field(default_factory=lambda: [10, 100])  # how many words must be in a certain order
     repeats: int = 3
     datasets: str = field(default="datasets", metadata={"kind": "path"})
     device: str = "auto"
@@ -38,7 +39,10 @@ class Config:
 
     def validate(self) -> list[str]:
         names = ("n_prompts", "repeats")
-        return [f"{name}={getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
+        found = [f"{name}={getattr(self, name)} must be at least 1" for name in names if getattr(self, name) < 1]
+        if not self.top or min(self.top) < 1:
+            found.append(f"top={self.top} must be numbers of at least 1")
+        return found
 
 
 def draw_prompts(cfg: Config) -> list[str]:
@@ -75,21 +79,21 @@ def time_search(lm: LanguageModel, prompts: list[str], repeats: int, **options: 
     }
 
 
-def time_both(lm: LanguageModel, prompts: list[str], repeats: int) -> dict[str, dict[str, float]]:
-    """time_search for the ten and for the hundred most probable words."""
+def time_searches(lm: LanguageModel, prompts: list[str], cfg: Config) -> dict[str, dict[str, float]]:
+    """time_search for each number of most probable words."""
     lm.next_words(prompts[0])  # builds the vocabulary's tables, once per process
     return {
-        "top 10": time_search(lm, prompts, repeats, top=10),
-        "top 100": time_search(lm, prompts, repeats, top=100, max_expansions=1 << 16),
+        f"top {top}": time_search(lm, prompts, cfg.repeats, top=top, max_expansions=1 << (10 if top <= 10 else 16))
+        for top in cfg.top
     }
 
 
 def main(cfg: Config, overrides: cli.Overrides) -> None:
     lm = load(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype)
     prompts, device = draw_prompts(cfg), lm.compute.device.type
-    seconds = {device: time_both(lm, prompts, cfg.repeats)}
+    seconds = {device: time_searches(lm, prompts, cfg)}
     if device != "cpu":
-        seconds["cpu"] = time_both(load(cfg.checkpoint, device="cpu", dtype=cfg.dtype), prompts, cfg.repeats)
+        seconds["cpu"] = time_searches(load(cfg.checkpoint, device="cpu", dtype=cfg.dtype), prompts, cfg)
     print(f"{len(prompts)} prompts; seconds per prompt until the order is certified:")
     for where, rows in seconds.items():
         for name, row in rows.items():
