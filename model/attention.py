@@ -27,7 +27,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     causal (T == S), and a single query attends to everything. q and k are cast to v's dtype.
     """
     T, S = q.shape[2], k.shape[2]
-    q, k = q.to(v.dtype), k.to(v.dtype)  # norms may have made them float32
+    q, k = q.to(v.dtype), k.to(v.dtype)  # the cache may hold another dtype than the network computes in
     if isinstance(mask, Documents):
         return attention_by_document(q, k, v, mask)
     compiled_inference = torch.compiler.is_compiling() and not torch.is_grad_enabled()

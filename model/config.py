@@ -46,7 +46,7 @@ class ModelConfig:
     activation: str = "relu2"  # relu2 | gelu (GPT-2's tanh approximation) | gelu_exact | swiglu
     bias: bool = False  # in linear layers and norms
     tie_embeddings: bool = False  # share the embedding matrix with the output head
-    qk_norm: bool = field(default=True, metadata=ADVANCED)  # RMSNorm on queries and keys, after rotary
+    qk_norm: bool = field(default=True, metadata=ADVANCED)  # RMSNorm on queries and keys
     embedding_norm: bool = field(default=True, metadata=ADVANCED)  # RMSNorm on the embedding
     logit_softcap: float = field(default=0.0, metadata=ADVANCED)  # logits = cap * tanh(logits / cap); 0: off
 

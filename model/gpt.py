@@ -36,12 +36,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
         H, K = self.n_head, self.n_kv_head
-        # Rotary and QK-norm act on each head separately, so queries and keys pass through as one tensor of H + K heads.
+        # QK-norm and rotary act on each head separately, so queries and keys pass through as one tensor of H + K heads.
         qk, v = self.qkv(x).view(B, T, H + 2 * K, self.head_dim).split([H + K, K], dim=2)  # (B, T, heads, E) each
+        if self.qk_norm_eps is not None:  # Henry et al. 2020; before or after rotary is the same: a rotation keeps norms
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps).to(v.dtype)
         if rotary is not None:
             qk = apply_rotary(qk, rotary)
-        if self.qk_norm_eps is not None:
-            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps)  # Henry et al. 2020; a rotation keeps norms
         q, k = qk.split([H, K], dim=2)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H, T, E), (B, K, T, E), (B, K, T, E)
         if cache is not None:

@@ -27,9 +27,7 @@ def summed_loss(h: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, 
     The logits of the padded vocabulary become -inf instead of being cut off: GPUs are slower on rows of an odd width.
     """
     logits = soft_cap(F.linear(h, weight), cap)  # (N, padded V)
-    if vocab_size < len(weight):
-        padding = torch.arange(len(weight), device=h.device) >= vocab_size
-        logits = logits.masked_fill(padding, float("-inf"))
+    logits[:, vocab_size:] = float("-inf")
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
