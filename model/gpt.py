@@ -38,7 +38,7 @@ class Attention(nn.Module):
         H, K = self.n_head, self.n_kv_head
         # QK-norm and rotary act on each head separately, so queries and keys pass through as one tensor of H + K heads.
         qk, v = self.qkv(x).view(B, T, H + 2 * K, self.head_dim).split([H + K, K], dim=2)  # (B, T, heads, E) each
-        if self.qk_norm_eps is not None:  # Henry et al. 2020; before or after rotary is the same: a rotation keeps norms
+        if self.qk_norm_eps is not None:  # Henry et al. 2020; a rotation keeps norms, so the order does not matter
             qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps).to(v.dtype)
         if rotary is not None:
             qk = apply_rotary(qk, rotary)
