@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,14 @@ from torch import Tensor
 MAX_EXPLICIT_LENGTH = 512  # beyond this the T x T scores fall out of a CPU's caches and the fused kernel wins
 
 
-class Documents(NamedTuple):
-    """The document mask of packed rows as the kernel for sequences of different lengths takes it."""
+@dataclass(frozen=True)
+class DocumentBounds:
+    """The document mask of packed rows, for the variable-length kernel."""
 
-    bounds: Tensor  # (B * R + 1,) int32: where each document starts in the B rows one after another, and the end
+    positions: Tensor  # (B * R + 1,) int32: where each document starts in the B rows one after another, and the end
 
 
-Mask = Tensor | Documents | None
+Mask = Tensor | DocumentBounds | None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
@@ -28,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     """
     T, S = q.shape[2], k.shape[2]
     q, k = q.to(v.dtype), k.to(v.dtype)  # the cache may hold another dtype than the network computes in
-    if isinstance(mask, Documents):
+    if isinstance(mask, DocumentBounds):
         return attention_by_document(q, k, v, mask)
     compiled_inference = torch.compiler.is_compiling() and not torch.is_grad_enabled()
     kernel = choose_kernel(q.device.type, q.dtype, n_keys=S, n_queries=T, compiled_inference=compiled_inference)
@@ -59,43 +61,48 @@ def choose_kernel(
 def document_table(doc_starts: Tensor) -> Tensor:
     """Returns the index in the row of each document's start, (B, R) in ascending order, padded with T.
 
-    doc_starts (B, T) holds, for each token, the index within the row at which its document starts. R is the number of
-    documents in the fullest row, rounded up to a power of two, so that a compiled model sees few different shapes.
+    doc_starts (B, T) holds, for each token, the index within the row at which its document starts. R is a power of four
+    that suffices for the fullest row: a compiled model sees few different shapes.
     """
     T = doc_starts.shape[1]
     index = torch.arange(T, device=doc_starts.device)
     is_start = doc_starts == index
-    columns = max(8, 1 << (int(is_start.sum(1).max()) - 1).bit_length())
-    return torch.where(is_start, index, T).sort(dim=1).values[:, :columns]
+    fullest, columns = int(is_start.sum(1).max()), 16
+    while columns < fullest:
+        columns *= 4
+    return torch.where(is_start, index, T).sort(dim=1).values[:, :columns].contiguous()
 
 
-def document_mask(table: Tensor, T: int, *, dtype: torch.dtype, head_dim: int) -> tuple[Tensor, Mask]:
+def document_mask(documents: Tensor, T: int, *, dtype: torch.dtype, head_dim: int) -> tuple[Tensor, Mask]:
     """Returns positions (B, T) within each document, and the causal mask that keeps attention inside it.
 
-    table (B, R) is that of document_table. The mask is boolean (B, 1, T, T), or Documents where a kernel takes those.
+    documents (B, R) is a document_table. The mask is boolean, (B, 1, T, T), or DocumentBounds where torch has a kernel
+    for them.
     """
-    index = torch.arange(T, device=table.device)
-    starts = torch.where(table[:, None] <= index[:, None], table[:, None], 0).amax(-1)  # (B, T, R) -> (B, T)
+    index = torch.arange(T, device=documents.device)
+    newest = torch.searchsorted(documents, index.repeat(len(documents), 1), right=True) - 1  # (B, T), in the table
+    starts = documents.gather(1, newest)
     positions = index - starts
-    if has_varlen_kernel(table.device, dtype, head_dim):
-        rows = torch.arange(len(table) + 1, device=table.device) * T
-        return positions, Documents(torch.cat(((table + rows[:-1, None]).flatten(), rows[-1:])).int())
+    if has_varlen_kernel(documents.device, dtype, head_dim):
+        rows = torch.arange(len(documents) + 1, device=documents.device) * T
+        bounds = torch.cat(((documents + rows[:-1, None]).flatten(), rows[-1:]))
+        return positions, DocumentBounds(bounds.int())
     # The key is in the query's document (B, T queries, T keys), and not after the query (T queries, T keys).
     return positions, ((starts[:, :, None] <= index) & (index <= index[:, None]))[:, None]
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """True if torch has a kernel for sequences of different lengths: flash attention, on a GPU in half precision."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_dim % 8 or head_dim > 256:
+    """True if torch has a kernel for rows of variable length: flash attention, on a GPU in half precision."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_dim % 8 or head_dim > 192:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def attention_by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+def attention_by_document(q: Tensor, k: Tensor, v: Tensor, documents: DocumentBounds) -> Tensor:
     """Causal attention within each document of packed rows: q (B, H, T, E), k and v (B, K, T, E) -> (B, H, T, E).
 
-    The kernel computes nothing between documents, where the dense mask computes all T x T scores. Padding of the table
-    makes documents of no tokens.
+    The kernel skips what lies between documents; with the dense mask, all T x T scores are computed. The padding of the
+    document table makes documents of no tokens.
     """
     from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler
 
@@ -103,7 +110,7 @@ def attention_by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents)
     if k.shape[1] < H:  # each key/value head serves H // K query heads
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * T, H, E)
-    bounds, causal = documents.bounds, (-1, 0)  # a window of all tokens to the left and none to the right
+    bounds, causal = documents.positions, (-1, 0)  # a window of all tokens to the left and none to the right
     y = cast(Tensor, varlen_attn(q, k, v, bounds, bounds, T, T, window_size=causal))
     return y.view(B, T, H, E).transpose(1, 2)
 

@@ -66,6 +66,12 @@ class Compute:
         return {"device": str(self.device), "dtype": dtype, "compile": self.compile}
 
 
+def working_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype of matrix products with this tensor: that of autocast where it is on, else the tensor's own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

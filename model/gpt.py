@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .attention import Mask, attend, document_mask
 from .cache import KVCache
 from .config import ModelConfig
+from .device import working_dtype
 from .loss import head_loss, soft_cap
 from .rotary import Rotary, apply_rotary, rotary_tables
 
@@ -38,8 +39,8 @@ class Attention(nn.Module):
         H, K = self.n_head, self.n_kv_head
         # QK-norm and rotary act on each head separately, so queries and keys pass through as one tensor of H + K heads.
         qk, v = self.qkv(x).view(B, T, H + 2 * K, self.head_dim).split([H + K, K], dim=2)  # (B, T, heads, E) each
-        if self.qk_norm_eps is not None:  # Henry et al. 2020; a rotation keeps norms, so the order does not matter
-            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps).to(v.dtype)
+        if self.qk_norm_eps is not None:  # Henry et al. 2020; the same before and after rotary, which keeps norms
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.qk_norm_eps).to(v.dtype)  # autocast norms in float32
         if rotary is not None:
             qk = apply_rotary(qk, rotary)
         q, k = qk.split([H, K], dim=2)
@@ -114,31 +115,31 @@ class GPT(nn.Module):
         ids: Tensor,
         cache: KVCache | None = None,
         *,
-        doc_starts: Tensor | None = None,
+        documents: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> Tensor:
         """ids (B, T) -> logits (B, T, V); with targets (B, T), the summed loss instead, a tensor ().
 
         With a cache, ids are appended to it; T plus the cache's length must not exceed the context. Without one,
-        doc_starts (B, R) may list the indices at which each row's documents start, as attention.document_table does;
-        attention then stays within each document. The loss is the sum of -ln p over all targets except those of -100.
+        documents (B, R), an attention.document_table, may give the documents of each row; attention then stays within
+        them. The loss is the sum of -ln p over all targets except those of -100.
         """
-        h = self.hidden(ids, cache, doc_starts=doc_starts)
+        h = self.hidden(ids, cache, documents=documents)
         if targets is None:
             return self.head(h)
         vocab_size, cap = self.config.vocab_size, self.config.logit_softcap
         return head_loss(h.flatten(0, 1), self.head_weight, targets.flatten(), vocab_size=vocab_size, cap=cap)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None, *, doc_starts: Tensor | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, *, documents: Tensor | None = None) -> Tensor:
         """ids (B, T) -> the last layer's normalized output (B, T, D)."""
-        assert cache is None or doc_starts is None, "a cache holds one document per row"
+        assert cache is None or documents is None, "a cache holds one document per row"
         T = ids.shape[1]
         mask: Mask = None  # without a mask, attention is causal
         if cache is not None:
             positions, mask = cache.begin(T)  # (B, T) and (B, 1, T, S)
-        elif doc_starts is not None:
-            dtype = self.working_dtype(ids.device)
-            positions, mask = document_mask(doc_starts, T, dtype=dtype, head_dim=self.config.head_dim)  # (B, T)
+        elif documents is not None:
+            dtype = working_dtype(self.embed.weight)  # positions are (B, T), a dense mask (B, 1, T, T)
+            positions, mask = document_mask(documents, T, dtype=dtype, head_dim=self.config.head_dim)
         else:
             positions = torch.arange(T, device=ids.device)  # (T,)
         x = self.embed(ids)  # (B, T, D)
@@ -169,14 +170,9 @@ class GPT(nn.Module):
         """Fills the tables of cosines and sines, (context, E/2); to be called again after to_empty()."""
         self.cos, self.sin = rotary_tables(self.config, self.embed.weight.device)
 
-    def working_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype of queries, keys and values: that of autocast, where it is on, else that of the weights."""
-        on = torch.is_autocast_enabled(device.type)
-        return torch.get_autocast_dtype(device.type) if on else self.embed.weight.dtype
-
     def rotary_at(self, positions: Tensor) -> Rotary:
         """Returns the factors for positions (T,) or (B, T), shaped to broadcast over (B, T, heads, E/2)."""
-        dtype = self.working_dtype(positions.device)  # float32 factors would promote queries and keys
+        dtype = working_dtype(self.embed.weight)  # float32 factors would promote queries and keys
         return self.cos[positions].to(dtype).unsqueeze(-2), self.sin[positions].to(dtype).unsqueeze(-2)
 
     @torch.no_grad()

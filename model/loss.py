@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device import working_dtype
+
 IGNORE = -100  # targets that carry no loss
 # From this number of logits on, the loss is computed in chunks of this many tokens.
 LARGE_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 29}  # 128 MiB in float32, 1 GiB in bfloat16
@@ -39,19 +41,19 @@ def tokens_at_once(n_tokens: int, padded_vocab: int, kind: str) -> int:
 def head_loss(h: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, cap: float = 0.0) -> Tensor:
     """Returns what summed_loss returns. Large logits are computed in chunks and never held as a whole.
 
-    On a CPU, tokens without a target (prompts in fine-tuning) skip the head. Models compiled for a CPU keep the plain
-    form, which is faster there and whose shapes are fixed.
+    On a CPU, tokens without a target (prompts in fine-tuning) skip the head. Two cases keep the plain form: models
+    compiled for a CPU, where it is faster, and float16, whose loss scale must act before gradients are rounded.
     """
     loss_of = partial(summed_loss, vocab_size=vocab_size, cap=cap)
     kind = "cpu" if h.device.type == "cpu" else "gpu"
-    if kind == "cpu" and torch.compiler.is_compiling():
-        return loss_of(h, weight, targets)
     if kind == "cpu":
+        if torch.compiler.is_compiling():
+            return loss_of(h, weight, targets)
         kept = (targets != IGNORE).nonzero()[:, 0]
         if len(kept) < len(targets):
             h, targets = h.index_select(0, kept), targets.index_select(0, kept)
     size = tokens_at_once(len(targets), len(weight), kind)
-    if size == len(targets):
+    if size == len(targets) or (torch.is_grad_enabled() and working_dtype(h) == torch.float16):
         return loss_of(h, weight, targets)
     if torch.is_grad_enabled():
         return ChunkedLoss.apply(h, weight, targets, loss_of, size)

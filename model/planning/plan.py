@@ -138,6 +138,8 @@ def sizing(model: GPT, gpu: str, *, muon: bool, usable: float = 0.9) -> tuple[in
     one_layer = config.context * (2 * 4 * config.d_model + 2 * (2 * config.d_model + heads + widened))
     at_once = tokens_at_once(config.context, config.padded_vocab, "gpu")
     logits = at_once * config.padded_vocab * (2 + 2 + 4 + 4 + (8 if config.logit_softcap else 0))
+    if at_once < config.context:  # the head's gradient, and that of one chunk
+        logits += (4 + 4) * config.padded_vocab * config.d_model
     activations = inputs + max(2 * one_layer, logits)
     # Muon: the matrices that a GPU owns, and gradients sent to and from their owners after the above was freed.
     hidden = muon_weights(model) if muon else 0

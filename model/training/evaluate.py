@@ -22,7 +22,7 @@ from ..inference.vocabulary import Tokenizer
 from ..language_model import LanguageModel
 from ..loss import IGNORE
 
-Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs and targets (B, T), document starts (B, R)
+Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs and targets (B, T), documents (B, R)
 
 
 class EvaluationData(Protocol):
@@ -81,7 +81,7 @@ class TaskEvaluation(Protocol):
 def to_device(batch: Any, device: torch.device) -> Batch:
     """Copies a batch of numpy arrays (inputs, targets[, doc_starts]) to the device.
 
-    The document starts become their table (B, R), which the model takes; None if the batch has none.
+    doc_starts become the document_table (B, R) that the model takes, or None if the batch has none.
     """
     inputs, targets, *doc_starts = (torch.from_numpy(array) for array in batch if array is not None)
     tensors = [inputs, targets, *(document_table(starts) for starts in doc_starts)]

@@ -26,18 +26,18 @@ class MicroBatches:
 
     def backward(
         self, inputs: Tensor, targets: Tensor, *, loss_weight: Tensor | float, seed: int,
-        doc_starts: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Adds the gradient of loss_weight * (the summed loss) to each parameter. Returns the summed loss, a tensor ().
 
-        inputs and targets are (B, T), doc_starts (B, R), as the model takes them. `seed` is for dropout. On
+        inputs and targets are (B, T), documents (B, R), as the model takes them. `seed` is for dropout. On
         out-of-memory it retries the step with at most half the micro-batch; the batch and its gradient stay the same.
         Raises InputError if one sequence does not fit.
         """
         while True:
             torch.manual_seed(seed)
             try:
-                return self.accumulate(inputs, targets, loss_weight, doc_starts)
+                return self.accumulate(inputs, targets, loss_weight, documents)
             except RuntimeError as error:
                 if not memory.out_of_memory(error):
                     raise
@@ -47,15 +47,15 @@ class MicroBatches:
             memory.release(self.compute.device)
 
     def accumulate(
-        self, inputs: Tensor, targets: Tensor, loss_weight: Tensor | float, doc_starts: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, loss_weight: Tensor | float, documents: Tensor | None = None
     ) -> Tensor:
         loss_sum = torch.zeros((), device=inputs.device)
         for start in range(0, len(inputs), self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
             with strategies.no_sync(self.model, skip=rows.stop < len(inputs)):
                 with self.compute.autocast():
-                    starts = None if doc_starts is None else doc_starts[rows]
-                    loss = self.model(inputs[rows], doc_starts=starts, targets=targets[rows])
+                    starts = None if documents is None else documents[rows]
+                    loss = self.model(inputs[rows], documents=starts, targets=targets[rows])
                 (loss * loss_weight).backward()
             loss_sum += loss.detach()
         return loss_sum
@@ -124,11 +124,11 @@ def best_micro_batch_size(model: GPT, per_rank_batch: int, *, compute: Compute, 
     return best
 
 
-def sequences_per_second(micro_batches: MicroBatches, ids: Tensor, doc_starts: Tensor | None) -> float:
+def sequences_per_second(micro_batches: MicroBatches, ids: Tensor, documents: Tensor | None) -> float:
     """Speed of forward and backward on ids (B, T); the fastest of three attempts."""
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        micro_batches.accumulate(ids, ids, 1 / ids.numel(), doc_starts)
+        micro_batches.accumulate(ids, ids, 1 / ids.numel(), documents)
         seconds.append(time.perf_counter() - began)
     return len(ids) / min(seconds)

@@ -34,16 +34,14 @@ class TrainStep:
         n_targets: targets that carry loss, over all ranks. Returns the summed loss of this rank's rows and the
         global gradient norm, both tensors ().
         """
-        inputs, targets, doc_starts = batch
+        inputs, targets, documents = batch
         scale, grad_clip = self.loss_scale.scale, self.cfg.optimizer.grad_clip
 
         # Each loss is a sum, divided by the number of targets in the whole step. So the gradient does not depend on the
         # split into micro-batches or ranks. DDP and FSDP average over the ranks, hence the factor world.size.
         loss_weight = self.world.size / n_targets * scale
         seed = hash_seed(self.cfg.seed, step, self.world.rank)  # of dropout; a resumed run draws the same
-        loss_sum = self.micro_batches.backward(
-            inputs, targets, loss_weight=loss_weight, seed=seed, doc_starts=doc_starts
-        )
+        loss_sum = self.micro_batches.backward(inputs, targets, loss_weight=loss_weight, seed=seed, documents=documents)
 
         # `skip` stays a tensor: reading it would wait for the device.
         norm = self.optimizer.gradient_norm() / scale

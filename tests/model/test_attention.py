@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from model import attention
+from model import attention, gpt
 from model.attention import (
     attend,
     choose_kernel,
@@ -17,7 +17,6 @@ from model.attention import (
     has_varlen_kernel,
     one_query_attention,
 )
-from model.gpt import GPT
 from tests.families import FAMILIES, make
 
 
@@ -56,7 +55,7 @@ def test_one_query_equals_the_reference(kv_heads, masked):
 def test_attention_with_a_document_mask_equals_each_document_by_itself():
     q, k, v = (t.detach() for t in tensors(2, 12, 12))
     table = document_table(torch.tensor([[0] * 5 + [5] * 7, [0] * 12]))
-    assert table.tolist() == [[0, 5] + [12] * 6, [0] + [12] * 7]
+    assert table.tolist() == [[0, 5] + [12] * 10, [0] + [12] * 11]
     positions, mask = document_mask(table, 12, dtype=torch.float32, head_dim=16)
     assert positions.tolist() == [[*range(5), *range(7)], [*range(12)]]
     y = attend(q, k, v, mask)
@@ -78,7 +77,7 @@ def varlen_reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_kernel_for_different_lengths_gives_the_loss_and_gradient_of_the_dense_mask(family, monkeypatch):
+def test_the_variable_length_kernel_gives_the_loss_and_gradient_of_the_dense_mask(family, monkeypatch):
     """Three rows of up to nine documents, of one token and more."""
     random = torch.Generator().manual_seed(3)
     ids = torch.randint(96, (3, 40), generator=random)
@@ -92,30 +91,30 @@ def test_the_kernel_for_different_lengths_gives_the_loss_and_gradient_of_the_den
         monkeypatch.setattr(attention, "has_varlen_kernel", lambda *how, varlen=varlen: varlen)
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_reference)
         model = make(family)
-        loss = model(ids, targets=ids, doc_starts=document_table(doc_starts))
+        loss = model(ids, targets=ids, documents=document_table(doc_starts))
         loss.backward()
         results.append((loss.detach(), *(p.grad for p in model.parameters())))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_kernel_for_different_lengths_compiles_into_one_graph(family, monkeypatch):
+def test_the_variable_length_kernel_compiles_into_one_graph(family, monkeypatch):
     """Traces torch's own function, forward and backward, on the meta device, where it computes nothing."""
     monkeypatch.setattr(attention, "has_varlen_kernel", lambda *how: True)
-    monkeypatch.setattr(GPT, "working_dtype", lambda self, device: torch.float32)  # meta has no autocast
+    monkeypatch.setattr(gpt, "working_dtype", lambda tensor: torch.float32)  # meta has no autocast
     model = make(family).to("meta")
     ids, table = (torch.zeros(3, n, dtype=torch.int64, device="meta") for n in (40, 8))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
-    compiled(ids, doc_starts=table).sum().backward()  # cross-entropy has no gradient on meta
+    compiled(ids, documents=table).sum().backward()  # cross-entropy has no gradient on meta
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 
-def test_only_gpus_in_half_precision_have_the_kernel_for_different_lengths(monkeypatch):
+def test_only_gpus_in_half_precision_have_the_variable_length_kernel(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu, half = torch.device("cuda", 0), torch.bfloat16
-    assert has_varlen_kernel(gpu, half, 64) and has_varlen_kernel(gpu, torch.float16, 256)
+    assert has_varlen_kernel(gpu, half, 64) and has_varlen_kernel(gpu, torch.float16, 128)
     assert not has_varlen_kernel(gpu, torch.float32, 64) and not has_varlen_kernel(torch.device("cpu"), half, 64)
-    assert not has_varlen_kernel(gpu, half, 44) and not has_varlen_kernel(gpu, half, 264)
+    assert not has_varlen_kernel(gpu, half, 44) and not has_varlen_kernel(gpu, half, 256)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not has_varlen_kernel(gpu, torch.float16, 64)
 

@@ -40,7 +40,7 @@ def test_cached_logits_equal_transformers(family):
 def test_a_cache_and_document_starts_exclude_each_other():
     model = make("modern")
     with pytest.raises(AssertionError, match="one document per row"):
-        model(IDS, KVCache(model.config, 3, capacity=48, device=IDS.device), doc_starts=torch.zeros_like(IDS))
+        model(IDS, KVCache(model.config, 3, capacity=48, device=IDS.device), documents=torch.zeros_like(IDS))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -70,6 +70,17 @@ def test_chunks_give_the_plain_loss_and_gradient(family, dtype, chunked, sizes):
         assert (found[name] - gradient).norm() <= bound * gradient.norm(), name
 
 
+def test_float16_is_not_chunked_so_that_its_loss_scale_acts_before_rounding(chunked, sizes):
+    """The gradient of one target's row sums over all tokens and overflows float16 unless it is scaled down first."""
+    h, targets = torch.full((100, 64), 1000.0), torch.zeros(100, dtype=torch.int64)
+    weight = torch.nn.Parameter(torch.zeros(96, 64))
+    chunked()
+    with Compute(CPU, torch.float16, compile=False).autocast():
+        total = loss.head_loss(h, weight, targets, vocab_size=96)
+    (total / 100).backward()
+    assert sizes == [100] and weight.grad.isfinite().all() and weight.grad[0].abs().min() > 900
+
+
 def test_only_large_logits_are_chunked(monkeypatch, sizes):
     model = make("modern")  # 96 ids, padded to 128
     monkeypatch.setitem(loss.CHUNK_TOKENS, "cpu", 7)

@@ -164,8 +164,8 @@ def test_packed_rows_with_a_document_mask_equal_documents_by_themselves(family):
                     row = torch.from_numpy(data.split.tokens[piece[0] : sum(piece) + 1].astype(np.int64))[None]
                     total = total + model(row[:, :-1], targets=row[:, 1:])
             else:
-                inputs, targets, doc_starts = to_device(data.batch(step), torch.device("cpu"))
-                total = total + model(inputs, doc_starts=doc_starts, targets=targets)
+                inputs, targets, documents = to_device(data.batch(step), torch.device("cpu"))
+                total = total + model(inputs, documents=documents, targets=targets)
         total = total / data.parts[0].targets
         total.backward()
         results.append((total.detach(), {name: p.grad for name, p in model.named_parameters()}))
@@ -173,18 +173,18 @@ def test_packed_rows_with_a_document_mask_equal_documents_by_themselves(family):
     torch.testing.assert_close(packed_loss, loss, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(packed[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
-    inputs, _, doc_starts = to_device(data.batch(0), torch.device("cpu"))
-    assert not torch.allclose(model(inputs), model(inputs, doc_starts=doc_starts), atol=1e-2)
+    inputs, _, documents = to_device(data.batch(0), torch.device("cpu"))
+    assert not torch.allclose(model(inputs), model(inputs, documents=documents), atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_document_s_logits_do_not_depend_on_its_neighbours(dtype):
     model = make("modern").to(dtype)
     ids = torch.randint(96, (2, 40), generator=torch.Generator().manual_seed(0))
-    doc_starts = torch.tensor([0, 12, 32]).expand(2, -1)
+    documents = torch.tensor([0, 12, 32]).repeat(2, 1)
     changed = ids.clone()
     changed[:, :12], changed[:, 32:] = changed[:, :12].flip(1), 0
-    before, after = (model(rows, doc_starts=doc_starts)[:, 12:32] for rows in (ids, changed))
+    before, after = (model(rows, documents=documents)[:, 12:32] for rows in (ids, changed))
     assert torch.equal(before, after)
 
 

@@ -93,8 +93,8 @@ def test_packed_and_unpacked_examples_have_the_same_loss_and_gradient(tokenizer,
         model = make(family, vocab_size=tokenizer.vocab_size)
         total = torch.zeros(())
         for step in range(len(data)):
-            inputs, targets, doc_starts = to_device(data.batch(step), torch.device("cpu"))
-            loss = model(inputs, targets=targets, doc_starts=doc_starts)
+            inputs, targets, documents = to_device(data.batch(step), torch.device("cpu"))
+            loss = model(inputs, targets=targets, documents=documents)
             loss.backward()
             total += loss.detach()
         results.append((len(data), total / rows.n_targets.sum(), [p.grad for p in model.parameters()]))

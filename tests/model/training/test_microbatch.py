@@ -127,7 +127,7 @@ def test_auto_finds_a_divisor_that_fits_and_leaves_the_model_unchanged(monkeypat
     )
     assert best_micro_batch_size(model, 16, compute=CPU) == 4
 
-    def scarce(micro_batches, ids, doc_starts):
+    def scarce(micro_batches, ids, documents):
         if len(ids) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return float(len(ids))
