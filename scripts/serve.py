@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from scripts.server.models import Models
 
 GRACE = 0.7  # seconds for answers to end after an interrupt
-LAST = 0.2  # more seconds for the forward pass that is running
 BACKLOG = 2048  # connections that wait to be accepted
 TEXTS = {"kind": "text", "list": True}
 
@@ -125,9 +125,10 @@ def run(app: Any, listener: socket.socket, *, before_exit: Callable[[], object])
 
 
 def leave() -> NoReturn:
-    """Ends the process although a thread computes: the interpreter cannot end under one that is inside torch."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Ends the process, also while a thread computes; a normal exit would wait for the thread."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(0)
 
 
@@ -158,8 +159,7 @@ def main(cfg: ServeConfig, overrides: cli.Overrides) -> None:
         address = f"http://{place}:{listener.getsockname()[1]}"
         print(f"serving {', '.join(models.by_name)} at {address} (Ctrl-C to stop)", file=sys.stderr, flush=True)
         run(make_app(models, rules), listener, before_exit=partial(models.close, timeout=0))
-        if not models.close(timeout=LAST):
-            leave()
+        leave()
 
 
 if __name__ == "__main__":

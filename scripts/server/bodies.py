@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON body; whatever is wrong with one becomes an error in OpenAI's shape."""
+"""JSON bodies: the checked fields of a request, errors in OpenAI's shape, and answers; long ones in a thread."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,9 +16,13 @@ from data import InputError as DataError
 from model import InputError as ModelError
 from model.inference.engine import EngineClosed, QueueFull
 
+Result = TypeVar("Result")
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 64  # of lists and objects inside each other
 PART = 1000  # entries of a list
+LONG_BODY = 10_000  # bytes
+LONG_ANSWER = 10_000  # log-probabilities or other figures
+THREADS = anyio.CapacityLimiter(2)  # more would compete with the event loop for the interpreter
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 REQUIRED: Any = object()  # the default of a field that has none
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "server_error"}
@@ -100,6 +105,25 @@ async def read_json(request: Request) -> Any:
     if depth_exceeds(value, MAX_DEPTH):
         raise ApiError(f"the body is nested more than {MAX_DEPTH} levels deep")
     return value
+
+
+async def in_thread(work: Callable[[], Result]) -> Result:
+    """The result of work that does not use the model, done in a thread so that other requests do not wait for it.
+
+    A shutdown does not wait for the thread.
+    """
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=THREADS)
+
+
+async def read_body(request: Request, read: Callable[[], Result]) -> Result:
+    """The result of read(), which checks and encodes what the body asks for; in a thread if the body is long."""
+    long = len(await request.body()) >= LONG_BODY
+    return await in_thread(read) if long else read()
+
+
+async def write_answer(write: Callable[[], Json], *, figures: int) -> Json:
+    """The answer that write() makes, of about this many figures; in a thread if they are many."""
+    return await in_thread(write) if figures >= LONG_ANSWER else write()
 
 
 def refuse_constant(name: str) -> Any:

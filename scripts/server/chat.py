@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from model.inference.engine import EngineRequest
 from model.inference.generate import NewToken
 
-from .bodies import Fields, joined_text, read_json
+from .bodies import Fields, joined_text, read_body, read_json
 from .generation import (
     MOST_ALTERNATIVES,
     MOST_CHOICES,
@@ -31,7 +31,6 @@ from .generation import (
     usage,
 )
 from .models import Models, Served
-from .streaming import read_aside
 
 KNOWN = (
     *SETTINGS, "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice",
@@ -53,7 +52,7 @@ class Asked:
 
 async def chat_completions(request: Request) -> Response | ASGIApp:
     fields = Fields(await read_json(request), KNOWN)
-    asked = await read_aside(request, partial(read, fields, Models.here(request).of(fields)))
+    asked = await read_body(request, partial(read, fields, Models.here(request).of(fields)))
     chunks = partial(stream, asked)
     return await answer(request, fields, asked.served, asked.requests, whole=partial(whole, asked), chunks=chunks)
 

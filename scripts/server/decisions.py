@@ -13,9 +13,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from .bodies import Fields, Json, joined_text, read_json
+from .bodies import Fields, Json, joined_text, read_body, read_json
 from .models import Models, Served, too_long
-from .streaming import read_aside, unless_gone
+from .streaming import unless_gone
 
 KNOWN = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
 MOST_QUESTIONS, MOST_OPTIONS = 400, 255
@@ -41,7 +41,7 @@ async def decisions(request: Request) -> Json:
     served = Models.here(request).of(fields)
     text = read_input(fields)
     questions = fields.objects("questions", QUESTION, least=1, most=MOST_QUESTIONS)
-    asked = [await read_aside(request, partial(read_question, question, text, served)) for question in questions]
+    asked = await read_body(request, lambda: [read_question(question, text, served) for question in questions])
     return await unless_gone(request, answer_all(served, asked, request.scope["tokens"]))
 
 

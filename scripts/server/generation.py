@@ -19,9 +19,9 @@ from model.inference.engine import EngineClosed, EngineRequest, Ticket
 from model.inference.generate import NewToken, overflow
 from model.inference.sampling import SamplingConfig
 
-from .bodies import ApiError, Fields, Json
+from .bodies import ApiError, Fields, Json, write_answer
 from .models import Served
-from .streaming import EventStream, aside, unless_gone
+from .streaming import EventStream, unless_gone
 
 MOST_CHOICES = 16  # n
 MOST_STOPS, LONGEST_STOP = 16, 1000
@@ -143,7 +143,7 @@ async def answer(
         return Json(found)
 
     figures = sum((len(one.prompt) + one.max_new_tokens) * (1 + one.top_logprobs) for one in requests)
-    return await aside(body, size=figures)
+    return await write_answer(body, figures=figures)
 
 
 def finish_reason(new: NewToken) -> str | None:

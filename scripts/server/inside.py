@@ -10,10 +10,10 @@ from starlette.requests import Request
 
 from model.inspection.rows import attention_rows, lens_rows, token_rows
 
-from .bodies import ApiError, Fields, Json, read_json
+from .bodies import ApiError, Fields, Json, in_thread, read_body, read_json
 from .generation import spelled
 from .models import Models, Served
-from .streaming import LONG, aside, read_aside, unless_gone
+from .streaming import unless_gone
 
 MOST_TOKENS = 128  # that are inspected: attention weights grow with the square
 
@@ -21,7 +21,7 @@ MOST_TOKENS = 128  # that are inspected: attention weights grow with the square
 async def attention(request: Request) -> Json:
     """The weights of every head, [layer][head][query][key]; rows sum to 1."""
     fields = Fields(await read_json(request), ["model", "prompt", "last"])
-    served, ids, found = await read_aside(request, partial(read, request, fields))
+    served, ids, found = await read_body(request, partial(read, request, fields))
     return await look(request, served, found, partial(attention_rows, served.lm.model, ids))
 
 
@@ -29,7 +29,7 @@ async def lens(request: Request) -> Json:
     """The next tokens as read from the residual stream after the embedding and after each block."""
     fields = Fields(await read_json(request), ["model", "prompt", "last", "top"])
     top = fields.integer("top", 5, low=1, high=50)
-    served, ids, found = await read_aside(request, partial(read, request, fields))
+    served, ids, found = await read_body(request, partial(read, request, fields))
     work = partial(lens_rows, served.lm.model, ids, top=top, text_of=partial(spelled, served))
     return await look(request, served, found, work)
 
@@ -55,7 +55,7 @@ def read(request: Request, fields: Fields) -> tuple[Served, list[int], dict[str,
 async def look(request: Request, served: Served, found: dict[str, Any], work: Callable[[], Any]) -> Json:
     """Adds the result of one forward pass between two steps of the engine, which a client that is gone does not get."""
     found[found["object"]] = await unless_gone(request, served.alone(work))
-    return await aside(partial(finite_json, found), size=LONG)
+    return await in_thread(partial(finite_json, found))
 
 
 def finite_json(found: dict[str, Any]) -> Json:

@@ -69,6 +69,10 @@ class Guard:
                 await self.app(scope, bounded(receive, self.rules.max_body), send_with_headers)
             else:
                 await answer(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server is shutting down and has waited long enough
+            if status == 499:
+                await ApiError("the server is shutting down", status=503).response()(scope, receive, send_with_headers)
+            raise
         finally:
             milliseconds = (time.perf_counter() - started) * 1000
             path = ascii(scope["path"])[1:-1][:100]  # one line, whatever was asked for

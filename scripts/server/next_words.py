@@ -16,10 +16,10 @@ from model.inference.sampling import SamplingConfig
 from model.next_word.distribution import NextWords, next_word_steps
 from model.next_word.words import RULES, WordRule
 
-from .bodies import Fields, Json, read_json
+from .bodies import Fields, Json, read_body, read_json
 from .generation import sampling_of
 from .models import Models, Served
-from .streaming import EventStream, read_aside, unless_gone
+from .streaming import EventStream, unless_gone
 
 KNOWN = (
     "model", "prompt", "top", "tolerance", "max_expansions", "ignore_trailing_spaces", "word_rule", "stream",
@@ -33,7 +33,7 @@ Steps = Iterator[tuple[str, Callable[[], NextWords]]]
 async def next_words(request: Request) -> Response | ASGIApp:
     fields = Fields(await read_json(request), KNOWN)
     served = Models.here(request).of(fields)
-    steps = await read_aside(request, partial(begin, fields, served))
+    steps = await read_body(request, partial(begin, fields, served))
     streamed = fields.flag("stream")
     tables = search(served, steps, request.scope["tokens"], all_tables=streamed)
     if streamed:

@@ -1,4 +1,4 @@
-"""Work that stops nobody: server-sent events and work that a disconnect ends; long work in a thread."""
+"""Server-sent events, and work that is cancelled when its client disconnects."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
-import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from .bodies import ApiError, as_api_error, as_json
 
 Result = TypeVar("Result")
-LONG = 10_000  # bytes or tokens
-THREADS = anyio.CapacityLimiter(2)  # more would compete with the event loop for the interpreter
 BUG = ApiError("internal error; see the server's log", status=500)
 DONE = b"data: [DONE]\n\n"
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -33,6 +30,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 
 
 async def first_of(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of the work. If the client disconnects first, cancels it and raises ClientDisconnect."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -43,21 +41,6 @@ async def first_of(receive: Receive, work: Coroutine[Any, Any, Result]) -> Resul
         for one in (task, gone):
             one.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def aside(work: Callable[[], Result], *, size: int) -> Result:
-    """The result of work that does not use the model, in a thread if it is long: other requests must not wait for it.
-
-    size: what the time grows with, in bytes or tokens.
-    """
-    if size < LONG:
-        return work()
-    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=THREADS)
-
-
-async def read_aside(request: Request, read: Callable[[], Result]) -> Result:
-    """The result of checking and encoding what a body asks for; a long body is read in a thread."""
-    return await aside(read, size=len(await request.body()))
 
 
 class EventStream:

@@ -17,10 +17,10 @@ from model.inference.sampling import SamplingConfig, filtered
 from model.inference.score import windows
 from model.language_model import LanguageModel
 
-from .bodies import ApiError, Fields, Json, is_ids, read_json
+from .bodies import ApiError, Fields, Json, is_ids, read_body, read_json, write_answer
 from .generation import number_of, sampling_of, spelled
 from .models import Models, Served
-from .streaming import aside, read_aside, unless_gone
+from .streaming import unless_gone
 
 MOST_TOKENS = 20_000  # of a text whose surprisal is asked for
 WORD = re.compile(r"\s*(?:\w+(?:['’-]\w+)*|[^\w\s]+)|\s+")
@@ -54,7 +54,7 @@ async def tokenize(request: Request) -> Json:
         texts = [spelled(served, token) for token in ids]
         return Json({"tokens": ids, "count": len(ids), "max_model_len": served.context, "token_strs": texts})
 
-    return await read_aside(request, ids_and_texts)
+    return await read_body(request, ids_and_texts)
 
 
 async def detokenize(request: Request) -> Json:
@@ -66,7 +66,7 @@ async def detokenize(request: Request) -> Json:
             raise fields.error("tokens", f"must be ids below {served.lm.tokenizer.vocab_size}")
         return Json({"prompt": served.lm.tokenizer.decode(ids)})
 
-    return await read_aside(request, text)
+    return await read_body(request, text)
 
 
 async def next_tokens(request: Request) -> Json:
@@ -74,7 +74,7 @@ async def next_tokens(request: Request) -> Json:
     fields = Fields(await read_json(request), ["model", "prompt", "top", *FILTERS])
     served = Models.here(request).of(fields)
     top, sampling = fields.integer("top", 20, low=1, high=1000), sampling_of(fields)
-    ids = await read_aside(request, partial(served.ids, fields))
+    ids = await read_body(request, partial(served.ids, fields))
     request.scope["tokens"][0] = len(ids)
     found = await unless_gone(request, served.alone(partial(filter_next, served, ids, top, sampling)))
     return Json({"object": "next_tokens", "model": served.name} | found)
@@ -106,10 +106,10 @@ async def surprisal(request: Request) -> Json:
     """Each token of a text with its log-probability, its rank, and what the model would rather have written."""
     fields = Fields(await read_json(request), ["model", "text", "prompt", "top"])
     served, top = Models.here(request).of(fields), fields.integer("top", 10, low=0, high=50)
-    prefix, ids = await read_aside(request, partial(prompt_and_text, fields, served))
+    prefix, ids = await read_body(request, partial(prompt_and_text, fields, served))
     request.scope["tokens"][0] = len(prefix) + len(ids)
     rows = await unless_gone(request, score_text(served, prefix, ids, top))
-    return await aside(lambda: Json(described(served, ids, rows)), size=len(ids) * (1 + top))
+    return await write_answer(lambda: Json(described(served, ids, rows)), figures=len(ids) * (1 + top))
 
 
 def prompt_and_text(fields: Fields, served: Served) -> tuple[list[int], list[int]]:

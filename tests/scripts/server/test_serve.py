@@ -30,6 +30,7 @@ def free_port() -> int:
 def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better, stop, monkeypatch, caplog):
     port, found, threads = free_port(), {}, set(threading.enumerate())
     monkeypatch.setattr(serve, "GRACE", 0.1)
+    monkeypatch.setattr(serve, "leave", lambda: found.update(left=True))  # it would end this process
 
     def ask():
         address = f"http://127.0.0.1:{port}"
@@ -43,7 +44,7 @@ def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better
             body = json.dumps({"prompt": "Listen", "max_tokens": 25, "stream": True}).encode()
             with urllib.request.urlopen(f"{address}/v1/completions", body, timeout=5) as answer:
                 found["first"] = answer.readline()
-            found["half a body"] = socket.create_connection(("127.0.0.1", port))
+            found["half a body"] = socket.create_connection(("127.0.0.1", port), timeout=5)
             found["half a body"].sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
             time.sleep(0.1)  # the server waits for the rest
         finally:
@@ -53,8 +54,9 @@ def test_it_serves_several_checkpoints_until_it_is_asked_to_stop(trained, better
     thread.start()
     ended = run("serve", f"checkpoint=[{trained},{better}]", f"port={port}", "device=cpu")
     thread.join()
-    found["half a body"].close()
-    assert ended.status == 0, ended.err
+    with found["half a body"] as cut_off:
+        assert cut_off.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert ended.status == 0 and found["left"], ended.err
     assert [model["id"] for model in found["models"]] == ["run", "run-2"] and found["first"].startswith(b"data: {")
     assert not {thread.name for thread in set(threading.enumerate()) - threads}
     lines = ended.err.splitlines()
@@ -68,12 +70,13 @@ import sys, time
 from conf import cli
 from model.gpt import GPT
 from scripts import serve
+from scripts.server import texts
 
-def hidden(*arguments, **options):
+def wait(*arguments, **options):
     print("computing", file=sys.stderr, flush=True)
     time.sleep(100)
 
-GPT.hidden = hidden
+GPT.hidden = texts.spelled = wait
 cli.run(serve.main, serve.ServeConfig, name="serve")
 """
 
@@ -85,9 +88,10 @@ cli.run(serve.main, serve.ServeConfig, name="serve")
         ("/v1/next_words", {"prompt": "Listen", "stream": True}),
         ("/v1/completions", {"prompt": "Listen"}),
         ("/v1/surprisal", {"text": "Listen"}),
+        ("/tokenize", {"prompt": "Listen" * 2000}),  # in a thread
     ],
 )
-def test_an_interrupt_does_not_wait_for_a_forward_pass(trained, path, body):
+def test_an_interrupt_waits_neither_for_a_forward_pass_nor_for_a_thread(trained, path, body):
     port = free_port()
     process = start("-c", SLOW_MODEL, f"checkpoint={trained}", f"port={port}", "device=cpu")
     assert process.stderr and process.stderr.readline().startswith("serving")
@@ -97,7 +101,7 @@ def test_an_interrupt_does_not_wait_for_a_forward_pass(trained, path, body):
         client.sendall(head.encode() + sent)
         assert process.stderr.readline() == "computing\n"
         process.send_signal(signal.SIGINT)
-        ended = finish(process, timeout=20)  # a forward pass takes 100 s
+        ended = finish(process, timeout=20)  # the work takes 100 s
     assert ended.status == 0 and "Traceback" not in ended.err, ended.err
 
 

@@ -6,10 +6,11 @@ import asyncio
 import json
 import threading
 
+import anyio
 import pytest
 
 from data.tokenizers.kinds import ByteTokenizer
-from scripts.server import bodies, streaming
+from scripts.server import bodies
 from scripts.server.app import POST
 
 CHOICE = {"type": "choice", "instructions": "?", "choices": [{"value": "a"}, {"value": "b"}]}
@@ -28,7 +29,7 @@ BODIES = {
 
 @pytest.mark.parametrize("path", [path for path in POST if path != "/detokenize"])
 def test_other_requests_are_answered_while_a_long_body_is_encoded(client, monkeypatch, path):
-    monkeypatch.setattr(streaming, "LONG", 1)  # every body is long
+    monkeypatch.setattr(bodies, "LONG_BODY", 1)  # every body is long
     encode, answered, waited = ByteTokenizer._encode, threading.Event(), []
 
     def slow(self, texts):
@@ -50,9 +51,22 @@ def test_other_requests_are_answered_while_a_long_body_is_encoded(client, monkey
 
 def test_an_error_in_a_thread_is_the_same_answer(client, monkeypatch):
     expected = client.post("/v1/completions", {"prompt": "x" * 5000})
-    monkeypatch.setattr(streaming, "LONG", 1)
+    monkeypatch.setattr(bodies, "LONG_BODY", 1)
     answer = client.post("/v1/completions", {"prompt": "x" * 5000})
     assert (answer.status, answer.json) == (expected.status, expected.json) and answer.status == 400
+
+
+def test_all_questions_of_a_body_are_read_in_one_thread(client, monkeypatch):
+    monkeypatch.setattr(bodies, "LONG_BODY", 1)
+    threads, run_sync = [], anyio.to_thread.run_sync
+
+    async def counted(work, **options):
+        threads.append(work)
+        return await run_sync(work, **options)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    answer = client.post("/v1/decisions", {"input": "hello", "questions": [CHOICE] * 5})
+    assert len(answer.json["answers"]) == 5 and len(threads) == 1
 
 
 @pytest.mark.parametrize(
