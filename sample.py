@@ -155,7 +155,7 @@ def show_labels(cfg: settings.ClassifyConfig, lm: LanguageModel, texts: list[str
     results = [asdict(found) for found in lm.classify(texts, label_task(cfg, lm))]
     write_result(cfg.json, results)
     label_table(results)
-    say(outside_note(results, cfg.unprompted))
+    say(outside_note([found["outside"] for found in results], cfg.unprompted))
     if cfg.plot is not None:
         plots.plot_next(results, cfg.plot)
 
@@ -225,12 +225,12 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
     about = asdict(cfg) | lm.compute.describe() | {"prompts": f"sha256 {prompts.sha256[:16]}"}
     del about["outputs"], about["debug"]
     about["checkpoint"] = f"{lm.directory.name} sha256 {weights_digest(lm.directory)}"
+    outside: list[float] = []  # for each text, the probability of anything but a label
 
     def answer(batch: Sequence[Prompt], rows: int) -> list[dict[str, Any]]:
         if task:
             found = lm.classify([prompt.text for prompt in batch], task)
-            if any(prompt.index == 0 for prompt in batch):  # so that it is said once
-                say(outside_note(map(asdict, found), cfg.unprompted))
+            outside.extend(one.outside for one in found)
             return [classified(prompt, one) for prompt, one in zip(batch, found, strict=True)]
         requests = [read(prompt.fields) for prompt in batch]
         if writes:
@@ -244,6 +244,8 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         batches = range(outputs.done, len(prompts))
         answers = (answer(prompts.batch(number), prompts.shape(number)) for number in batches)
         answer_all(answers, outputs, total=len(prompts.order), name=cfg.outputs)
+    if task:
+        say(outside_note(outside, cfg.unprompted))
     return 0
 
 

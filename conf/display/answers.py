@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from .page import Page
@@ -161,15 +162,19 @@ def confusion_table(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> N
     page.print(page.table("Most frequent confusions", ["*true label", "*answer", "times"], rows=cells))
 
 
-def outside_note(results: Iterable[Row], unprompted: Sequence[str]) -> str | None:
-    """Returns a line on what may help if a model would rather write something else than the `unprompted` labels."""
-    if not unprompted or max(row["outside"] for row in results) <= MOSTLY_OUTSIDE:
+def outside_note(outside: Sequence[float], unprompted: Sequence[str]) -> str | None:
+    """Returns a line on what may help if a model would rather write something else than the `unprompted` labels.
+
+    outside: for each text, the probability of anything but a label. There is a note if it is high for most texts.
+    """
+    if not (unprompted and outside) or median_low(outside) <= MOSTLY_OUTSIDE:
         return None
+    which = "" if len(outside) == 1 else f" for most of the {len(outside):,} texts"
     names = ", ".join(unprompted).replace("\\", "\\\\").replace("'", "\\'")
     prompt = rf"$'Choose one label: {names}.\n\n{{text}}\n\nLabel:'"
     return (
-        f"over {MOSTLY_OUTSIDE:.0%} of the probability is outside the labels, so their ranking means little; a prompt "
-        f"that asks for them may help: prompt_template={prompt}"
+        f"over {MOSTLY_OUTSIDE:.0%} of the probability is outside the labels{which}, so the ranking of the labels "
+        f"means little; a prompt that asks for them may help: prompt_template={prompt}"
     )
 
 

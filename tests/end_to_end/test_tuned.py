@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,13 +139,28 @@ def test_a_note_says_what_may_help_if_the_labels_are_improbable(base, tmp_path):
     ended = run("sample", *common, 'text=["Listen", "to your"]')
     [note] = [line for line in ended.err.splitlines() if "outside the labels" in line]
     prompt = note.partition("prompt_template=")[2]
-    assert note.startswith("note: over 90%")
+    assert note.startswith("note: over 90% of the probability is outside the labels for most of the 2 texts, so")
     template = subprocess.run(["bash", "-c", f"printf %s {prompt}"], capture_output=True, text=True, check=True).stdout
     assert template == "Choose one label: a man's heart, gut.\n\n{text}\n\nLabel:"
     assert "outside the labels" not in run("sample", *common, f"prompt_template={template}", "text=Listen").err
     (tmp_path / "a.txt").write_text("".join(f"Listen {'to ' * n}\n" for n in range(9)))
     where = (f"prompts={tmp_path / 'a.txt'}", f"outputs={tmp_path / 'a.jsonl'}", "batch_size=2")
     assert run("sample", *common, *where).err.count("outside the labels") == 1  # although there are several batches
+
+
+@pytest.mark.parametrize("improbable, noted", [([0, 5], False), ([1, 2, 3, 4], True)])
+def test_the_note_on_a_file_is_about_most_of_its_texts(base, tmp_path, monkeypatch, improbable, noted):
+    classify = LanguageModel.classify
+
+    def with_outside(self, texts, task=None):
+        found = classify(self, texts, task)
+        return [replace(one, outside=0.95 if int(text) in improbable else 0.1) for one, text in zip(found, texts, strict=True)]
+
+    monkeypatch.setattr(LanguageModel, "classify", with_outside)
+    (tmp_path / "a.txt").write_text("".join(f"{n}\n" for n in range(6)))
+    where = (f"prompts={tmp_path / 'a.txt'}", f"outputs={tmp_path / 'a.jsonl'}", "batch_size=2")
+    err = run("sample", f"checkpoint={base}", "mode=classify", "device=cpu", "labels=[gut, heart]", *where).err
+    assert err.count("is outside the labels for most of the 6 texts, so") == noted, err
 
 
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(trained):
