@@ -153,14 +153,14 @@ def test_the_note_on_a_file_is_about_most_of_its_texts(base, tmp_path, monkeypat
     classify = LanguageModel.classify
 
     def with_outside(self, texts, task=None):
-        found = classify(self, texts, task)
-        return [replace(one, outside=0.95 if int(text) in improbable else 0.1) for one, text in zip(found, texts, strict=True)]
+        outside = [0.95 if int(text) in improbable else 0.1 for text in texts]
+        return [replace(one, outside=p) for one, p in zip(classify(self, texts, task), outside, strict=True)]
 
     monkeypatch.setattr(LanguageModel, "classify", with_outside)
     (tmp_path / "a.txt").write_text("".join(f"{n}\n" for n in range(6)))
     where = (f"prompts={tmp_path / 'a.txt'}", f"outputs={tmp_path / 'a.jsonl'}", "batch_size=2")
     err = run("sample", f"checkpoint={base}", "mode=classify", "device=cpu", "labels=[gut, heart]", *where).err
-    assert err.count("is outside the labels for most of the 6 texts, so") == noted, err
+    assert err.count("outside the labels") == noted and ("for most of the 6 texts" in err) == noted, err
 
 
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(trained):
