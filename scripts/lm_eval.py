@@ -1,4 +1,4 @@
-"""Runs tasks of lm-eval on a checkpoint. Local tasks need no network; install the extra: pip install -e .[lm-eval]."""
+"""Runs tasks of lm-eval on a checkpoint. Local tasks need no network; extra: pip install -e '.[lm-eval]'."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def adapter(lm: LanguageModel, *, seed: int) -> Any:
     try:
         from lm_eval.api.model import LM
     except ImportError as error:
-        raise InputError(f"lm-eval cannot be imported ({error}); install it with: pip install -e .[lm-eval]") from None
+        raise InputError(f"lm-eval cannot be imported ({error}); run: pip install -e '.[lm-eval]'") from None
 
     class Adapter(LM):
         def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:

@@ -141,7 +141,7 @@ def main(cfg: ServeConfig, overrides: cli.Overrides) -> None:
     except ImportError as error:
         if error.name not in ("starlette", "uvicorn", "anyio"):
             raise
-        raise InputError(f"{error.name} is not installed; install it with: pip install -e .[serve]") from None
+        raise InputError(f"{error.name} is not installed; install it with: pip install -e '.[serve]'") from None
     keep_freed_memory()
     with ExitStack() as stack:
         listener = stack.enter_context(listen(cfg.host, cfg.port))

@@ -96,7 +96,7 @@ def test_answers_end_before_a_stop_string_and_do_not_depend_on_each_other(lm):
 @pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
 def test_without_lm_eval_the_error_names_the_extra(trained):
     line = one_line(run("lm_eval", f"checkpoint={trained}", "tasks=any", "device=cpu"))
-    assert "pip install -e .[lm-eval]" in line
+    assert "pip install -e '.[lm-eval]'" in line
 
 
 def make_questions(count: int) -> list[dict]:
@@ -112,7 +112,7 @@ def make_questions(count: int) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not INSTALLED, reason="lm-eval is not installed: pip install -e .[lm-eval]")
+@pytest.mark.skipif(not INSTALLED, reason="lm-eval is not installed: pip install -e '.[lm-eval]'")
 def test_lm_eval_answers_every_question_as_evaluate_does(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))

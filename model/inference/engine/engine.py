@@ -76,7 +76,7 @@ class Engine:
         with self._changed:
             self._require_open()
             if self._unfinished >= self.slots.count + self.queue:
-                raise QueueFull(f"{self._unfinished} requests are in progress or waiting; try again later")
+                raise QueueFull(f"{self._unfinished} texts are in progress or waiting; try again later")
             self._unfinished += 1
             self._waiting.append(ticket)
             self._changed.notify()
