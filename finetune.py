@@ -244,8 +244,10 @@ def main(cfg: FinetuneConfig, overrides: cli.Overrides) -> None:
                 stack.enter_context(lock_run(others["from scratch"]))
                 print("\nThe same network, trained from random weights on the examples alone:")
             finished = train(replace(cfg, run_dir=str(others["from scratch"]), trainable="all", resume="auto"), None)
-    if world.is_main and cfg.compare and finished:
-        compare(cfg, others, rows, val_rows, task)
+    if world.is_main and finished:
+        if cfg.compare:
+            compare(cfg, others, rows, val_rows, task)
+        print(how_to_use(run_dir, task))
 
 
 def compare(cfg: FinetuneConfig, others: dict[str, Path], rows: Rows, val_rows: Rows, task: Task) -> None:
@@ -266,8 +268,14 @@ def compare(cfg: FinetuneConfig, others: dict[str, Path], rows: Rows, val_rows: 
     if task.labels:
         display.plot_answers(run_dir / "answers.png", content, title=str(run_dir))
         print(f"confusion matrix and reliability diagram: {run_dir / 'answers.png'}")
-        where = shlex.quote(str(best(run_dir)))
-        print(f'classify texts:  python sample.py checkpoint={where} mode=classify text="..."')
+
+
+def how_to_use(run_dir: Path, task: Task) -> str:
+    if task.labels:
+        what, how = "classify texts", 'mode=classify text="..."'
+    else:
+        what, how = ("chat with it", "mode=chat") if task.chat else ("sample from it", 'prompt="..."')
+    return f"{what}:  python sample.py checkpoint={shlex.quote(str(best(run_dir)))} {how}"
 
 
 def best(run_dir: Path) -> Path:

@@ -348,10 +348,12 @@ def main(cfg: TrainConfig, overrides: cli.Overrides) -> None:
         compute = resolve_compile(cfg, model, compute, world)
         if compute.compile and world.is_main:
             print("compiling during the first step; takes 30 s or more (disable with compile=false)")
-        fit(
+        finished = fit(
             cfg, model, tokenizer, train_data, val_data,
             world=world, compute=compute, fingerprints=fingerprints, start=start, references=references,
         )  # fmt: skip
+        if finished and world.is_main:
+            print(f'sample from it:  python sample.py checkpoint={shlex.quote(str(run_dir))} prompt="..."')
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ class MetricsLog:
 
         `watch` counts the time of logging and plotting. report_slow: says when steps become much slower.
         """
-        self.run_dir, self.enabled = run_dir, enabled
+        self.run_dir, self.enabled, self.select = run_dir, enabled, settings["select"]
         self.wandb: Any = None
         self.watch = watch or Stopwatch()
         self.progress = progress.Progress(steps, start=start, enabled=enabled)
@@ -139,7 +138,7 @@ class MetricsLog:
         """Logs an evaluation: its `loss`, its `metrics` by name, and its `bits_per_byte` if they are not None."""
         bits_per_byte, metrics = result.bits_per_byte, result.metrics
         self._write(step, tokens, val_loss=result.loss, val_bits_per_byte=bits_per_byte, **metrics)
-        mark = "  (best so far)" if best else ""
+        mark = f"  (best {plots.METRICS.get(self.select, self.select)} so far)" if best else ""
         bits = "no bits/byte: unknown characters" if bits_per_byte is None else f"{bits_per_byte:.4f} bits/byte"
         figures = [f"{plots.METRICS.get(name, name)} {value:.4f}" for name, value in metrics.items()]
         if "accuracy" not in metrics:  # bits per byte of labels mean nothing
@@ -180,7 +179,6 @@ class MetricsLog:
             ", ".join([taken, *figures]),
             f"share of the time: training {1 - sum(self.watch.shares().values()):.1%}, {shares}",
             f"saved in {self.run_dir}{best}; the curves: {self.run_dir / 'loss.png'}",
-            f'sample from it:  python sample.py checkpoint={shlex.quote(str(self.run_dir))} prompt="..."',
         ]
 
     def say(self, line: str) -> None:

@@ -72,7 +72,7 @@ class LoopConfig:
     sample_every: int | None = field(default=None, metadata=SAVING)  # steps between sampled texts; null: none
     # prompt of the sampled texts; empty: the start of a document
     sample_prompt: str = field(default="", metadata=TEXT | SAVING | {"needs": ("sample_every",)})
-    # which evaluation is the best: loss | accuracy | macro_f1 | exact_match (the last three: finetune.py)
+    # which figure makes an evaluation the best: loss; of labels also accuracy | macro_f1, of free text exact_match
     select: str = field(default="loss", metadata=SAVING)
     # end the run after this many evaluations without a better one; null: never
     patience: int | None = field(default=None, metadata=SAVING)

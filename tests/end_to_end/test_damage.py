@@ -265,7 +265,7 @@ def test_a_run_that_diverges_publishes_nothing_and_is_never_finished(base, tmp_p
     ended = run("train", *base, "steps=3", "optimizer.adamw_learning_rate=1e38", *more)
     line = one_line(ended)
     assert "is not saved" in line and "optimizer.learning_rate" in line
-    assert "finished" not in ended.out and "best so far" not in ended.out
+    assert "finished" not in ended.out and "so far)" not in ended.out
     assert not reader.steps(tmp_path / "run") and not (tmp_path / "run" / "latest").exists()
 
 

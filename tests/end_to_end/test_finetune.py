@@ -56,6 +56,12 @@ def names(content: dict) -> list[str]:
     return [row["name"] for row in content["results"]]
 
 
+def hint(out: str) -> str:
+    """The last line: the only command that uses the checkpoint."""
+    assert out.count("python sample.py") == 1
+    return out.splitlines()[-1]
+
+
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     calls = iter(range(1, 10_000))
     monkeypatch.setattr(StopSignal, "agreed", lambda self: next(calls) == step)
@@ -136,6 +142,7 @@ def test_a_figure_that_free_text_does_not_have_is_refused_before_training(traine
     out = ok("finetune", *free, "select=exact_match", "steps=2", "batch_size=4")
     assert "exact match" in out and "note: forgetting is not measured" in out
     assert "stopped" in comparison(tmp_path / "tuned")["results"][0]
+    assert hint(out) == f'sample from it:  python sample.py checkpoint={tmp_path / "tuned" / "best"} prompt="..."'
 
 
 @pytest.mark.parametrize("select", ["loss", "accuracy"])
@@ -143,7 +150,7 @@ def test_a_run_that_overfits_ends_early_and_keeps_the_best_step(options, tmp_pat
     noisy, run_dir = write_table(tmp_path / "noisy.csv", 40, noise=1.0), tmp_path / "tuned"
     options = [*options, f"examples={noisy}", "optimizer.learning_rate=0.01", f"select={select}", "compare=false"]
     out = ok("finetune", *options, "steps=200", "eval_every=5", "patience=3", f"run_dir={run_dir}")
-    assert f"ended early: no better {select} in 3 evaluations" in out
+    assert f"ended early: no better {select} in 3 evaluations" in out and f"(best {select} so far)" in out
     key, sign = ("val_loss", 1) if select == "loss" else (select, -1)
     scores = {line["step"]: sign * line[key] for line in lines(run_dir) if key in line}
     best = min(scores, key=lambda step: (scores[step], step))  # the first one of equals
@@ -204,6 +211,7 @@ def test_conversations_have_loss_on_every_answer(trained, tmp_path):
     options = [f"checkpoint={trained}", f"examples={chat}", "device=cpu", "steps=2", "batch_size=4"]
     out = ok("finetune", *options, f"chat_template={tmp_path / 'roles.json'}", f"run_dir={tmp_path / 'own'}")
     assert "[t|o|<|endoftext|>]" in out and "[y|o|u|<|endoftext|>]" in out and "exact match" in out
+    assert hint(out).startswith("chat with it:") and hint(out).endswith("mode=chat")
     task = Task.load(reader.find(tmp_path / "own").directory)
     assert task is not None and task.chat is not None and task.chat.roles["user"] == ("", ",")
     # "Assistant:" fills most of this context, so the beginnings of the chats are cut.
@@ -213,7 +221,7 @@ def test_conversations_have_loss_on_every_answer(trained, tmp_path):
 
 def test_the_same_network_from_scratch_is_compared_too(options, tmp_path):
     out = ok("finetune", *options, "from_scratch=true", "trainable=blocks.-1:", f"run_dir={tmp_path / 'tuned'}")
-    assert "The same network, trained from random weights" in out
+    assert "The same network, trained from random weights" in out and hint(out).startswith("classify texts:")
     assert names(comparison(tmp_path / "tuned"))[:3] == ["fine-tuned", "before", "from scratch"]
     scratch, tuned = weights(tmp_path / "tuned" / "from_scratch"), weights(tmp_path / "tuned")
     assert not any(torch.equal(scratch[name], tuned[name]) for name in scratch if scratch[name].ndim == 2)

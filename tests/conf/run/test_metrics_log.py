@@ -141,7 +141,7 @@ def test_a_resumed_run_stays_one_wandb_run(here, tmp_path):
 
 
 def log(run_dir: Path, start: int = 0) -> metrics_log.MetricsLog:
-    settings = {"wandb": {"mode": "disabled"}}
+    settings = {"select": "loss", "wandb": {"mode": "disabled"}}
     return metrics_log.MetricsLog(run_dir, steps=9, start=start, elapsed_seconds=0.0, settings=settings, enabled=True)
 
 
