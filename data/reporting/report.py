@@ -217,9 +217,10 @@ def _lines(summary: Summary) -> list[str]:
 
 def _tokens(summary: Summary) -> list[str]:
     words = summary["splits"]["train"]["vocabulary"]
-    text = f"Of {words['size']:,} tokens, {words['size'] - words['used']:,} never occur in the training split, and "
-    text += f"{words['under_100']:,} occur fewer than 100 times."
-    rows = [[code(row["text"]), row["times"]] for row in words["longest"]]
+    unused = words["size"] - words["used"]
+    text = f"Of {words['size']:,} tokens, {unused + words['under_100']:,} occur fewer than 100 times in the training "
+    text += f"split, {unused:,} of them never. In the table, ␣ is a space and ↵ a line end."
+    rows = [[code(row["text"].replace(" ", "␣").replace("\n", "↵")), row["times"]] for row in words["longest"]]
     return ["## Vocabulary", "", text, "", *table("longest tokens|> times", rows)]
 
 

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from heapq import heappush, heappushpop, nlargest
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ class TextStats:
             self.traces += traces
             self.damaged_above += [traces > share * len(text) for share in (0, *MOJIBAKE_LIMITS)]
             keep_largest(self.damaged, (traces, name, _around(text)))
-        self.hyphens += text.count("-\n")
+        # Between a letter and a lower-case one on the next line: Markdown rules and tables end in hyphens too.
+        parts = text.split("-\n")
+        self.hyphens += sum(a[-1:].isalpha() and b[:1].islower() for a, b in pairwise(parts))
         self.lines.add(text)
         self.shapes.count(line_shapes(text))
         if ("<" in text and _TAG.search(text)) or ("&" in text and _ENTITY.search(text)):

@@ -205,6 +205,23 @@ def test_html_is_found_and_comparison_signs_are_not(markup):
     assert "tags or entities" not in decisions([d for d in some if markup not in d.text])
 
 
+@pytest.mark.parametrize(
+    "text, lines", [("---\ntitle: a\n---\n| a |\n|---\nb-\nC\n- \n", 0), ("an ani-\nmal, in dé-\nétail", 2)]
+)
+def test_only_hyphens_inside_words_divide_words(text, lines):
+    summary, _ = survey([Document(f"{n}.txt", f"{text}{n}") for n in range(10)], BYTE, in_val=lambda document: False)
+    assert summary["splits"]["train"]["looked_at"]["hyphens"] == 10 * lines
+
+
+def test_tokens_that_differ_in_white_space_differ_in_the_report():
+    summary, _ = survey(documents(60), BYTE)
+    longest = [{"text": text, "times": 1} for text in ("---", " ---", "---\n")]
+    summary["splits"]["train"]["vocabulary"] |= {"size": 4096, "used": 4000, "under_100": 3000, "longest": longest}
+    text = report(summary, title="tokens")
+    assert "| `---` |" in text and "| `␣---` |" in text and "| `---↵` |" in text
+    assert "Of 4,096 tokens, 3,096 occur fewer than 100 times" in text  # as the finding on the vocabulary says
+
+
 def test_lines_that_differ_only_in_digits_are_reported_as_identifiers():
     forms = [Document(f"{n}.txt", f"Patient: X, MRN: {1000123 + n}\n{n} Tel. 0800 123456\nfine") for n in range(300)]
     (found,) = [line for line in decisions(forms).split("\n") if "Identifiers?" in line]
