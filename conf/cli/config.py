@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -128,7 +129,13 @@ def group_options(name: str) -> dict[str, list[str]]:
     path = CONF / f"{name}.yaml"
     defaults = yaml.safe_load(path.read_text(encoding="utf-8"))["defaults"] if path.exists() else []
     groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
-    return {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in groups}
+    choices = {group: [file.stem for file in (CONF / group).glob("*.yaml")] for group in groups}
+    return {group: sorted(names, key=by_number) for group, names in choices.items()}
+
+
+def by_number(name: str) -> list[str | int]:
+    """A key to sort names by, which places gpt2_350m before gpt2_1558m."""
+    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)]
 
 
 def as_yaml(config: Any) -> str:

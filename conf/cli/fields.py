@@ -103,9 +103,17 @@ def typed(value: Any) -> str:
 
 
 def nearest(key: str, known: list[str]) -> list[str]:
-    """The known keys whose last part is this misspelt one, or else the closest one, if any is close."""
+    """The known keys whose last part is this misspelt one or has it as initials, or else the closest key, if any is."""
     last = [candidate for candidate in known if candidate.endswith(f".{key}")]
-    return last or difflib.get_close_matches(key, known, n=1)
+    group, dot, name = key.rpartition(".")
+    inside = [candidate for candidate in known if candidate.startswith(group + dot)] or known
+    short = [candidate for candidate in inside if len(name) > 1 and initials(candidate) == name]
+    return last or short or difflib.get_close_matches(key, inside, n=1)
+
+
+def initials(key: str) -> str:
+    """optimizer.learning_rate -> lr"""
+    return "".join(word[:1] for word in key.rpartition(".")[2].split("_"))
 
 
 def unused(config: Any, arguments: Iterable[str]) -> list[str]:

@@ -92,17 +92,38 @@ def by_content(saved: Any) -> set[str]:
 def refuse_changes(saved: Any, overrides: Overrides, run_dir: Path) -> None:
     """Raises InputError if the command line changes what a resumed run must keep."""
     from_checkpoint = getattr(saved, "checkpoint", None) is not None  # then follow_checkpoint compares its settings
-    changes, may_move = [], by_content(saved)
+    changes: dict[str, tuple[Any, Any]] = {}
+    may_move = by_content(saved)
     for key, value in overrides.items():
         unresolved = None if key == "optimizer.warmup_steps" else "auto"  # asks for the value that was found at start
         kept = attrgetter(key)(saved)
         if key in CHANGEABLE or value in (kept, unresolved) or (key in may_move and None not in (value, kept)):
             continue
         if not (from_checkpoint and key.startswith(FROM_CHECKPOINT) and key != "model.dropout"):
-            kept = f"the run in {run_dir} has {typed(kept)}"
-            changes.append(f"{key}={typed(value)}, but {kept}; a resumed run keeps it: leave it out")
+            changes[key] = value, kept
     if changes:
-        raise InputError(*changes)
+        advice = "a resumed run keeps it: leave it out"
+        raise InputError(*conflicts(changes, overrides, saved, f"the run in {run_dir}", advice))
+
+
+def conflicts(
+    differences: dict[str, tuple[Any, Any]], overrides: Overrides, config: Any, other: str, advice: str
+) -> list[str]:
+    """Returns a line for each setting whose value is another one in `other`, and one for a whole group such as model=.
+
+    differences: (value, value in `other`) by key. config: has the groups.
+    """
+    lines: dict[str, list[str]] = {}
+    for key in differences:
+        group = key.rpartition(".")[0]
+        whole = group and all(f"{group}.{field.name}" in overrides for field in fields(getattr(config, group)))
+        lines.setdefault(f"{group}=" if whole else key, []).append(key)
+    found = []
+    for name, keys in lines.items():
+        wanted = ", ".join(f"{key}={typed(differences[key][0])}" for key in keys)
+        kept = ", ".join(typed(differences[key][1]) for key in keys)
+        found.append(f"{'' if name in keys else f'{name} sets '}{wanted}, but {other} has {kept}; {advice}")
+    return found
 
 
 def torchrun_job() -> str:
@@ -129,17 +150,17 @@ def follow_checkpoint(cfg: Config, overrides: Overrides, shape: Any, tokenizer: 
     # tokenizer.json holds only these two. A default value of another setting comes with a group and asks for nothing.
     defaults = {f"tokenizer.{name}": value for name, value in asdict(type(values.tokenizer)()).items()}
     del defaults["tokenizer.kind"]
-    differences = [
-        f"{key}={typed(value)}, but the checkpoint has {typed(own.get(key, 'its own'))}; "
-        "leave it out, or drop checkpoint="
+    differences = {
+        key: (value, own.get(key, "its own"))
         for key, value in overrides.items()
         if key.startswith(FROM_CHECKPOINT)
         and key not in ("model.dropout", "model.vocab_size")
         and (key not in own or value != own[key])
         and not (key in defaults and value == defaults[key])
-    ]
+    }
     if differences:
-        raise InputError(*differences)
+        advice = "leave it out, or drop checkpoint="
+        raise InputError(*conflicts(differences, overrides, values, "the checkpoint", advice))
     dropout = values.model.dropout if "model.dropout" in overrides else shape.dropout
     model = replace(shape, dropout=dropout, vocab_size=0)  # main() sets vocab_size from the tokenizer
     return replace(values, model=model, tokenizer=type(values.tokenizer)(path=str(tokenizer)))

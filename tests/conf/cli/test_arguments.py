@@ -104,6 +104,8 @@ def test_misspelt_keys_name_the_nearest() -> None:
     [line] = mistakes("optimzer.learning_rate=1")
     assert line == "unknown key 'optimzer.learning_rate'; did you mean 'optimizer.learning_rate'?"
     assert "did you mean 'optimizer.learning_rate'" in mistakes("learning_rate=1")[0]
+    assert "did you mean 'optimizer.learning_rate'" in mistakes("optimizer.lr=1")[0]  # and not optimizer
+    assert "did you mean 'optimizer.learning_rate'" in mistakes("lr=1")[0]
     assert "did you mean 'run_dir'" in mistakes("rundir=x")[0]
     assert "--help lists" in mistakes("zzzzz=1")[0]
     assert "did you mean 'model'" in mistakes("modle=tiny")[0]

@@ -25,6 +25,11 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         assert config.model.validate() == [] and isinstance(config.model, ModelConfig)
 
 
+def test_presets_are_listed_by_size() -> None:
+    models = group_options("train")["model"]
+    assert [name for name in models if "gpt2" in name] == ["gpt2_124m", "gpt2_350m", "gpt2_774m", "gpt2_1558m"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "module, schema, name",

@@ -50,6 +50,8 @@ def test_each_setting_that_may_not_change_is_named_with_both_values(finished):
     assert ended.status == 2 and len(lines) == 2
     assert "batch_size=8, but the run in" in lines[0] and "has 4" in lines[0]
     assert "optimizer.learning_rate=1.0, but" in lines[1] and "has 0.02" in lines[1]
+    line = one_line(run("train", f"run_dir={finished}", "resume=true", "model=small"))  # as it was typed, in one line
+    assert line.startswith("error: model= sets model.n_layer=8, ") and " has 1, " in line, line
     arguments = ("document_mask=true", "val_include=null", "val_include=a")
     lines = run("train", f"run_dir={finished}", "resume=true", "steps=2", *arguments).err.splitlines()
     assert "document_mask=true, but" in lines[0] and "has false" in lines[0] and "has null" in lines[1], lines
