@@ -150,6 +150,8 @@ def fit(
             budget.resume(
                 state.steps, state.decay_restart, done=state.step, elapsed=state.elapsed_seconds, changed=changed
             )
+        elif note := budget.new_schedule(state.steps, done=state.step):
+            say(f"note: {note}")
     state.time_budget = cfg.time_budget
     if state.step >= budget.steps or state.out_of_patience(cfg.patience):
         end_finished_run(state, budget, run_dir, world)
@@ -204,6 +206,7 @@ def fit(
                 cli.write_config(replace(cfg, micro_batch=micro_batch_size), run_dir / "config.yaml")
 
             # Log. Of all steps, only those that log, evaluate or save wait for the device.
+            log.progress.advance(done)
             if done % cfg.log_every == 0 or done == 1 or last:
                 loss, grad_norm = torch.stack([global_mean_loss(loss_sum, n_targets), norm]).tolist()
                 learning_rate = lr_multiplier * cfg.optimizer.learning_rate
@@ -250,7 +253,7 @@ def fit(
     elif state.step < budget.steps:
         say(f"stopped after step {state.step} of {budget.steps}, saved; {how_to_resume(cfg, world)}")
         return False
-    peak = plan.peak_flops(device, compute.dtype)
+    peak = plan.peak_flops(device, compute.dtype) if device.type == "cuda" else None
     lines = log.summary(
         flops_per_token=plan.flops_per_token(model, context=train_data.context), peak_flops=peak and peak * world.size,
         peak_memory=memory.peak(device), best=describe_best(cfg.select, state.best_score),
@@ -282,16 +285,19 @@ def end_finished_run(state: RunState, budget: StepBudget, run_dir: Path, world: 
 def describe_run(cfg: LoopConfig, model: GPT, tokenizer: Tokenizer, data: TrainingData, steps: int) -> str:
     unknown = tokenizer.unknown(cfg.sample_prompt) if cfg.sample_every else None
     note = f"\nnote: {unknown_note(unknown, 'sample_prompt=')}" if unknown else ""
+    reach = round(1 / (1 - cfg.ema_decay))  # steps
+    if cfg.weight_average == "ema" and steps < 2 * reach:
+        note += f"\nnote: ema_decay={cfg.ema_decay:g} averages about the last {reach} steps, most of this run; lower it"
     parameters, trained = count_parameters(model)
     some = (
         ""
         if trained == parameters
         else f", of which {progress.count(trained)} are trained ({trained / parameters:.1%})"
     )
-    epochs = ", ".join(f"{number:.1f} epochs over {name}" for name, number in data.epochs(steps).items())
+    epochs = forecast.describe_epochs(data.epochs(steps))
     return (
         f"{progress.count(parameters)} parameters{some}, {steps} steps of {cfg.batch_size} x {data.context} tokens "
-        f"({epochs}), {cfg.optimizer.name}, warmup {warmup_steps(cfg.optimizer, steps)}, "
+        f"(epochs: {epochs}), {cfg.optimizer.name}, warmup {warmup_steps(cfg.optimizer, steps)}, "
         f"schedule {cfg.optimizer.schedule}{note}"
     )
 

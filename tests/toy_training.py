@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -24,7 +23,6 @@ from model.distributed import parallel
 from model.distributed.stop_signal import StopSignal
 from model.gpt import GPT
 from model.optimization.schedule import OptimizerConfig
-from model.planning import plan
 from model.training.settings import LoopConfig
 from tests.families import make
 
@@ -127,7 +125,7 @@ def signal_in_step(step: int, number: int) -> None:
 
 @contextlib.contextmanager
 def short_ends() -> Iterator[None]:
-    """Within, a run ends with empty plots and measures the peak FLOP/s once: both take longer than a tiny run."""
+    """Within, a run ends with empty plots: drawing takes longer than a tiny run."""
 
     def no_plot(run_dir: Path) -> None:
         (run_dir / "loss.png").write_bytes(b"\x89PNG")
@@ -136,7 +134,6 @@ def short_ends() -> Iterator[None]:
         mock.patch.object(metrics_log, "draw_loss", no_plot),
         mock.patch.object(train, "draw_loss", no_plot),
         mock.patch.object(answers, "plot_answers", lambda path, content, *, title: Path(path).write_bytes(b"\x89PNG")),
-        mock.patch.object(plan, "peak_flops", functools.cache(plan.peak_flops)),
     ):
         yield
 

@@ -31,12 +31,11 @@ def describe(
     `overhead_seconds` of the total are spent evaluating and saving; `kept` checkpoints stay on disk.
     """
     used = "" if mfu is None else f"; {mfu:.0%} of the device's peak FLOP/s (MFU)"
-    often = "; watch the validation loss for overfitting" if max(epochs.values()) > 4 else ""
     rows = [
         ("parameters", parameters(parts)),
-        ("FLOPs", f"{count(flops_per_token)} per token, {flops_per_token * tokens_per_step * steps:.2e} in all"),
+        ("FLOPs", f"{flops_per_token:.2e} per token, {flops_per_token * tokens_per_step * steps:.2e} in all"),
         ("tokens", f"{count(tokens_per_step)} per step, {count(tokens_per_step * steps)} in {steps} steps"),
-        ("epochs", ", ".join(f"{number:.2g} over {name}" for name, number in epochs.items()) + often),
+        ("epochs", describe_epochs(epochs)),
         ("speed", f"{count(tokens_per_step / seconds_per_step)} tok/s, measured over {timed_steps} steps{used}"),
         ("time", f"{duration(total_seconds)}, of which {duration(overhead_seconds)} evaluates, saves and plots"),
         ("peak memory", size(peak_memory)),
@@ -64,7 +63,7 @@ def describe_sizing(
     shares = ", ".join(f"{name} {size(part)}" for name, part in memory.items())
     rows = [
         ("parameters", parameters(parts) + f", with {vocab_size:,} ids (tokenizer.vocab_size)"),
-        ("FLOPs", f"{count(flops_per_token)} per token, {flops_per_token * tokens:.2e} in all"),
+        ("FLOPs", f"{flops_per_token:.2e} per token, {flops_per_token * tokens:.2e} in all"),
         ("GPUs", f"at least {gpus} x {gpu}, with parallel=fsdp activation_checkpointing=true (estimated)"),
         ("memory", f"{size(sum(memory.values()))} of {size(memory_of_one)} on each GPU: {shares}"),
         ("time", f"{duration(seconds)} for {count(tokens)} tokens at {assumed_mfu:.0%} of the peak FLOP/s"),
@@ -75,6 +74,13 @@ def describe_sizing(
 
 def parameters(parts: Mapping[str, int]) -> str:
     return f"{count(sum(parts.values()))}: " + ", ".join(f"{name} {count(number)}" for name, number in parts.items())
+
+
+def describe_epochs(epochs: Mapping[str, float]) -> str:
+    """Describes the number of epochs over each part of the data, with advice if there are many."""
+    often = "; watch the validation loss for overfitting" if max(epochs.values()) > 4 else ""
+    numbers = {name: f"{number:,.1f}" if number >= 1 else f"{number:.2g}" for name, number in epochs.items()}
+    return ", ".join(f"{number} over {name}" for name, number in numbers.items()) + often
 
 
 def size(number: float | None) -> str:

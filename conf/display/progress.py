@@ -79,6 +79,11 @@ class Progress:
             width = len(str(self.total))
             print(f"{self.unit} {step:>{width}}/{self.total}", *facts, sep="  ", file=self.file, flush=True)
 
+    def advance(self, step: int) -> None:
+        """Moves the bar, if there is one, to `step`; update() also shows facts."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
     def say(self, line: str) -> None:
         """Prints a line that stays, above the bar if there is one."""
         if self._bar is not None:
@@ -140,7 +145,8 @@ def _start_bar(file: Any, label: str, total: int, *, completed: int = 0) -> Any:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
+    # The style of a finished bar is grey on a terminal with 16 colours.
+    columns = (TextColumn(label), BarColumn(finished_style="bar.complete"), TextColumn("{task.description}"))
     bar = Bar(*columns, console=Console(file=file, highlight=False), transient=True)
     bar.add_task("", total=total, completed=completed)
     bar.start()

@@ -148,7 +148,7 @@ class MetricsLog:
     def log_sample(self, step: int, tokens: int, *, prompt: str, text: str) -> None:
         """Logs a text that the model wrote at this step."""
         self._write(step, tokens, prompt=prompt, sample=text)
-        self.progress.say(f"step {step}: {prompt}{text}")
+        self.progress.say(f"step {step}: sample: {prompt}{text}")
 
     def set_total_steps(self, steps: int) -> None:
         """Updates the progress line after a time budget changed the number of steps."""
@@ -166,13 +166,14 @@ class MetricsLog:
         figures = []
         if self.timed_tokens:
             speed = self.timed_tokens / self.timed_seconds
-            figures.append(f"{count(speed)} tok/s")
+            figures.append(f"{count(speed)} tok/s in the training steps{' since the resume' if self.start else ''}")
             if peak_flops:
                 figures.append(f"{speed * flops_per_token / peak_flops:.1%} of the device's peak FLOP/s (MFU)")
         if peak_memory is not None:
             figures.append(f"peak memory {size(peak_memory)}")
         self._write_timing(peak_memory)
-        taken = f"finished in {duration(self.elapsed_seconds)}: {count(self.tokens)} tokens"
+        taken = f"finished in {duration(self.elapsed_seconds)}{' in all' if self.start else ''}"
+        taken += f": {count(self.tokens)} tokens"
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.watch.shares().items())
         best = "" if best is None else f"; {self.run_dir / 'best'}: {best}"
         return [

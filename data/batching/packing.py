@@ -17,6 +17,8 @@ from .. import InputError
 from ..preparation.shards import Part, Split
 from .order import keys
 
+SHORTEST_CONTEXT = 32  # that an error suggests; a shorter one would hold only a few words
+
 # (position of the first input, number of targets): inputs tokens[p : p + n], targets tokens[p + 1 : p + n + 1]
 Piece = tuple[int, int]
 
@@ -51,7 +53,8 @@ class StreamWindows:
         targets = part.stop - self.first - 1
         if targets < context:
             has = f"{split.directory}: the {split.name} split of {part.name} has {targets + 1} tokens"
-            raise InputError(f"{has}, fewer than model.context + 1 = {context + 1}: set model.context={targets}")
+            fix = f"set model.context={targets}" if targets >= SHORTEST_CONTEXT else "add text"
+            raise InputError(f"{has}, fewer than model.context + 1 = {context + 1}: {fix}")
         self.count = max(1, targets // context - 1)
         self.slack = targets - self.count * context
 
@@ -159,5 +162,5 @@ class DocumentWindows:
 
     def describe(self) -> str:
         windows = f"documents of {self.name}: {self.documents:,} in {len(self):,} windows of {self.context} tokens"
-        used = f"{self.utilization:.2%} used, {1 - self.utilization:.2%} padding; none cropped (0 % of the tokens)"
+        used = f"{self.utilization:.2%} used, {1 - self.utilization:.2%} padding; none cropped"
         return f"{windows}, {used}, {self.divided:,} longer than a window and divided"

@@ -35,6 +35,8 @@ class StopSignal:
         self.raised = True
         if self.group is None or dist.get_rank() == 0:
             which = b"this" if self.group is None else b"the next"
+            if os.isatty(2):
+                os.write(2, b"\r\x1b[K")  # erases the live bar, which is soon drawn again below
             os.write(2, b"stopping after %b step and saving; a second Ctrl-C quits at once without saving\n" % which)
 
     def agreed(self) -> bool:

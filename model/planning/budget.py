@@ -113,6 +113,14 @@ class StepBudget:
             return None
         return f"{self.seconds:g}s is too short for time_budget: one step, evaluated and saved, takes {needed:.0f}s"
 
+    def new_schedule(self, planned: int, *, done: int) -> str | None:
+        """A sentence saying that steps= changes the learning rate of a run that `planned` other steps, or None."""
+        if not planned or done >= self.steps:
+            return None
+        before, now = (f"{lr_multiplier(self.config, done, steps):.0%}" for steps in (planned, self.steps))
+        change = f"the learning rate continues at {now} of its peak instead of {before}"
+        return None if before == now else f"steps was {planned}, is now {self.steps}; the schedule follows: {change}"
+
     def resume(
         self, steps: int, decay_restart: tuple[int, float] | None, *, done: int, elapsed: float, changed: bool
     ) -> None:

@@ -84,7 +84,10 @@ def flops_per_token(model: GPT, *, context: int | None = None) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Returns the device's peak FLOP/s in `dtype`: a GPU's from its data sheet, a CPU's measured; None if unknown."""
+    """Returns the device's peak FLOP/s in `dtype`: a GPU's from its data sheet, a CPU's measured; None if unknown.
+
+    Measured beside other work, a CPU's peak is too low; only the benchmarks, which run alone, use it.
+    """
     if device.type == "cuda" and dtype != torch.float32:
         gpu = find_gpu(torch.cuda.get_device_name(device))
         return gpu.flops if gpu else None

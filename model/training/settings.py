@@ -92,7 +92,8 @@ class LoopConfig:
     def validate(self) -> list[str]:
         """Returns all errors that the types alone do not catch."""
         world = parallel.World.from_environment()
-        found = [] if self.run_dir else ["run_dir is required: the directory of the run, such as run_dir=out/first"]
+        needed = "run_dir is required: the directory of the run, such as run_dir=out/first; --help lists all settings"
+        found = [] if self.run_dir else [needed]
         if self.run_dir and self.run_dir.encode(errors="ignore").decode() != self.run_dir:
             found.append(f"run_dir={self.run_dir!r} is not UTF-8; choose another name")
         if self.dry_run and not self.resume:

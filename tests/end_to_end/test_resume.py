@@ -102,6 +102,14 @@ def test_a_killed_run_resumes_to_the_same_weights(base, tmp_path, monkeypatch, n
     assert [line["step"] for line in lines(killed) if "train_loss" in line] == list(range(1, 11))
 
 
+def test_the_answer_to_ctrl_c_replaces_the_bar_on_a_terminal(monkeypatch, capfd):
+    for terminal, message in ((True, "\r\x1b[Kstopping after"), (False, "stopping after")):
+        monkeypatch.setattr("os.isatty", lambda descriptor, terminal=terminal: terminal)
+        with StopSignal() as stop:
+            stop.handle(signal.SIGINT, None)
+        assert capfd.readouterr().err.startswith(message)
+
+
 KILLED = ["model.dropout=0.1", "steps=400", "save_every=20", "eval_every=400", "log_every=50"]
 
 

@@ -68,7 +68,9 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     with progress.Progress(2000, file=file) as shown:
         shown.update(500, "loss 3.214")
         shown.say("validation [b]")
+        shown.advance(1234)
     assert "validation [b]" in file.getvalue() and "\x1b[" in file.getvalue() and "loss 3.214" in file.getvalue()
+    assert "step 1,234/2,000" in file.getvalue()
 
 
 def test_importing_is_cheap() -> None:

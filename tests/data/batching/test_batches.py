@@ -133,6 +133,8 @@ def test_bytes_of_a_prepared_split_are_those_of_its_text(tmp_path):
 
 
 def test_a_split_shorter_than_a_window_is_refused():
-    with pytest.raises(InputError, match=r"16 tokens, fewer than model.context \+ 1 = 17: set model.context=15"):
+    with pytest.raises(InputError, match=r"40 tokens, fewer than model.context \+ 1 = 65: set model.context=39"):
+        WindowBatches(split_of(40), context=64, batch_size=4, seed=0)
+    with pytest.raises(InputError, match=r"16 tokens, fewer than model.context \+ 1 = 17: add text"):
         WindowBatches(split_of(16), context=16, batch_size=4, seed=0)
     WindowBatches(split_of(17), context=16, batch_size=4, seed=0).batch(0)

@@ -33,6 +33,21 @@ def test_a_budget_that_not_even_one_step_fits_says_so():
         assert budget.too_short(elapsed=elapsed) == (note if needed else None)
 
 
+@pytest.mark.parametrize("schedule, before, now", [("wsd", "40%", "100%"), ("cosine", "10%", "55%")])
+def test_another_number_of_steps_is_noted_if_the_learning_rate_jumps(schedule, before, now):
+    budget = StepBudget(OptimizerConfig(schedule=schedule, warmup_steps=0), steps=170)
+    note = budget.new_schedule(100, done=80)
+    assert (
+        note
+        and note.startswith("steps was 100, is now 170")
+        and note.endswith(f"{now} of its peak instead of {before}")
+    )
+    assert budget.new_schedule(170, done=80) is None and budget.new_schedule(0, done=80) is None
+    assert budget.new_schedule(100, done=170) is None  # the run is finished
+    constant = StepBudget(OptimizerConfig(schedule="constant"), steps=170)
+    assert constant.new_schedule(100, done=80) is None
+
+
 def simulate(speed, config=None, log_every=10, evaluation=4.0):
     """A run of 120 seconds on a simulated clock, where step n takes speed(n) seconds.
 
