@@ -165,8 +165,9 @@ def show_heads(page: Page, heads: Row) -> None:
     notes = ["scores on repeated random tokens; uniform attention has "]
     notes[0] += ", ".join(f"{value:.3f}" for value in chance.values())
     if ablated:
+        windows = "a window" if heads["windows"] == 1 else f"{heads['windows']} windows"
         notes.append(
-            f"loss: {heads['loss']:.4f} nats/token over {heads['tokens']:,} tokens in {heads['windows']} windows, and "
+            f"loss: {heads['loss']:.4f} nats/token over {heads['tokens']:,} tokens in {windows}, and "
             f"how much more without the head (replaced by {'its mean' if heads['ablation'] == 'mean' else 'zero'})"
             "; all: the heads of a layer together"
         )
@@ -197,7 +198,7 @@ def show_copies(page: Page, found: Row, *, top: int) -> None:
         page.print(page.table(title, columns, rest, rows=cells))
     else:
         print(f"no span of {found['min_tokens']} tokens or more occurs in the training text")
-    names = {"covered": "tokens inside spans", "rare": f"inside spans that occur at most {found['rare']} times"}
+    names = {"covered": "tokens inside spans", "rare": f"inside spans with a count of at most {found['rare']}"}
     sides = {"this text": found["statistics"], "held-out human text": found["human"]}
     known = {name: side for name, side in sides.items() if side}
     rows = [[label, *(share_cell(side[key]) for side in known.values())] for key, label in names.items()]

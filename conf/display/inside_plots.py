@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plots import BLUE, GREY, ORANGE, STYLE, printable, save_figure
+from .plots import BLUE, GREY, ORANGE, STYLE, printable, save_figure, visible
 
 Row = Mapping[str, Any]
 NAMED = 28  # more tokens than these are numbered, not named
@@ -47,7 +47,7 @@ def plot(path: str | Path, result: Row, *, layer: int | None = None, head: int |
 
 def label_of(text: str, limit: int = 12) -> str:
     """Returns a token as a label: spaces and line ends visible."""
-    return printable(text.replace("\n", "↵").replace(" ", "␣"), limit)
+    return printable(visible(text), limit)
 
 
 def attention_panel(
@@ -131,15 +131,16 @@ def draw_heads(part: Any, heads: Row) -> None:
     rows, ablated = heads["rows"], "loss" in heads
     panels = part.subplots(1, 2 if ablated else 1, sharey=True, squeeze=False)[0]
     places = range(len(rows))
+    largest = max(row[name] for row in rows for name in heads["chance"])
     marks = {"induction": (BLUE, "o"), "previous_token": (ORANGE, "s"), "duplicate_token": ("#16a34a", "D")}
     for name, (colour, mark) in marks.items():
         values = [row[name] for row in rows]
         panels[0].scatter(values, places, color=colour, marker=mark, s=30, label=name.replace("_", " "), zorder=3)
     panels[0].set_yticks(places, [f"layer {row['layer']}, head {row['head']}" for row in rows], fontsize=8.5)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    panels[0].set(xlim=(-0.02, 1.02), xlabel="mean attention weight on repeated random tokens")
+    panels[0].set(xlim=(-0.03 * largest, 1.05 * largest), xlabel="mean attention weight on repeated random tokens")
     panels[0].set_title("Heads: what they look for", weight="bold")
-    panels[0].legend(loc="lower right", fontsize=8.5, frameon=True, edgecolor="#e5e7eb")
+    part.legend(loc="outside lower left", ncols=len(marks), fontsize=8.5)
     if ablated:
         for place, row in enumerate(rows):
             if row["low"] is not None:
@@ -163,7 +164,7 @@ def draw_copies(part: Any, found: Row) -> None:
     sides = {"this text": (found["statistics"], BLUE), "held-out human text": (found["human"], GREY)}
     names = {
         "covered": f"inside spans of\n{found['min_tokens']}+ tokens",
-        "rare": f"… that occur at most\n{found['rare']} times",
+        "rare": f"… with a count of\nat most {found['rare']}",
     }
     for number, (label, (side, colour)) in enumerate((n, s) for n, s in sides.items() if s[0]):
         for place, key in enumerate(names):

@@ -138,7 +138,7 @@ def plot_next(results: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     panels = [_bars(result) for result in results]
     across = min(3, len(panels))
     down = -(-len(panels) // across)
-    rows = max([3, *(len(bars) for bars in panels)])
+    rows = max([2, *(len(bars) for bars in panels)])
     scale = max([upper for bars in panels for _, _, upper, _ in bars], default=1) or 1
     with rc_context(STYLE):
         figure = Figure(figsize=(8 if across == 1 else 5.2 * across, down * (1.4 + 0.33 * rows)), dpi=150)
@@ -165,10 +165,10 @@ def _bars(result: Mapping[str, Any]) -> list[Bar]:
     if "labels" in result:
         return [(row["label"], *[row["probability"]] * 2, True) for row in result["labels"][:MOST_LABELS]]
     if "words" not in result:
-        return [(row["text"].replace(" ", "␣"), *[row["probability"]] * 2, True) for row in result["tokens"]]
+        return [(visible(row["text"]), *[row["probability"]] * 2, True) for row in result["tokens"]]
     return [
         (
-            row["word"].replace(" ", "␣"),
+            visible(row["word"]),
             row["lower"],
             max(row["lower"], row["upper"]),
             row["kind"] in ("word", "character"),
@@ -192,7 +192,7 @@ def _draw_bars(axes: Any, bars: Sequence[Bar], *, rows: int, scale: float) -> No
     axes.set_yticks(range(len(bars)), [printable(text, 24) for text, *_ in bars], fontsize=10.5)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, 1.25 * scale)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
     axes.tick_params(length=0)
     axes.tick_params(axis="x", labelsize=8.5)
@@ -209,15 +209,16 @@ def _explanation(result: Mapping[str, Any], bars: Sequence[Bar]) -> str:
         return f"probability of the label\n{outside}{rest}"
     words = "words" in result
     longest = max((upper for _, _, upper, _ in bars), default=0)
-    notes = [f"probability of the next {'word' if words else 'token'}"]
+    notes = []
     if any(upper - lower > 0.002 * longest for _, lower, upper, _ in bars):
         notes.append("solid: lower bound, pale: upper bound")
     if any("␣" in text for text, *_ in bars):
         notes.append("␣ is a space")
-    lines = ["; ".join(notes)]
+    lines = [f"probability of the next {'word' if words else 'token'}", *filter(None, ["; ".join(notes)])]
     if words:
-        outside = f"{result['unexplored']:.1%} unexplored; {result['continues']:.1%} continues the prompt's last word"
-        lines.append(outside)
+        bound = "at least " if result["unexplored"] else ""
+        continues = f"{bound}{result['continues']:.1%} continues the prompt's last word"
+        lines.append(f"{result['unexplored']:.1%} unexplored; {continues}")
         if result["stopped"] != "certified":
             lines.append(f"stopped early: a word that is not shown may have up to {result['unseen']:.1%}")
     return "\n".join(lines)
@@ -247,6 +248,11 @@ def smoothed(values: list[float]) -> list[float]:
         reach = min(len(values) // 60, index, len(values) - 1 - index)
         smooth.append(fmean(values[index - reach : index + reach + 1]))
     return smooth
+
+
+def visible(text: str) -> str:
+    """Returns text with a sign for each space and line end, as the web page shows them."""
+    return text.replace(" ", "␣").replace("\n", "↵")
 
 
 def printable(text: str, limit: int, *, tail: bool = False) -> str:

@@ -64,7 +64,8 @@ def word_summary(result: Row) -> str:
     """Returns the caption of a table of words: the probability outside it, and why the search stopped."""
     parts = [f"{result['unexplored']:.2%} unexplored"]
     if result["continues"]:
-        continues = f"{result['continues']:.2%} probability that the prompt's last word continues"
+        bound = "at least " if result["unexplored"] else ""  # unexplored paths may continue it too
+        continues = f"{bound}{result['continues']:.2%} probability that the prompt's last word continues"
         parts = [f"{continues} (the rows are conditional on a new word)", *parts]
     if result["stopped"] == "certified":
         parts.append("the order of these rows is certain")
@@ -215,6 +216,7 @@ def explain_table(rows: Sequence[Row], *, prompt: str = "") -> None:
     page = Page()
     steps = [step for row in rows for step in row["filters"] if step["removed"] or step["before"] != step["after"]]
     names = list(dict.fromkeys(step["name"] for step in steps))
+    cut = any(step["removed"] for step in steps)
     cells = []
     for row in rows:
         after = {
@@ -224,9 +226,11 @@ def explain_table(rows: Sequence[Row], *, prompt: str = "") -> None:
         kept = math.prod(1 - step["removed"] for step in row["filters"])  # each of the mass left before it
         first = ", ".join(f"{page.quoted(o['text'])} {o['probability']:.1%}" for o in row.get("alternatives", ()))
         figures = [f"{row['rank']:,}", f"{row['probability']:.2%}", *(after.get(name, "") for name in names)]
-        cells.append([page.quoted(row["text"]), *figures, f"{max(0.0, 1 - kept):.2%}", first])
-    columns = ["*token", "rank", "model", *names, "removed", "~first choices"]
-    caption = "the token's probability in the model, then after each filter (and the mass that the filter removed)"
+        figures += [f"{max(0.0, 1 - kept):.2%}"] * cut
+        cells.append([page.quoted(row["text"]), *figures, first])
+    columns = ["*token", "rank", "model", *names, *["removed"] * cut, "~first choices"]
+    caption = "the token's probability in the model"
+    caption += ", then after each filter" * bool(names) + " (and the mass that the filter removed)" * cut
     page.print(page.table(f"After {page.after(prompt)}" if prompt else "", columns, caption, rows=cells))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from conf.display import plots
+from conf.display import inside_plots, plots
 from tests.conf.display.test_tables import ODD, words
 
 
@@ -93,8 +93,29 @@ def test_a_plot_shows_every_word_and_both_bounds(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     plots.plot_next([words("left"), words("right")], tmp_path / "no.png")
     left, right = figures[0].axes
-    assert [label.get_text() for label in left.get_yticklabels()] == ["heart", "friend's", "\\n"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["heart", "friend's", "↵"]
     assert sorted(bar.get_width() for bar in left.patches) == sorted([0.5, 0.4, 0.2, 0.1, 0.05, 0.05])
     assert [text.get_text() for text in left.texts] == ["40.0–50.0%", "10.0–20.0%", "5.0%"]
     assert left.get_xlim() == right.get_xlim()
-    assert "12.5% unexplored" in left.get_xlabel() and "25.0% continues" in left.get_xlabel()
+    assert "12.5% unexplored" in left.get_xlabel() and "at least 25.0% continues" in left.get_xlabel()
+
+
+def test_two_labels_fill_a_plot_and_ticks_are_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    labels = [{"label": label, "probability": p} for label, p in (("good", 0.0259), ("bad", 0.01))]
+    plots.plot_next([{"text": "x", "labels": labels, "outside": 0.5}], tmp_path / "no.png")
+    [axes] = figures[0].axes
+    assert axes.get_ylim() == (1.6, -0.6)
+    ticks = [tick for tick in axes.get_xticks() if tick <= axes.get_xlim()[1]]
+    assert ticks == pytest.approx([0, 0.01, 0.02, 0.03])
+
+
+def test_small_scores_of_heads_fill_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(inside_plots, "save_figure", lambda figure, path: figures.append(figure))
+    chance = {"induction": 0.02, "previous_token": 0.06, "duplicate_token": 0.02}
+    rows = [{"layer": 0, "head": head, **{name: 0.01 * (head + 1) for name in chance}} for head in range(4)]
+    inside_plots.plot(tmp_path / "no.png", {"heads": {"rows": rows, "chance": chance}})
+    [axes] = figures[0].axes
+    assert 0.04 < axes.get_xlim()[1] < 0.05

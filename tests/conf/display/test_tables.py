@@ -64,10 +64,14 @@ def test_a_table_of_words_shows_bounds_and_the_mass_outside(capsys: pytest.Captu
     assert lines[1].split() == ["rank", "lower", "bound", "upper", "bound", "tokenizations", "kind", "word"]
     assert lines[2].split() == ["1", "40.000%", "50.000%", "3", "heart", "█" * 16 + "░" * 4]
     assert lines[4].split()[4:] == ["space", r"'\n'", "██"]
-    summary = "25.00% probability that the prompt's last word continues (the rows are conditional on a new word); "
+    summary = (
+        "at least 25.00% probability that the prompt's last word continues (the rows are conditional on a new word); "
+    )
     summary += "12.50% unexplored; "
     assert lines[5] == summary + "the order of these rows is certain"
     assert second.splitlines()[0] == "Next word after ''"
+    tables.next_tables([words("") | {"continues": 1.0, "unexplored": 0.0}])
+    assert "\n100.00% probability that the prompt's" in capsys.readouterr().out  # exact
 
 
 def test_tables_are_side_by_side_only_if_they_fit(
@@ -181,6 +185,9 @@ def test_explain_table_shows_every_filter(capsys: pytest.CaptureFixture[str]) ->
     assert second.split()[2:] == ["3", "10.00%", "20.00%", "0.00%"]
     tables.explain_table([row])
     assert len(capsys.readouterr().out.splitlines()) == 3  # no title; a caption once
+    tables.explain_table([{**row, "filters": filters[:1]}])
+    head, _, caption = capsys.readouterr().out.splitlines()
+    assert head.split() == ["token", "rank", "model"] and caption == "the token's probability in the model"
     tables.explain_table([])
 
 
