@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from conf.cli import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOO_BUSY = 0.10  # share of the CPUs that other processes may use during a measurement
@@ -97,17 +94,6 @@ def memory_bandwidth() -> float:
     tensor = torch.ones(2**27)
     tensor.sum()
     return 4 * tensor.numel() / take_turns({"read": tensor.sum}, repeats=9)["read"].median
-
-
-def run_process(command: Sequence[str]) -> str:
-    """Runs a program in the clone and returns all of its output. Raises InputError if it fails."""
-    ended = subprocess.run(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if ended.returncode:
-        last = (ended.stdout.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"{' '.join(command)} ended with status {ended.returncode}: {last}")
-    return ended.stdout
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conf import cli
+from conf.cli.child import descendants
 from data.corpus.corpora import documents
 from data.pool import available_cpus
 
@@ -79,19 +79,8 @@ def make_corpus(folder: Path, cfg: Config, size: int) -> Path:
 
 def memory_of(process: int) -> tuple[int, int]:
     """(PSS, RSS) in bytes of a process and all its descendants. PSS counts pages that several share once."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path("/proc", entry, "stat").read_text()
-            except OSError:
-                continue
-            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry))
     pss = rss = 0
-    todo = [process]
-    while todo:
-        number = todo.pop()
-        todo += children.get(number, [])
+    for number in (process, *descendants(process)):
         try:
             lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
         except OSError:

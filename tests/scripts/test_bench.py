@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ import torch
 from types import SimpleNamespace
 
 GPTConfig = SimpleNamespace
+steps = []
 
 class GPT(torch.nn.Module):
     def __init__(self, config):
@@ -42,6 +44,7 @@ class GPT(torch.nn.Module):
         return torch.optim.AdamW(self.parameters(), lr=learning_rate)
 
     def forward(self, ids, targets):
+        steps.append(len(ids))
         logits = self.head(self.embed(ids))
         return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 """
@@ -304,18 +307,37 @@ def test_the_ratio_is_to_the_fastest_batch_of_each_precision():
     assert train.ratios_of(rows) == {"ours 64 / nanoGPT 12 bfloat16": 1.5, "ours 64 / nanoGPT 64 float32": 6.0}
 
 
-def test_nanogpts_step_is_timed_after_the_warmup(tmp_path):
+def test_nanogpts_step_is_timed_after_the_warmup(tmp_path, monkeypatch):
     (tmp_path / "model.py").write_text(NANOGPT)
     shape = {"vocab_size": 10, "block_size": 4}
-    run = nanogpt.Training(str(tmp_path), shape, batch_size=2, steps=3, warmup=1)
+    run = nanogpt.Training(str(tmp_path), shape, batch_size=2, steps=3, warmup=3)
+
+    def seconds():  # the first three steps take 100 s each, later ones 2 s
+        done = len(sys.modules["nanogpt_model"].steps)
+        return 100 * min(done, 3) + 2 * max(done - 3, 0)
+
+    monkeypatch.setattr(nanogpt, "time", SimpleNamespace(perf_counter=seconds))
     found = nanogpt.train(run)
-    assert found["tokens_per_second"] > 0 and found["peak_memory"] is None
+    assert found == {"tokens_per_second": 2 * 4 / 2, "peak_memory": None}
+    assert len(sys.modules["nanogpt_model"].steps) == 6
 
 
-def test_a_processs_output_is_returned_and_a_failure_is_an_error():
-    assert measure.run_process([sys.executable, "-c", "print('one'); print('two')"]) == "one\ntwo\n"
-    with pytest.raises(InputError, match="status 3: gone"):
-        measure.run_process([sys.executable, "-c", "print('gone'); raise SystemExit(3)"])
+def test_the_speed_of_a_run_is_that_of_its_timed_steps(monkeypatch):
+    def trained(command):
+        settings = dict(word.split("=", 1) for word in command[2:])
+        assert (settings["steps"], settings["log_every"]) == ("24", "2")
+        folder = Path(settings["run_dir"])
+        folder.mkdir()
+        lines = [{"step": 1, "tokens_per_second": None}]
+        lines += [{"step": step, "tokens_per_second": 50.0 if step > 4 else 1.0} for step in range(2, 25, 2)]
+        lines[-1]["tokens_per_second"] = 10.0
+        for line in lines[5:9]:  # with the last one, half of the ten timed lines
+            line["tokens_per_second"] = 10.0
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "timing.json").write_text('{"peak_memory": 7}')
+
+    monkeypatch.setattr(runs, "run_process", trained)
+    assert runs.ours(SHAPES["toy"], "default", 4, [], steps=20) == {"tokens_per_second": 30.0, "peak_memory": 7}
 
 
 def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkeypatch, capsys, tmp_path):
@@ -349,6 +371,8 @@ def test_tokens_sweeps_with_one_seed_and_compares_the_best_rates_with_all(monkey
         (["train", "part=tpu"], "gpu"),
         (["train", "part=gpu", "device=cpu"], "shapes=[toy]"),
         (["train", "variants=[fast]"], "document_mask"),
+        (["train", "device=foo"], "device='foo'"),
+        (["train", "device=cuda:99"], "cuda:99"),
         (["train", "batch_sizes=[0]"], "at least 1"),
         (["prepare", "sizes=[]"], "1e6"),
         (["decoed"], "decode"),

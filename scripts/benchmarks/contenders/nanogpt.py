@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..measure import run_process
+from conf.cli.child import run_process
 
 LOG_INTERVAL = 10  # its train.py reads the loss every ten steps; until then a GPU does not wait for Python
 

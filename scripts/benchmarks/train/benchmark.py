@@ -12,11 +12,13 @@ import torch
 
 from conf import cli
 from conf.cli.arguments import split_settings
+from conf.cli.child import run_process
 from data.tokenizers.build import load
+from model.device import resolve_device
 from model.planning.plan import peak_flops
 
 from ..contenders import nanogpt
-from ..measure import describe_rates, print_json, rates, run_process
+from ..measure import describe_rates, print_json, rates
 from .runs import Run, Runs, in_turns, ours, theirs
 from .shapes import SHAPES, USUAL, VARIANTS, Shape
 
@@ -168,12 +170,12 @@ def bench_shape(cfg: Config, shape: Shape, device: str, peak: float | None) -> d
 
 
 def main(cfg: Config, overrides: cli.Overrides) -> None:
-    device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
+    where = resolve_device(cfg.device)
     part = cfg.part or ("gpu" if where.type == "cuda" else "cpu")
     if part == "gpu" and where.type != "cuda" and cfg.shapes is None:
-        raise cli.InputError(f"part=gpu takes hours on device={device}; use a GPU, or shapes=[toy] to rehearse it")
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        raise cli.InputError(f"part=gpu takes hours on device={where}; use a GPU, or shapes=[toy] to rehearse it")
+    processor = f"{where.type.upper()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor
     peak = peak_flops(where, torch.bfloat16)
     if where.type == "cpu":  # without bfloat16 instructions float32 is the faster
         peak = max(peak or 0.0, peak_flops(where, torch.float32) or 0.0)
@@ -187,5 +189,5 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
         shape = SHAPES[key]
         size = f"{shape.n_layer} layers, {shape.d_model} wide, context {shape.context}"
         print(f"{key}: {size}; tokens/s in training, program and sequences per step", flush=True)
-        result["shapes"][key] = bench_shape(cfg, shape, device, peak)
+        result["shapes"][key] = bench_shape(cfg, shape, str(where), peak)
     print_json(result)

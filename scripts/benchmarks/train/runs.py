@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from conf.cli import InputError
+from conf.cli.child import run_process
 
 from ..contenders import nanogpt
-from ..measure import ROOT, run_process, take_turns
+from ..measure import ROOT, take_turns
 from .shapes import Shape
 
 Run = Callable[[], dict[str, Any]]  # tokens_per_second, and peak_memory in bytes or None
@@ -31,9 +32,10 @@ class Runs:
 
 
 def ours(shape: Shape, variant: str, batch_size: int, settings: list[str], *, steps: int) -> dict[str, Any]:
-    """Runs train.py: the median speed of its log lines after the first."""
+    """Runs train.py: the median speed of its log lines, without those of the first steps."""
     log_every = max(1, steps // 10)
-    total = steps + 2 * log_every  # the first log lines include warmup and compilation
+    untimed = 2 * log_every  # these steps also compile and fill the allocator's cache
+    total = untimed + steps
     loop = [f"batch_size={batch_size}", f"steps={total}", f"log_every={log_every}"]
     loop += [f"save_every={total}", "save_in_background=false"]
     with tempfile.TemporaryDirectory() as folder:
@@ -43,8 +45,8 @@ def ours(shape: Shape, variant: str, batch_size: int, settings: list[str], *, st
         )
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         timing = json.loads((run_dir / "timing.json").read_text(encoding="utf-8"))
-    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-    return {"tokens_per_second": statistics.median(speeds[1:]), "peak_memory": timing["peak_memory"]}
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line and line["step"] > untimed]
+    return {"tokens_per_second": statistics.median(speeds), "peak_memory": timing["peak_memory"]}
 
 
 def theirs(
