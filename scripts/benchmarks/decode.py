@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from model.exchange.other_programs import is_installed
 from model.gpt import GPT
 from model.inference.decode import Decoder
 from model.inference.generate import generate
-from model.inference.quantize import compare_logits, prepare_for_decoding
+from model.inference.quantize import QualityLoss, compare_logits, prepare_for_decoding
 from model.inference.sampling import SamplingConfig
 
 from .contenders import nanogpt
@@ -164,6 +165,64 @@ def bandwidth_of(device: torch.device) -> float:
     return 4 * tensor.numel() / take_turns({"read": read}, repeats=9)["read"].median
 
 
+@dataclass(frozen=True)
+class Contenders:
+    """What decodes, by the name of its row."""
+
+    runs: dict[str, Generate]
+    decoders: dict[str, Decoder]  # of the runs by the decoder alone
+    compile_seconds: dict[str, float]  # of the compiled decoders
+
+
+def contenders(cfg: Config, own: dict[str, Form], peers: dict[str, str], exact: GPT) -> Contenders:
+    """This project's forms and the other programs, with the weights of `exact` on its device."""
+    device, capacity = exact.embed.weight.device, len(PROMPT) + cfg.tokens
+    found = Contenders({}, {}, {})
+    models: dict[str, GPT] = {}
+    for name, form in own.items():
+        compute = Compute.for_decoding(str(device), dtype=form.dtype, compile=form.compile)
+        if form.dtype not in models:
+            models[form.dtype] = prepare_for_decoding(copy.deepcopy(exact), compute)
+        model = models[form.dtype]
+        if form.by_generate:
+            found.runs[name] = partial(greedy_rows, model, form.rows, cfg.tokens, compute)
+            continue
+        start = time.perf_counter()
+        decoder = found.decoders[name] = Decoder(model, rows=1, capacity=capacity, compute=compute)
+        if form.compile:
+            found.compile_seconds[name] = round(time.perf_counter() - start, 1)
+        found.runs[name] = partial(greedy, decoder, cfg.tokens)
+    if cfg.transformers and not is_installed("transformers"):
+        print("transformers is not installed and is left out: pip install -e '.[bench]'")
+    elif cfg.transformers:
+        for name in dict.fromkeys(peers.values()):
+            dtype = getattr(torch, name)
+            found.runs[f"transformers {name}"] = transformers_generate(exact, PROMPT, dtype=dtype, tokens=cfg.tokens)
+    if cfg.against is not None:
+        found.runs["nanoGPT float32"] = nanogpt_generate(exact, PROMPT, checkout=cfg.against, tokens=cfg.tokens)
+    return found
+
+
+def comparison(found: Contenders, exact: GPT, tokens: int) -> tuple[dict[str, Any], dict[str, QualityLoss]]:
+    """Compares with the greedy text of `exact`, eager: the texts in float32, and the logits of each decoder on it.
+
+    Every contender runs once, which compiles what is not compiled yet.
+    """
+    compute = Compute.for_decoding(str(exact.embed.weight.device))
+    eager = Decoder(exact, rows=1, capacity=len(PROMPT) + tokens, compute=compute)
+    text = greedy(eager, tokens)
+    logits = teacher_forced(eager, text)
+    print(f"{tokens} greedy tokens, {len(set(text))} different ones; against eager float32:")
+    made = {name: run() for name, run in found.runs.items()}
+    texts = {name: first_difference(text, made[name], logits) for name in made if "float32" in name}
+    losses = {name: compare_logits(logits, teacher_forced(decoder, text)) for name, decoder in found.decoders.items()}
+    for name, difference in texts.items():
+        print(f"  {name:<24} {describe_difference(difference)}")
+    for name, loss in losses.items():
+        print(f"  {name:<24} {loss}")
+    return texts, losses
+
+
 @torch.no_grad()
 def main(cfg: Config, overrides: cli.Overrides) -> None:
     if cfg.threads:
@@ -174,68 +233,31 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     n_weights = sum(p.numel() for p in exact.parameters()) - exact.config.context * exact.config.d_model
     print(f"{n_weights / 1e6:.1f}M weights are read per token; {where}", flush=True)
     own = {form.name: form for form in forms(cfg, on_gpu=device.type == "cuda")}
-    capacity = len(PROMPT) + cfg.tokens
-    contenders: dict[str, Generate] = {}
-    decoders: dict[str, Decoder] = {}
-    compile_seconds: dict[str, float] = {}
-    models: dict[str, GPT] = {}
-    for name, form in own.items():
-        compute = Compute.for_decoding(str(device), dtype=form.dtype, compile=form.compile)
-        if form.dtype not in models:
-            models[form.dtype] = prepare_for_decoding(copy.deepcopy(exact), compute)
-        model = models[form.dtype]
-        if form.by_generate:
-            contenders[name] = lambda model=model, rows=form.rows, compute=compute: greedy_rows(  # type: ignore[misc]
-                model, rows, cfg.tokens, compute
-            )
-            continue
-        start = time.perf_counter()
-        decoder = decoders[name] = Decoder(model, rows=1, capacity=capacity, compute=compute)
-        if form.compile:
-            compile_seconds[name] = round(time.perf_counter() - start, 1)
-        contenders[name] = lambda decoder=decoder: greedy(decoder, cfg.tokens)  # type: ignore[misc]
-    dtypes = list(models)
-    peers = {dtype: "bfloat16" if dtype == "int8" else dtype for dtype in dtypes}  # the others have no int8
-    if cfg.transformers and not is_installed("transformers"):
-        print("transformers is not installed and is left out: pip install -e '.[bench]'")
-    elif cfg.transformers:
-        for name in dict.fromkeys(peers.values()):
-            dtype = getattr(torch, name)
-            contenders[f"transformers {name}"] = transformers_generate(exact, PROMPT, dtype=dtype, tokens=cfg.tokens)
-    if cfg.against is not None:
-        contenders["nanoGPT float32"] = nanogpt_generate(exact, PROMPT, checkout=cfg.against, tokens=cfg.tokens)
+    # The dtype of the other programs in each of ours: they have no int8.
+    peers = {form.dtype: "bfloat16" if form.dtype == "int8" else form.dtype for form in own.values()}
+    compared = contenders(cfg, own, peers, exact)
+    texts, losses = comparison(compared, exact, cfg.tokens)
 
-    eager = Decoder(exact, rows=1, capacity=capacity, compute=Compute.for_decoding(str(device)))
-    text = greedy(eager, cfg.tokens)
-    logits = teacher_forced(eager, text)
-    print(f"{cfg.tokens} greedy tokens, {len(set(text))} different ones; against eager float32:")
-    made = {name: run() for name, run in contenders.items()}  # compiles what is left
-    texts = {name: first_difference(text, made[name], logits) for name in made if "float32" in name}
-    losses = {name: compare_logits(logits, teacher_forced(decoder, text)) for name, decoder in decoders.items()}
-    for name, difference in texts.items():
-        print(f"  {name:<24} {describe_difference(difference)}")
-    for name, loss in losses.items():
-        print(f"  {name:<24} {loss}")
-
-    times = take_turns(contenders, repeats=cfg.repeats)
+    times = take_turns(compared.runs, repeats=cfg.repeats)
     bandwidth = bandwidth_of(device)
     used = {
-        name: n_weights * BYTES[own[name].dtype] * cfg.tokens / times[name].median / bandwidth for name in decoders
-    }  # fmt: skip
+        name: n_weights * BYTES[own[name].dtype] * cfg.tokens / times[name].median / bandwidth
+        for name in compared.decoders
+    }
     rows = {name: taken.rates(cfg.tokens * (own[name].rows if name in own else 1)) for name, taken in times.items()}
     print(f"\ntokens/s, {cfg.repeats} repeats; memory bandwidth {bandwidth / 1e9:.0f} GB/s")
     for name, row in rows.items():
         line = describe_rates(name, row)
         line += f"  {used[name]:.0%} of the bandwidth" if name in used else ""
-        line += f", compiled in {compile_seconds[name]} s" if name in compile_seconds else ""
+        line += f", compiled in {compared.compile_seconds[name]} s" if name in compared.compile_seconds else ""
         print(line)
     ratios = ratios_of(rows, own, peers)
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}x")
     print_json(
         {"benchmark": "decode", "shape": cfg.shape, "tokens": cfg.tokens, "device": where}
-        | {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        | {"tokens_per_second": rows, "ratios": ratios, "compile_seconds": compile_seconds, "greedy_text": texts}
+        | {"threads": torch.get_num_threads(), "torch": torch.__version__, "tokens_per_second": rows}
+        | {"ratios": ratios, "compile_seconds": compared.compile_seconds, "greedy_text": texts}
         | {"logit_difference": {name: asdict(loss) for name, loss in losses.items()}}
         | {"memory_bytes_per_second": bandwidth, "part_of_memory_rate": used}
     )
