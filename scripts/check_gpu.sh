@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks on a GPU what the tests cannot check on a CPU, in less than eight minutes. Arguments go to check_device.py.
+# Checks on a GPU what the tests cannot check on a CPU, in about eight minutes (nine with several GPUs), after
+# installing what is missing. Arguments go to check_device.py.
 # DEVICE=cpu rehearses the checks at toy sizes. PYTHON= names an interpreter that has the dependencies already.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,9 +48,9 @@ class NumericsConfig:
     debug: bool = False
 
     def validate(self) -> list[str]:
-        if self.check not in CHECKS:
+        if self.check is None or self.check not in CHECKS:
             return [f"check={self.check} is not one of {', '.join(CHECKS)}"]
-        if self.check not in WITHOUT_CHECKPOINT and self.checkpoint is None:
+        if CHECKS[self.check].needs_checkpoint and self.checkpoint is None:
             return [f"check={self.check} needs checkpoint="]
         return []
 
@@ -86,7 +86,6 @@ def check_loss(device: torch.device) -> Found:
     plain, chunked = (partial(one, vocab_size=vocab_size) for one in (partial(summed_loss, cap=0.0), head_loss))
     forms: dict[str, Callable[..., Tensor]] = {"chunked": chunked}
     if missing_for_compile(device) is None:
-        forms["plain compiled"] = torch.compile(plain, dynamic=False)
         forms["chunked compiled"] = torch.compile(chunked, dynamic=False)
     loss, *gradients = run(plain)
     errors = {}
@@ -113,17 +112,17 @@ def packed_rows(T: int) -> np.ndarray:
 def check_document_mask(device: torch.device) -> Found:
     """Logits, loss and gradient of packed rows in bfloat16 are those of the dense mask in float32.
 
-    On a GPU bfloat16 has a kernel for sequences of different lengths; a CPU rehearses the check with the dense mask.
+    A GPU has a variable-length kernel for bfloat16; a CPU rehearses the check with the dense mask.
     """
     T, width = (512, 256) if device.type == "cuda" else (128, 64)
     varlen = has_varlen_kernel(device, torch.bfloat16, width // 4)
     if device.type == "cuda" and not varlen:
-        return {"passed": None, "figure": "this GPU has no kernel for sequences of different lengths"}
+        return {"passed": None, "figure": "this GPU has no variable-length kernel"}
     generator = np.random.default_rng(2)
     ids = generator.integers(0, 1000, (3, T + 1))
     inputs, targets, table = to_device((ids[:, :-1].copy(), ids[:, 1:].copy(), packed_rows(T)), device)
 
-    def run(kv_heads: int, dtype: str, doc_starts: Tensor | None, *, compiled: bool = False) -> dict[str, Tensor]:
+    def run(kv_heads: int, dtype: str, documents: Tensor | None, *, compiled: bool = False) -> dict[str, Tensor]:
         torch.manual_seed(1)
         model = GPT(ModelConfig(1000, n_layer=2, n_head=4, n_kv_head=kv_heads, d_model=width, context=T))
         with torch.no_grad():
@@ -137,10 +136,10 @@ def check_document_mask(device: torch.device) -> Found:
             strategies.compile_in_place(model, "none")
         else:
             with torch.no_grad(), compute.autocast():
-                found["logits"] = model(inputs, doc_starts=doc_starts).float()
+                found["logits"] = model(inputs, documents=documents).float()
         micro_batches = MicroBatches(model, len(inputs), compute=compute, world=parallel.World())
         share = 1 / targets.numel()
-        found["loss"] = micro_batches.backward(inputs, targets, loss_weight=share, seed=1, doc_starts=doc_starts)
+        found["loss"] = micro_batches.backward(inputs, targets, loss_weight=share, seed=1, documents=documents)
         found["gradient"] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         return found
 
@@ -154,7 +153,7 @@ def check_document_mask(device: torch.device) -> Found:
             name = f"{kv_heads} of 4 key/value heads{', compiled' if compiled else ''}"
             errors[name] = {key: difference(value, exact[key]) for key, value in found.items()}
     worst = {key: max(row.get(key, 0.0) for row in errors.values()) for key in ("logits", "loss", "gradient")}
-    kernel = "varlen kernel" if varlen else "dense mask in bfloat16, for there is no other kernel here"
+    kernel = "variable-length kernel" if varlen else "dense mask in bfloat16, for there is no other kernel here"
     figures = ", ".join(f"{key} {value:.2%}" for key, value in worst.items())
     return {
         "passed": max(worst.values()) < 0.02 and min(unmasked) > 0.1,
@@ -246,21 +245,26 @@ def check_next_words(device: torch.device, checkpoint: str) -> Found:
     return {"passed": max(differences) <= 1e-4, "figure": figure, "largest_difference": max(differences)}
 
 
-WITHOUT_CHECKPOINT: dict[str, Callable[[torch.device], Found]] = {
-    "loss": check_loss, "document_mask": check_document_mask
-}  # fmt: skip
-WITH_CHECKPOINT: dict[str, Callable[[torch.device, str], Found]] = {
-    "out_of_memory": check_out_of_memory, "decoding": check_decoding, "next_words": check_next_words
-}  # fmt: skip
-CHECKS = (*WITHOUT_CHECKPOINT, *WITH_CHECKPOINT)
+class Check(NamedTuple):
+    """A check: a function of the device, and of the checkpoint if it needs one."""
+
+    run: Callable[..., Found]
+    needs_checkpoint: bool
+
+
+CHECKS = {
+    "loss": Check(check_loss, needs_checkpoint=False),
+    "document_mask": Check(check_document_mask, needs_checkpoint=False),
+    "out_of_memory": Check(check_out_of_memory, needs_checkpoint=True),
+    "decoding": Check(check_decoding, needs_checkpoint=True),
+    "next_words": Check(check_next_words, needs_checkpoint=True),
+}
 
 
 def main(cfg: NumericsConfig, overrides: cli.Overrides) -> None:
-    device, check = resolve_device(cfg.device), cfg.check or ""
-    if check in WITHOUT_CHECKPOINT:
-        found = WITHOUT_CHECKPOINT[check](device)
-    else:
-        found = WITH_CHECKPOINT[check](device, cfg.checkpoint or "")
+    assert cfg.check is not None  # validate() requires it
+    device, check = resolve_device(cfg.device), CHECKS[cfg.check]
+    found = check.run(device, cfg.checkpoint) if check.needs_checkpoint else check.run(device)
     print(found["figure"])
     print(json.dumps(found))
 
