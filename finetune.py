@@ -178,7 +178,7 @@ def show_audit(audit: Audit, rows: Rows, preview: int) -> None:
         (audit.near_copies, "are near duplicates of training examples"),
     ):
         if count:
-            print(f"note: {count:,} held-out examples {what}, so the scores on them are too optimistic")
+            print(f"note: held-out examples that {what}: {count:,}; the scores on them are too optimistic")
     for note in audit.notes:
         print(f"note: {note}")
     if audit.problems:
@@ -263,7 +263,9 @@ def compare(cfg: FinetuneConfig, others: dict[str, Path], rows: Rows, val_rows: 
     content = {"checkpoint": str(tuned.directory)} | results.compare(answers, seed=cfg.seed)
     content["forgetting"] = forgetting(base, tuned, cfg, tokenizer)
     content["probes"] = [next_words_moved(base, tuned, prompt) for prompt in as_list(cfg.probes)]
+    print()
     display.show_results(content)
+    print()
     (run_dir / "comparison.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if task.labels:
         display.plot_answers(run_dir / "answers.png", content, title=str(run_dir))

@@ -155,7 +155,7 @@ def show_labels(cfg: settings.ClassifyConfig, lm: LanguageModel, texts: list[str
     results = [asdict(found) for found in lm.classify(texts, label_task(cfg, lm))]
     write_result(cfg.json, results)
     label_table(results)
-    say(outside_note([found["outside"] for found in results], cfg.unprompted))
+    say(outside_note([found["outside"] for found in results], cfg.unprompted, trained=cfg.labels is None))
     if cfg.plot is not None:
         plots.plot_next(results, cfg.plot)
 
@@ -245,7 +245,7 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
         answers = (answer(prompts.batch(number), prompts.shape(number)) for number in batches)
         answer_all(answers, outputs, total=len(prompts.order), name=cfg.outputs)
     if task:
-        say(outside_note(outside, cfg.unprompted))
+        say(outside_note(outside, cfg.unprompted, trained=cfg.labels is None))
     return 0
 
 

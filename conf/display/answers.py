@@ -36,7 +36,7 @@ def show_example(place: str, tokens: Sequence[tuple[str, bool]]) -> None:
         line.append(("[" if with_loss else "]") * brackets + "|" * (number > 0 and not brackets), "dim")
         line.append(shown, "bold green" if with_loss else "dim" if page.coloured else "")
         inside = with_loss
-    line.append("]" if inside and not page.coloured else "")
+    line.append("]\n" if inside and not page.coloured else "\n")
     page.console.print(line, soft_wrap=True)
 
 
@@ -50,6 +50,7 @@ def audit_table(splits: Mapping[str, Row], labels: Mapping[str, tuple[int, int]]
     near = any(split["near_duplicates"] for split in splits.values())
     caption = "near duplicates: at least 80 % of their three-word sequences are the same" if near else ""
     page.print(page.table("", ["<", *splits], caption, rows=cells))
+    page.gap()
     if labels:
         shown = list(labels.items())[: MOST_LABELS if len(labels) <= MOST_LABELS else FEW_LABELS]
         largest = max(train for train, _ in labels.values())
@@ -59,26 +60,33 @@ def audit_table(splits: Mapping[str, Row], labels: Mapping[str, tuple[int, int]]
         ]
         rest = f"and {len(labels) - len(shown):,} more" if len(labels) > len(shown) else ""
         page.print(page.table("", ["*label", "training", "held out", "<"], rest, rows=rows))
+        page.gap()
 
 
 def show_results(content: Row) -> None:
     """Prints what comparison.json holds: `results`, `differences` and, where known, `confusion`, `calibration`,
     `forgetting` and `probes`.
     """
-    results_table(f"{content['examples']:,} held-out examples", content["results"])
+    page, number = Page(), content["examples"]
+    results_table(f"{number:,} held-out example{'s' * (number != 1)}", content["results"])
+    page.gap()
     if content["differences"]:
-        print(*difference_lines(content["differences"]), sep="\n")
+        print(*difference_lines(content["differences"], figure_of(content["results"])), "", sep="\n")
     if "confusion" in content:
         confusion_table(content["confusion"], content["labels"])
+        page.gap()
         print(calibration_line(content))
+        print(f"{content['outside']:.2%} of the probability is outside the label set")
+        if note := outside_note([content["outside"]], trained=True):
+            print(f"note: {note}")
     if found := content.get("forgetting"):
         print(
-            f"forgetting: {found['before']:.4f} bits/byte before, {found['after']:.4f} after on {found['documents']} "
-            f"held-out documents of the checkpoint's corpus: {found['difference']:+.4f} (95 % interval "
-            f"{found['low']:+.4f} to {found['high']:+.4f})"
+            f"forgetting: {found['before']:.4f} bits/byte before, {found['after']:.4f} after on the beginnings of "
+            f"{found['documents']} held-out documents of the checkpoint's corpus: {found['difference']:+.4f} (95 % "
+            f"interval {found['low']:+.4f} to {found['high']:+.4f})"
         )
-    page = Page()
     for probe in content.get("probes", ()):
+        print()
         rows = [
             [
                 page.named(row["word"]),
@@ -88,6 +96,10 @@ def show_results(content: Row) -> None:
         ]
         title = f"Next words after {page.after(probe['prompt'])} that changed most"
         page.print(page.table(title, ["*word", "before", "after", "change"], rows=rows))
+
+
+def figure_of(rows: Sequence[Row]) -> str:
+    return "exact match" if any("exact_match" in row for row in rows) else "accuracy"
 
 
 def results_table(title: str, rows: Sequence[Row]) -> None:
@@ -103,32 +115,31 @@ def results_table(title: str, rows: Sequence[Row]) -> None:
         figures = ["" if row.get(key) is None else f"{row[key]:.3f}" for key in known]
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
         cells.append([row["name"], f"{row['accuracy']:.1%}", interval, *figures, page.bar(row["accuracy"], 0, best)])
-    right = "exact match" if any("exact_match" in row for row in rows) else "accuracy"
-    names = ["*model", right, "95 % interval", *(columns[key] for key in known), "<"]
+    names = ["*model", figure_of(rows), "95 % interval", *(columns[key] for key in known), "<"]
     page.print(page.table(title, names, rows=cells))
 
 
-def difference_lines(rows: Sequence[Row]) -> list[str]:
+def difference_lines(rows: Sequence[Row], figure: str = "accuracy") -> list[str]:
     """Returns a line per paired comparison: `a`, `b` (names), `difference`, `interval`, `only_a`, `only_b`, `p`,
-    `examples_needed`.
+    `examples`, `examples_needed`.
     """
-    lines = ["Difference in accuracy, with its 95 % interval (paired):"]
+    lines = [f"Difference in {figure}, with its 95 % interval (paired):"]
     for row in rows:
-        low, high = row["interval"]
+        names, (low, high) = f"  {row['b']} against {row['a']}", row["interval"]
         apart = row["only_a"] + row["only_b"]
+        if not apart:  # the interval would be of no width, however few the examples are
+            lines.append(
+                f"{names}: none; on each of the {row['examples']:,} examples, both are right or both are wrong"
+            )
+            continue
         verdict = "undecided" if low <= 0 <= high else "better" if low > 0 else "worse"
-        line = (
-            f"  {row['b']} against {row['a']}: {100 * row['difference']:+.1f} points ({100 * low:+.1f} to "
-            f"{100 * high:+.1f}), {verdict if apart else 'both get the same examples right'}"
-        )
+        line = f"{names}: {100 * row['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {verdict}"
         if verdict == "undecided" and row["examples_needed"] is not None:
             line += f", about {row['examples_needed']:,} examples would settle it"
-        if apart:
-            line += (
-                f"; of the {apart:,} that only one gets right, {row['b']} gets {row['only_b']:,} "
-                f"(McNemar p {row['p']:.2g})"
-            )
-        lines.append(line)
+        lines.append(
+            f"{line}; of the {apart:,} that only one gets right, {row['b']} gets {row['only_b']:,} "
+            f"(McNemar p {row['p']:.2g})"
+        )
     return lines
 
 
@@ -139,10 +150,7 @@ def calibration_line(content: Row) -> str:
     ]
     fitted = len(parts) > 1
     temperature = f" {content['temperature']:.2f}" if fitted else ", too few examples to test a temperature"
-    return (
-        f"calibration error: {', '.join(parts)}{temperature}; {content['outside']:.2%} of the probability is outside "
-        "the label set"
-    )
+    return f"calibration error: {', '.join(parts)}{temperature}"
 
 
 def confusion_table(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
@@ -162,14 +170,20 @@ def confusion_table(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> N
     page.print(page.table("Most frequent confusions", ["*true label", "*answer", "times"], rows=cells))
 
 
-def outside_note(outside: Sequence[float], unprompted: Sequence[str]) -> str | None:
-    """Returns a line on what may help if a model would rather write something else than the `unprompted` labels.
+def outside_note(outside: Sequence[float], unprompted: Sequence[str] = (), *, trained: bool = False) -> str | None:
+    """Returns a line on what may help if a model would rather write something else than the labels.
 
-    outside: for each text, the probability of anything but a label. There is a note if it is high for most texts.
+    outside: for each text, the probability of anything but a label. There is a note if it is high for most texts, and
+    the labels are `unprompted`, those of no template, or the model was `trained` to write them.
     """
-    if not (unprompted and outside) or median_low(outside) <= MOSTLY_OUTSIDE:
+    if not (outside and (unprompted or trained)) or median_low(outside) <= MOSTLY_OUTSIDE:
         return None
     which = "" if len(outside) == 1 else f" for most of the {len(outside):,} texts"
+    if trained:
+        return (
+            f"over {MOSTLY_OUTSIDE:.0%} of the probability is outside the labels{which}: the model has hardly learned "
+            "to write them; more fine-tuning may help"
+        )
     names = ", ".join(unprompted).replace("\\", "\\\\").replace("'", "\\'")
     prompt = rf"$'Choose one label: {names}.\n\n{{text}}\n\nLabel:'"
     return (
@@ -183,7 +197,9 @@ def label_table(results: Sequence[Row]) -> None:
     most probable first) and `outside`, the model's probability of anything else.
     """
     page = Page()
-    for result in results:
+    for number, result in enumerate(results):
+        if number:
+            page.gap()
         longest = max(row["probability"] for row in result["labels"])
         shown = result["text"] if len(result["text"]) <= 60 else result["text"][:59] + "…"
         cells = [
@@ -202,7 +218,7 @@ def plot_answers(path: str | Path, content: Row, *, title: str) -> None:
     counts, labels = content["confusion"], content["labels"]
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(13, 6), dpi=130, layout="constrained")
+        figure = Figure(figsize=(13, 6), dpi=130, layout="compressed")
         left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         shares = [[n / max(1, sum(row)) for n in row] for row in counts]
@@ -210,13 +226,15 @@ def plot_answers(path: str | Path, content: Row, *, title: str) -> None:
         left.grid(False)
         names = [printable(label, 24) for label in labels]
         left.set_yticks(range(len(labels)), names)
-        left.set_xticks(range(len(labels)), names, rotation=45, ha="right", rotation_mode="anchor")
+        slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        left.set_xticks(range(len(labels)), names, **(slant if sum(map(len, names)) > 40 else {}))
         left.tick_params(length=0)
         left.set(xlabel="answer", ylabel="true label", title="answers to held-out examples")
         if len(labels) <= 16:
+            size = max(9, 18 - len(labels))
             for row, column in ((r, c) for r in range(len(labels)) for c in range(len(labels)) if counts[r][c]):
                 colour = "white" if shares[row][column] > 0.5 else "#374151"
-                left.text(column, row, counts[row][column], ha="center", va="center", color=colour, fontsize=9)
+                left.text(column, row, counts[row][column], ha="center", va="center", color=colour, fontsize=size)
         right.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfectly calibrated")
         for (name, found), colour in zip(content["calibration"].items(), (ORANGE, BLUE), strict=False):
             bins = found["bins"]
@@ -225,8 +243,9 @@ def plot_answers(path: str | Path, content: Row, *, title: str) -> None:
             points = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
             right.plot(*points, color=colour, linewidth=1.2, alpha=0.6)
             right.scatter(
-                *points, s=sizes, color=colour, alpha=0.7, linewidth=0, label=f"{name}: error {found['error']:.3f}"
-            )
+                *points, s=sizes, color=colour, alpha=0.7, linewidth=0, label=f"{name}: error {found['error']:.3f}",
+                clip_on=False,
+            )  # fmt: skip
         right.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the answer", ylabel="share of right answers")
         right.set(title="reliability (area: number of answers)", aspect="equal")
         legend = right.legend(loc="best")

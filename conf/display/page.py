@@ -77,6 +77,11 @@ class Page:
             table.add_row(*(Text(row[n]) if isinstance(row[n], str) else row[n] for n in shown))
         return table
 
+    def gap(self) -> None:
+        """Prints an empty line after a table; on a terminal, a table ends with one."""
+        if not self.terminal:
+            print()
+
     def print(self, *parts: Any) -> None:
         """Prints parts below each other; on a terminal side by side if they fit."""
         from rich.columns import Columns

@@ -161,19 +161,18 @@ def notes(train: Rows, held_out: Rows, labels: dict[str, tuple[int, int]]) -> li
         example.label is None and not example.chat and example.prompt.endswith(" ") for example in examples
     ):
         found.append(
-            f"{trailing:,} prompts end in a space, but tokens include the space before them: move it to the completion"
+            f"prompts that end in a space: {trailing:,}; tokens include the space before them, so move it to the "
+            "completion"
         )
     names = train.tokenizer.special_names
     if typed := sum(bool(names("".join(s.text for s in e.segments if not s.special))) for e in examples):
         if any(example.chat for example in examples) or not train.tokenizer.allow_special:
-            found.append(f"{typed:,} examples contain the name of a special token; it is read as ordinary text")
+            found.append(f"examples that contain the name of a special token: {typed:,}; it is read as ordinary text")
     counts = draws([example.weight for example in train.examples])
     if never := sum(not n and e.weight > 0 for n, e in zip(counts, train.examples, strict=True)):
-        found.append(
-            f"{never:,} training examples are never drawn, because their weight is too small compared with the others"
-        )
+        found.append(f"training examples that are never drawn, because the others have a much larger weight: {never:,}")
     if unseen := [label for label, (count, held) in labels.items() if held and not count]:
-        found.append(f"{len(unseen):,} labels occur only in the held-out examples, such as {unseen[0]!r}")
+        found.append(f"labels that occur only in the held-out examples: {len(unseen):,}, such as {unseen[0]!r}")
     folded: defaultdict[str, list[str]] = defaultdict(list)
     for label in labels:
         folded[" ".join(unicodedata.normalize("NFC", label.lower()).split())].append(label)

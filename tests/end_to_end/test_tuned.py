@@ -163,6 +163,17 @@ def test_the_note_on_a_file_is_about_most_of_its_texts(base, tmp_path, monkeypat
     assert err.count("outside the labels") == noted and ("for most of the 6 texts" in err) == noted, err
 
 
+def test_a_note_says_that_a_fine_tuned_checkpoint_hardly_writes_its_labels(classifier, monkeypatch):
+    classify = LanguageModel.classify
+
+    def with_outside(self, texts, task=None):
+        return [replace(one, outside=0.95) for one in classify(self, texts, task)]
+
+    monkeypatch.setattr(LanguageModel, "classify", with_outside)
+    err = run("sample", f"checkpoint={classifier}", "mode=classify", "device=cpu", "text=Listen").err
+    assert err.count("more fine-tuning may help") == 1 and "prompt_template" not in err
+
+
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(trained):
     common = (f"checkpoint={trained}", "mode=classify", "device=cpu", "text=Listen")
     ended = run("sample", *common, 'labels=["é", "à"]')

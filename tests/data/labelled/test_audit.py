@@ -126,8 +126,8 @@ def test_what_deserves_a_look_is_noted():
         ).notes
     )
     for part in (
-        "1 prompts end in a space", "1 examples contain the name of a special token",
-        "1 labels occur only in the held-out",
+        "prompts that end in a space: 1;", "examples that contain the name of a special token: 1;",
+        "labels that occur only in the held-out examples: 1, such as 'unseen'",
         "these labels differ only in case, spaces or composed accents: 'yes', ", "begin with the same token",
     ):  # fmt: skip
         assert part in notes
@@ -138,7 +138,7 @@ def test_what_deserves_a_look_is_noted():
 def test_examples_that_no_epoch_draws_are_noted():
     weighted = [replace(e, weight=1.0 if number < 5 else 0.1) for number, e in enumerate(TRAIN)]
     [note, _] = audit(weighted).notes
-    assert note.startswith("3 training examples are never drawn")
+    assert note.startswith("training examples that are never drawn") and note.endswith(": 3")
     assert len(audit([replace(e, weight=w) for e, w in zip(TRAIN, [1.0] * 8 + [0.0], strict=True)]).notes) == 1
 
 
