@@ -27,7 +27,7 @@ from .inventory import Inventory
 from .manifest import tokenizer_settings
 from .passes import Rules, Task
 from .shards import DTYPES, FORMAT, SplitWriter
-from .splitting import NONE, TRAIN, VAL, Splitting
+from .splitting import NONE, POSITION, TRAIN, VAL, Splitting
 
 SMALL = 8 << 20  # bytes; a smaller corpus is not worth starting processes for
 Result = TypeVar("Result")
@@ -116,6 +116,9 @@ class Pipeline:
             reason = f"curation removed all of its {plural(read, 'document')} ({rules})"
             raise InputError(f"corpus={self.config.corpus!r}: {reason}; relax the curate.* rules")
         self.rules = replace(self.rules, splitting=self.rules.splitting.decide(totals))
+        if self.rules.splitting.kind == POSITION:
+            last = f"the last {100 * self.config.val_fraction:g}% of each document"
+            self.say(f"too few documents to hold out whole ones: validation is {last}")
         self.inventory.remove_copies(self.rules.splitting, self.config.curate, self.removals)
         self.totals = self.inventory.totals()
         if removed := read - self.totals.documents:

@@ -24,7 +24,7 @@ from .config import PrepareConfig
 from .manifest import MISSING, corpus_name, find_damage, notes, report_head, report_tail
 from .pipeline import Pipeline, Progress
 from .shards import FORMAT, open_split
-from .splitting import POSITION, TRAIN, VAL
+from .splitting import TRAIN, VAL
 
 PICTURE = "report.png"
 Show = Callable[[Summary, Path], None]
@@ -117,13 +117,12 @@ def _prepare_anew(pipeline: Pipeline, target: Path, show: Show) -> None:
     for line in [*licence_notes(config.corpus), *notes(splits)]:
         say(line)
     for split, figures in splits.items():
-        say(f"{target}: {split} {plural(figures['documents'], 'document')}, {figures['tokens']:,} tokens")
-    if index["split"] == POSITION:
-        last = f"the last {config.val_fraction:g} of each document"
-        say(f"too few documents to hold out whole ones: validation is {last}")
+        tokens = f"{figures['tokens']:,} tokens, including end tokens"
+        say(f"{target}: {split} {plural(figures['documents'], 'document')}, {tokens}")
     if number := len(findings(summary)):
         also = f" ({PICTURE} shows plots)" if (target / PICTURE).exists() else ""
-        say(f"{plural(number, 'finding')} need{'s' if number == 1 else ''} a decision: {target / 'report.md'}{also}")
+        each = "with a suggestion" if number == 1 else "each with a suggestion"
+        say(f"{plural(number, 'finding')} about the text, {each}: {target / 'report.md'}{also}")
 
 
 def _write_report(

@@ -1,1 +1,1 @@
-"""Reporting: statistics of a corpus and the findings that need a decision."""
+"""Reporting: statistics of a corpus and findings with suggestions."""

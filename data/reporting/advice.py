@@ -1,4 +1,4 @@
-"""Findings: what in a corpus's statistics needs a decision, as sentences that name the setting for it."""
+"""Findings: what stands out in a corpus's statistics, as sentences that name the setting for it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def codes(names: list[str], *, limit: int = 40) -> str:
 
 
 def percent(share: float) -> str:
-    """Formats a share with two significant digits; a small share never becomes 0 %."""
+    """Formats a share with two significant digits; a small share never becomes 0%."""
     if share < 0:
         return f"-{percent(-share)}"
     return f"{share:.1%}" if share >= 0.01 or not share else f"{share:.2%}" if share >= 0.0001 else "<0.01%"

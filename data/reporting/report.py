@@ -113,7 +113,7 @@ def _findings(summary: Summary) -> list[str]:
     found = findings(summary)
     basis = [f"{_basis(summary)}Numbers with “about” are estimates from this sample.", ""] if _basis(summary) else []
     lines = [*basis, *(f"- {sentence}" for sentence in found)]
-    return ["## Findings that need a decision", "", *lines] if found else []
+    return ["## Findings", "", *lines] if found else []
 
 
 def _curation(summary: Summary) -> list[str]:
@@ -179,7 +179,7 @@ def _characters(summary: Summary) -> list[str]:
         for kind, bins in sampled["shares"].items()
     ]
     lines += ["", "Quantiles over documents, for choosing `curate.min_letters`, `max_digits` and `max_symbols`:", ""]
-    lines += table("share of|> 1 % of documents are below|> 10 %|> 50 %|> 90 %|> 99 %", shares)
+    lines += table("share of|> 1% of documents are below|> 10%|> 50%|> 90%|> 99%", shares)
     fewest = ", ".join(f"{code(r['name'], limit=50)} ({percent(r['share'])})" for r in sampled["fewest_letters"])
     lines += ["", f"Fewest letters: {fewest}."]
     if sampled["unusual"]:

@@ -188,7 +188,7 @@ def test_the_report_links_a_picture_only_if_there_is_one(tmp_path):
 
 def findings_of(folder: Path) -> str:
     """Returns the section of report.md with the findings, empty if there are none."""
-    _, _, text = (folder / "report.md").read_text().partition("## Findings that need a decision")
+    _, _, text = (folder / "report.md").read_text().partition("## Findings")
     return text.partition("##")[0]
 
 
@@ -212,10 +212,10 @@ def test_findings_and_unmatched_patterns_are_printed(tmp_path, workers):
     expected = "curate.drop_lines: 'Patient' matched no line; a pattern must match the whole line: '*Patient*' would"
     assert sum(line.startswith(expected) for line in said) == 1
     number = findings_of(folder).count("\n- ")
-    need = "findings need" if number > 1 else "finding needs"
-    assert said[-1] == f"{number} {need} a decision: {folder / 'report.md'}"
+    found = "findings about the text, each" if number > 1 else "finding about the text,"
+    assert said[-1] == f"{number} {found} with a suggestion: {folder / 'report.md'}"
     clean = prepared(write(tmp_path / "clean", [f"text {i * 7919}" for i in range(50)]), said=said, val_fraction=0.0)
-    assert ("a decision" in said[-1]) == bool(findings_of(clean))
+    assert ("a suggestion" in said[-1]) == bool(findings_of(clean))
 
 
 def test_the_sample_for_the_detailed_statistics_is_bounded():

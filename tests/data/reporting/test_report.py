@@ -99,7 +99,7 @@ def test_counts_of_a_sample_are_scaled_to_all_documents():
     for share, words in ((1, "**500 documents**"), (0.25, "**about ")):
         statistics = {"train": counted(some, sample_fraction=share)}
         text = report(summarize(statistics, Removals(), BYTE, settings=asdict(CurateConfig())), title="sample")
-        decide = text.split("## Findings that need a decision")[1].split("##")[0]
+        decide = text.split("## Findings")[1].split("##")[0]
         (few,) = [line for line in decide.split("\n") if "min_letters" in line]
         assert ("about" in decide) == ("random sample" in decide) == (share < 1)
         number = few.split("**")[1].removeprefix("about ").split()[0]
@@ -142,7 +142,7 @@ def test_removals_are_counted_to_the_byte():
 def test_the_report_names_what_needs_a_decision():
     summary, _ = survey(documents(600), BYTE)
     text = report(json.loads(json.dumps(summary)), title="messy | corpus", picture="report.png")
-    decide = text.split("## Findings that need a decision")[1].split("##")[0]
+    decide = text.split("## Findings")[1].split("##")[0]
     settings = ["near_duplicates", "repair_mojibake", "drop_lines", "min_letters", "control_characters"]
     for part in [*settings, "Ã¼", "Copyright ©", "Cyrillic", "Han", "ocr/"]:
         assert part in decide, part
@@ -256,7 +256,7 @@ def test_a_clean_corpus_has_no_findings():
     clean = [Document(f"{n}.txt", " ".join(rng.choice(words) for _ in range(60)) + ".\n") for n in range(90)]
     summary, _ = survey(clean, BYTE)
     text = report(summary, title="clean")
-    assert "need a decision" not in text and "The rules removed nothing" in text
+    assert "## Findings" not in text and "The rules removed nothing" in text
 
 
 def test_a_report_of_one_document_and_of_none():
