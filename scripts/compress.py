@@ -38,6 +38,8 @@ def text_of(split: Split, directory: Path) -> bytes:
 
 def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     run_dir = Path(cfg.run_dir or "")
+    if reader.find(run_dir) and not (run_dir / "best").exists():
+        raise InputError(f"{run_dir} has no held-out text (val_fraction=0), or stopped before its first evaluation")
     best = reader.find(run_dir / "best")
     if "val_bits_per_byte" not in best.manifest:
         raise InputError(
@@ -49,13 +51,14 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     prepared = find_prepared(cfg.datasets, fingerprint)
     if prepared is None:
         raise InputError(
-            f"datasets={cfg.datasets} lacks the run's prepared corpus {fingerprint[:12]}; prepare it again"
+            f"datasets={cfg.datasets} does not contain the prepared corpus of {run_dir} (a fine-tuned run has none); give "
+            "datasets="
         )
     train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))
     xz = (xz_size(train + val, preset=EXTREME) - xz_size(train, preset=EXTREME)) * 8 / len(val)
     print(f"{len(val):,} bytes of held-out text after {len(train):,} bytes of training text:")
     print(f"  xz -9e    {xz:.3f} bits/byte")
-    print(f"  model    {model:.3f} bits/byte, {model / xz:.2f} of xz")
+    print(f"  model    {model:.3f} bits/byte, {abs(model / xz - 1):.0%} {'less' if model < xz else 'more'} than xz")
 
 
 if __name__ == "__main__":

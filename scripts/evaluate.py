@@ -29,7 +29,8 @@ from data.labelled.templates import Task
 from data.preparation.config import PrepareConfig
 from data.preparation.prepare import prepare
 from data.preparation.shards import Split, find_prepared, open_split
-from data.reporting.baselines import MAX_TOKENS, ngram_losses, sample, text_baselines
+from data.reporting.advice import VERBATIM, plural
+from data.reporting.baselines import MAX_TOKENS, VERBATIM_BYTES, ngram_losses, sample, text_baselines, verbatim
 from data.tokenizers.build import TokenizerConfig
 from data.tokenizers.unknown import unknown_in, unknown_note
 from model import InputError
@@ -96,7 +97,7 @@ class EvaluateConfig:
         if len(set(self.paths)) < len(self.paths):
             found.append(f"checkpoint={self.checkpoint} versus={self.versus}: the same one twice")
         if (self.corpus, self.examples, self.questions).count(None) != 2:
-            found.append("give one of corpus= (bits/byte), examples= (accuracy) and questions= (multiple choice)")
+            found.append("give one of corpus= (bits/byte), examples= (accuracy) or questions= (multiple choice)")
         if not 1 <= self.batch_size <= 10**6:
             found.append(f"batch_size={self.batch_size} must be between 1 and 1,000,000")
         for name in ("context", "stride"):
@@ -162,6 +163,12 @@ def corpus_baselines(cfg: EvaluateConfig, lm: LanguageModel, split: Split, text:
         found |= {"unigram": losses[0] * per_byte, f"{ORDER}-gram": losses[-1] * per_byte}
         count = sum(map(len, train))
         about = f"unigram and {ORDER}-gram (Witten-Bell) counted on {count:,} tokens of the training split"
+        tokenizer: Any = lm.tokenizer
+        seen = b"".join(tokenizer.decode_bytes(ids[ids != tokenizer.end_id]) for ids in train)
+        if len(text) >= VERBATIM_BYTES and (share := verbatim(text, seen)) > VERBATIM:
+            print(
+                f"note: {lm.directory.parent} was trained on {share:.0%} of this text; expect a higher loss on other text"
+            )
     return found | text_baselines(text), f"{about}; gzip and xz: this text alone"
 
 
@@ -210,7 +217,7 @@ def read_labelled(cfg: EvaluateConfig, models: Models) -> tuple[list[Example], l
         return examples, train, replace(task, labels=())
     examples = with_labels_of(task, examples)
     if unknown := sum(example.label not in task.labels for example in examples):
-        print(f"note: {unknown:,} of {len(examples):,} examples have a label that was not trained; they count as wrong")
+        print(f"note: labels that were not trained count as wrong: {unknown:,} of {plural(len(examples), 'example')}")
     return examples, with_labels_of(task, train) if train else [], task
 
 
@@ -220,7 +227,7 @@ def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
     tokenizers: dict[str, Any] = {path: lm.tokenizer for path, lm in models.items()}
     rows_of = {path: Rows(examples, tokenizers[path], context=lm.model.config.context) for path, lm in models.items()}
     if dropped := {place for rows in rows_of.values() for place in rows.dropped}:
-        print(f"note: {len(dropped):,} examples whose completion does not fit the context are left out")
+        print(f"note: left out: {plural(len(dropped), 'example')} whose completion does not fit the context")
         kept = [example for example in examples if example.place not in dropped]
         rows_of = {path: Rows(kept, rows.tokenizer, context=rows.context) for path, rows in rows_of.items()}
     answers: dict[str, Answers] = {}
@@ -237,7 +244,7 @@ def evaluate_examples(cfg: EvaluateConfig, models: Models) -> list[Row]:
             raise InputError(f"train={cfg.train}: no example has one of the labels {', '.join(task.labels[:9])}")
         learned = {(example.prompt, example.completion) for example in train}
         if copied := sum((example.prompt, example.completion) in learned for example in examples):
-            print(f"note: {copied:,} examples are in train= too, so the score of the bag of words is too high")
+            print(f"note: train= has {copied:,} of the examples too, so the score of the bag of words is too high")
         train_rows = Rows(train, rows.tokenizer, context=rows.context)
         answers |= results.baselines(train_rows, rows, task, seed=cfg.seed)
     content = results.compare(answers, seed=cfg.seed)
@@ -281,9 +288,10 @@ def evaluate_questions(cfg: EvaluateConfig, models: Models) -> list[Row]:
         found.append({"checkpoint": path, "questions": len(asked), "shots": cfg.shots, "accuracies": rows,
                       "answers": chosen})  # fmt: skip
     method, accuracy = questions.baseline(asked)
+    shown_shots = plural(cfg.shots, "shot") if cfg.shots else "no shots"
     tables.accuracy_table(
         [*table, {"method": method, "accuracy": accuracy}],
-        title=f"{len(asked):,} questions of {cfg.questions}, {cfg.shots or 'no'} shots: share answered correctly",
+        title=f"{plural(len(asked), 'question')} of {cfg.questions}, {shown_shots}: share answered correctly",
     )
     groups = questions.groups_of(asked)
     subject = cfg.paths[0]

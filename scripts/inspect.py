@@ -130,8 +130,8 @@ def trained_on(cfg: InspectConfig, lm: LanguageModel, split: str) -> Split:
     found = find_prepared(cfg.datasets, str(manifest.get("data_fingerprint")))
     if found is None:
         raise InputError(
-            f"datasets={cfg.datasets} does not contain the prepared corpus that {lm.directory.parent} was trained on; "
-            "start this where it was trained, or give datasets="
+            f"datasets={cfg.datasets} does not contain the prepared corpus of {lm.directory.parent} (a fine-tuned run "
+            "has none); give datasets="
         )
     return open_split(found, split)
 
@@ -165,7 +165,7 @@ def ablation_windows(cfg: InspectConfig, lm: LanguageModel) -> torch.Tensor | No
         try:
             split = trained_on(cfg, lm, "val")
         except InputError as error:
-            print(f"note: no loss without each head: {error}; or give text=")
+            print(f"note: the loss without each head is not measured: {error} or text=")
             return None
         width = min(WIDTH, lm.model.config.context, split.n_tokens - 1)
         starts = np.linspace(0, split.n_tokens - 1 - width, cfg.windows).astype(int)

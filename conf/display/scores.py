@@ -43,9 +43,8 @@ def corpus_table(rows: Sequence[Row]) -> None:
     title = f"{documents}: {windows_of(first)} over {first['bytes']:,} bytes"
     if any(row["bits_per_byte"] is None for row in rows):
         title += "; no bits/byte (unknown characters)"
-    captions = [
-        f"intervals over documents; a word: a run of characters other than white space, {first['words']:,} here"
-    ]
+    over = "intervals over documents; " if any(row["bits_per_byte_low"] is not None for row in rows) else ""
+    captions = [f"{over}a word: a run of characters other than white space, {first['words']:,} here"]
     captions += [first["baselines_about"]] if baselines else []
     page.print(page.table(title, columns, "\n".join(captions), rows=cells))
     for row in rows[1:]:

@@ -49,7 +49,8 @@ class NextWords:
     """The most probable outcomes, best first, and limits for all others."""
 
     words: list[Outcome]
-    continues: float  # the probability that the prompt's last word continues; `words` are conditional on the opposite
+    # a lower bound of the probability that the prompt's last word continues; `words` are conditional on the opposite
+    continues: float
     unexplored: float  # the open mass, shared by all outcomes
     unseen: float  # the most that an outcome which was not found can have
     # certified: the order is proven | tolerance: unexplored is at most that | max_tokens: a limit was hit | searching

@@ -106,13 +106,28 @@ def test_more_context_does_not_score_other_tokens(better, tmp_path):
     assert disjoint["bits_per_byte_low"] is None  # one document
 
 
+def test_text_that_was_trained_on_is_noted(better, tmp_path):
+    verses = {
+        "trained.txt": f"10. {POEM}11. {POEM}12. {POEM}",
+        "own.txt": "Nobody has written this sentence before. " * 9,
+        "short.txt": "the",
+    }
+    for name, text in verses.items():
+        (tmp_path / name).write_text(text)
+        out, _ = evaluate(
+            tmp_path, f"checkpoint={better}", f"corpus={tmp_path / name}", f"datasets={better.parent / 'datasets'}"
+        )
+        assert ("was trained on 100% of this text" in out) == (name == "trained.txt")
+        assert "intervals over documents" not in out  # of one document
+
+
 def test_a_table_of_labels_is_answered_by_several_checkpoints_beside_baselines(trained, better, tmp_path):
     path = tmp_path / "own.csv"
     rows = [f'"listen to the {"wind" if n % 2 else "gut"}, {n}","{"air" if n % 2 else "body"}"' for n in range(40)]
     path.write_text("\n".join(["text,label", *rows]) + "\n")
     arguments = [f"checkpoint={better}", f"versus={trained}", f"examples={path}", f"train={path}"]
     out, (first, other) = evaluate(tmp_path, *arguments)
-    assert "note: 40 examples are in train= too, so the score of the bag of words is too good" in out
+    assert "note: train= has 40 of the examples too, so the score of the bag of words is too high" in out
     names = [row["name"] for row in first["comparison"]["results"]]
     assert names == [str(better), str(trained), "bag of words", "most common label"]
     assert first["comparison"]["labels"] == ["air", "body"] and "comparison" not in other
@@ -145,7 +160,7 @@ def test_the_label_set_is_that_of_the_first_checkpoint_that_has_one(trained, bet
     for name in ("pairs", "texts"):
         arguments = [f"checkpoint={trained}", f"versus={tuned}", f"examples={tmp_path / name}.jsonl"]
         out, found[name] = evaluate(tmp_path, *arguments)
-        assert "1 of 6 examples have a label that was not trained" in out
+        assert "labels that were not trained count as wrong: 1 of 6 examples" in out
     assert found["pairs"] == found["texts"]
     assert found["pairs"][0]["comparison"]["labels"] == ["air", "body", "wind"]
 

@@ -83,7 +83,9 @@ def test_a_head_a_layer_and_a_position_can_be_chosen(trained, tmp_path):
 
 def test_heads_without_the_corpus_have_scores_but_no_loss(trained, tmp_path):
     shown = ok("inspect", f"checkpoint={trained}", "mode=heads", f"datasets={tmp_path}")
-    assert "note: no loss without each head" in shown and "95 % interval" not in shown
+    assert "note: the loss without each head is not measured" in shown and "95 % interval" not in shown
+    shown = ok("inspect", f"checkpoint={trained}", "mode=heads", "text=Listen to your heart", "windows=1")
+    assert "tokens in a window" in shown
     given = ok("inspect", f"checkpoint={trained}", "mode=heads", "text=Listen to your heart", "ablation=zero")
     assert "replaced by zero" in given and "95 % interval" in given
 

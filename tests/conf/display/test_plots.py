@@ -50,6 +50,7 @@ def test_shares_of_right_answers_have_a_panel_of_their_own(tmp_path: Path, monke
     assert [line.get_label() for line in shares.get_lines()] == ["accuracy 0.500"]
     assert list(shares.get_lines()[0].get_ydata()) == answers
     assert loss.get_ylim()[1] < 2  # the loss of the first step is left out
+    assert loss.get_title(loc="right") == "↑ 9.00 at step 1"
     assert not any("bits/byte" in text.get_text() for text in loss.texts)  # of labels they mean nothing
 
 
@@ -115,7 +116,7 @@ def test_small_scores_of_heads_fill_the_axis(tmp_path: Path, monkeypatch: pytest
     figures: list[Figure] = []
     monkeypatch.setattr(inside_plots, "save_figure", lambda figure, path: figures.append(figure))
     chance = {"induction": 0.02, "previous_token": 0.06, "duplicate_token": 0.02}
-    rows = [{"layer": 0, "head": head, **{name: 0.01 * (head + 1) for name in chance}} for head in range(4)]
+    rows = [{"layer": 0, "head": head, **dict.fromkeys(chance, 0.01 * (head + 1))} for head in range(4)]
     inside_plots.plot(tmp_path / "no.png", {"heads": {"rows": rows, "chance": chance}})
     [axes] = figures[0].axes
     assert 0.04 < axes.get_xlim()[1] < 0.05
