@@ -51,8 +51,8 @@ def main(cfg: CompressConfig, overrides: cli.Overrides) -> None:
     prepared = find_prepared(cfg.datasets, fingerprint)
     if prepared is None:
         raise InputError(
-            f"datasets={cfg.datasets} does not contain the prepared corpus of {run_dir} (a fine-tuned run has none); give "
-            "datasets="
+            f"datasets={cfg.datasets} does not contain the prepared corpus of {run_dir} (a fine-tuned run has none); "
+            "give datasets="
         )
     train, val = (text_of(open_split(prepared, name), prepared) for name in ("train", "val"))
     xz = (xz_size(train + val, preset=EXTREME) - xz_size(train, preset=EXTREME)) * 8 / len(val)
