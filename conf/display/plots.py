@@ -60,15 +60,19 @@ def plot_loss(metrics_path: str | Path, png_path: str | Path, *, title: str = "L
         _draw_losses(axes, train, validation, {} if "accuracy" in shares else bits, after=min(first) if first else 0)
         _draw_references(axes, Path(metrics_path).with_name("references.json"))
         axes.set(ylabel="loss (nats per token)", title=title)
-        axes.legend(loc="upper right")
+        if train[1] and train[1][0] > axes.get_ylim()[1]:
+            cut = f"above the axis: {train[1][0]:.2f} at step {train[0][0]}"
+            axes.set_title(cut, loc="right", color=BLUE, fontsize=9)
+        axes.legend(loc="best", frameon=True, framealpha=1, edgecolor="none")
         for panel, (name, series) in zip(below, small.items(), strict=True):
             panel.plot(*series, color=GREY, linewidth=1.2)
             panel.fill_between(*series, color=GREY, alpha=0.2, linewidth=0)
             panel.set(ylabel=name, ylim=(0, None))
+            panel.yaxis.set_major_formatter("{x:g}")
         figure.align_ylabels(panels[:, 0])
         bottom = panels[-1, 0]
         bottom.set_xlabel("step")
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
         bottom.margins(x=0.02)
         save_figure(figure, png_path)

@@ -50,7 +50,7 @@ def test_shares_of_right_answers_have_a_panel_of_their_own(tmp_path: Path, monke
     assert [line.get_label() for line in shares.get_lines()] == ["accuracy 0.500"]
     assert list(shares.get_lines()[0].get_ydata()) == answers
     assert loss.get_ylim()[1] < 2  # the loss of the first step is left out
-    assert loss.get_title(loc="right") == "↑ 9.00 at step 1"
+    assert loss.get_title(loc="right") == "above the axis: 9.00 at step 1"
     assert not any("bits/byte" in text.get_text() for text in loss.texts)  # of labels they mean nothing
 
 
