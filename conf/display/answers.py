@@ -199,7 +199,7 @@ def label_table(results: Sequence[Row]) -> None:
     page = Page()
     for number, result in enumerate(results):
         if number:
-            page.gap()
+            print()
         longest = max(row["probability"] for row in result["labels"])
         shown = result["text"] if len(result["text"]) <= 60 else result["text"][:59] + "…"
         cells = [

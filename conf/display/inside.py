@@ -27,13 +27,16 @@ def show(result: Row, *, layer: int | None, head: int | None, position: int | No
     page = Page()
     if "trace" in result:
         show_trace(page, result["trace"], layer=layer or 0)
+        print()
     if "attention" in result:
         if layer is not None and head is not None:
             show_head(page, result["attention"][layer][head], result["tokens"], title=f"Layer {layer}, head {head}")
         else:
             show_attention(page, result, layer=layer, position=position, top=top)
+        page.gap()
     if "lens" in result:
         show_lens(page, result, position=position)
+        page.gap()
     if "heads" in result:
         show_heads(page, result["heads"])
     if "copies" in result:
@@ -141,6 +144,7 @@ def show_lens(page: Page, result: Row, *, position: int | None) -> None:
     page.print(
         page.table(title, columns, "KL: nats from the model's own prediction, which is the last row", rows=cells)
     )
+    print()
     first = max(0, place + 1 - GRID_COLUMNS)
     grid = []
     for name, layer in zip(lens["names"], lens["layers"], strict=True):

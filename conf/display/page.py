@@ -75,10 +75,14 @@ class Page:
             table.add_column(name[1:] if style else name, **(style or {"justify": "right", "no_wrap": True}))
         for row in rows or ():
             table.add_row(*(Text(row[n]) if isinstance(row[n], str) else row[n] for n in shown))
+        if self.terminal and rows and columns[-1] == "<":
+            whole = self.console.measure(table, options=self.console.options.update(width=10_000)).maximum
+            if whole > self.console.width:  # without the bars, names and figures have more room
+                return self.table(title, columns[:-1], caption, rows=[row[:-1] for row in rows])
         return table
 
     def gap(self) -> None:
-        """Prints an empty line after a table; on a terminal, a table ends with one."""
+        """Prints an empty line after a table without a caption; on a terminal, it ends with one."""
         if not self.terminal:
             print()
 
