@@ -140,10 +140,11 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(base, tmp_path, 
     assert steps == sorted(set(steps))
 
 
-def test_an_extended_run_does_not_warm_up_again(base, tmp_path):
-    options = [*base, "steps=20", "eval_every=1000", "log_every=1", f"run_dir={tmp_path / 'run'}"]
-    ok("train", *options)
-    assert "warmup 2," in ok("train", f"run_dir={tmp_path / 'run'}", "resume=true", "steps=50")
+def test_an_extended_run_does_not_warm_up_again_and_notes_its_new_schedule(base, tmp_path):
+    options = [*base, "steps=20", "eval_every=1000", "log_every=1", "weight_average=ema", f"run_dir={tmp_path / 'run'}"]
+    assert "note: ema_decay=0.99 averages about the last 100 steps" in ok("train", *options)
+    out = ok("train", f"run_dir={tmp_path / 'run'}", "resume=true", "steps=50")
+    assert "warmup 2," in out and "continues at 100% of its peak instead of 0%" in out
     rates = [line["learning_rate"] for line in lines(tmp_path / "run") if "learning_rate" in line]
     assert len(rates) == 50 and rates[2] == rates[20] == max(rates) > rates[1] > rates[0]
 
