@@ -35,6 +35,7 @@ from model.checkpoints import reader
 from model.checkpoints.tensors import weights_digest
 from model.device import Compute, keep_freed_memory
 from model.inference.quantize import prepare_for_decoding
+from model.inference.score import joins_words
 from model.language_model import LanguageModel
 from model.next_word.words import WordRule
 from model.threads import share_cpus
@@ -79,7 +80,8 @@ def show_text(cfg: settings.TextConfig, lm: LanguageModel, prompts: list[str]) -
     for number, sample in enumerate(samples, start=1):
         if cfg.num_samples > 1:
             bits = -sum(sample.log_probabilities) / max(1, len(sample.tokens)) / math.log(2)
-            print(f"--- sample {number} of {cfg.num_samples}: {len(sample.tokens)} tokens, {bits:.2f} bits each")
+            tokens = f"{len(sample.tokens)} tokens" + ", the stop string included" * (sample.ended == "stop")
+            print(f"--- sample {number} of {cfg.num_samples}: {tokens}, {bits:.2f} bits each")
         print(prompt + sample.text)
         if cfg.explain:
             tables.explain_table(sample.explanation)
@@ -221,7 +223,7 @@ def run_bulk(cfg: Any, lm: LanguageModel) -> int:
     )
     if prompts.unknown:
         say(unknown_note(prompts.unknown, f"{cfg.prompts}, first in line {prompts.unknown_line}"))
-    note_unknown(lm, texts_of_settings(cfg))
+    note_unknown(lm, cfg.texts())
     about = asdict(cfg) | lm.compute.describe() | {"prompts": f"sha256 {prompts.sha256[:16]}"}
     del about["outputs"], about["debug"]
     about["checkpoint"] = f"{lm.directory.name} sha256 {weights_digest(lm.directory)}"
@@ -266,6 +268,7 @@ def read_prompts(cfg: settings.InputConfig) -> list[str]:
     if given is None and cfg.prompt_file is None and (sys.stdin.isatty() or cfg.mode == "score"):
         if cfg.mode == "classify":
             raise InputError("mode=classify needs text=TEXT, prompt_file=FILE or a text on standard input")
+        say(None if cfg.mode == "score" else "no prompt is given: the text begins a document")
         given = ""
     return [*([cli.read_text("prompt_file", cfg.prompt_file)] if given is None else settings.as_list(given)), *others]
 
@@ -273,7 +276,7 @@ def read_prompts(cfg: settings.InputConfig) -> list[str]:
 def note_what_is_read(cfg: settings.InputConfig, lm: LanguageModel, prompts: list[str]) -> None:
     """Prints a note if the model does not see what was typed."""
     place = "the prompt" + "s" * (len(prompts) > 1) if cfg.mode != "classify" else "text="
-    note_unknown(lm, texts_of_settings(cfg) | {place: prompts})
+    note_unknown(lm, cfg.texts() | {place: prompts})
     for prompt in prompts:
         ids = lm.tokenizer.encode(prompt)
         room = lm.model.config.context - (0 if cfg.mode == "classify" else 32)
@@ -281,12 +284,9 @@ def note_what_is_read(cfg: settings.InputConfig, lm: LanguageModel, prompts: lis
             say(f"only the last of the prompt's {len(ids)} tokens are read")
         if cfg.mode == "text" and prompt.endswith(" ") and lm.tokenizer.encode(prompt + "a")[: len(ids)] != ids:
             say("the prompt ends in a space, but tokens include the space before them: try without it")
-
-
-def texts_of_settings(cfg: settings.SampleConfig) -> dict[str, list[str]]:
-    """The settings that are text, by name."""
-    names = ("text", "labels", "options", "neutral", "stop", "bad_words", "force_words")
-    return {f"{name}=": settings.as_list(getattr(cfg, name, None)) for name in names}
+        scored = [*cfg.texts()["text="], *cfg.texts()["options="]] if cfg.mode == "score" else []
+        if joined := [text for text in scored if joins_words(prompt, text)]:
+            say(f'no space between the prompt and {joined[0]!r}; a text may begin with one: \'options=[" a", " b"]\'')
 
 
 def note_unknown(lm: LanguageModel, texts: Mapping[str, Sequence[str]]) -> None:

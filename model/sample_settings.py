@@ -57,12 +57,18 @@ class SampleConfig:
             found.append(f"plot={plot} must end in .png, .svg or .pdf")
         return found
 
+    def texts(self) -> dict[str, list[str]]:
+        """Returns the settings that are text, by name."""
+        names = ("text", "labels", "options", "neutral", "stop", "bad_words", "force_words")
+        return {f"{name}=": as_list(getattr(self, name, None)) for name in names}
+
 
 @dataclass
 class InputConfig(SampleConfig):
     """The modes that answer a text and stop."""
 
-    prompt_file: str | None = field(default=None, metadata=PATH)  # default: standard input (in score: no prompt)
+    # a file with the prompt (classify: the text); default: standard input, but no prompt at a terminal or in score
+    prompt_file: str | None = field(default=None, metadata=PATH)
     json: str | None = field(default=None, metadata=OUTPUT)  # write the result to this file
 
 
@@ -70,7 +76,7 @@ class InputConfig(SampleConfig):
 class PromptConfig(InputConfig):
     """The modes that answer a prompt and stop."""
 
-    prompt: str | None = field(default=None, metadata=TEXT)
+    prompt: str | None = field(default=None, metadata=TEXT)  # the text to continue; default: see prompt_file
 
     def validate(self) -> list[str]:
         found = super().validate()
@@ -196,7 +202,7 @@ class ScoreConfig(PromptsConfig):
         if self.options is not None and len(set(options)) < max(2, len(options)):
             found.append(f'options={self.options} must be at least two different texts: \'options=[" a", " b"]\'')
         if (self.text, self.options, self.examples).count(None) != 2:
-            found.append('mode=score takes one of text=TEXT, options=\'["a", "b"]\' and examples=FILE')
+            found.append('mode=score takes one of text=TEXT, options=\'[" a", " b"]\' or examples=FILE')
         prompts = [name for name in ("prompt", "prompt_file", "compare_prompts") if getattr(self, name) is not None]
         if self.examples is not None and prompts:
             found.append(f"{prompts[0]}= cannot be used with examples=FILE, which has its own prompts")

@@ -68,7 +68,8 @@ def comments_of(schema: type, prefix: str = "") -> dict[str, str]:
     comments: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if dataclasses.is_dataclass(base):
-            comments |= {prefix + name: text for name, text in comments_in(inspect.getsource(base)).items()}
+            own = comments_in(inspect.getsource(base))  # a new default without a comment keeps the old comment
+            comments |= {prefix + name: text for name, text in own.items() if text}
     for field, hint in typing.get_type_hints(schema).items():
         if dataclasses.is_dataclass(hint):
             comments |= comments_of(typing.cast(type, hint), f"{prefix}{field}.")

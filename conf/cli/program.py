@@ -84,7 +84,12 @@ def _call(
     config, overrides = compose(schema, name=name, arguments=arguments)
     for line in unused(config, arguments) if os.environ.get("RANK", "0") == "0" else ():
         print(f"note: {line}", file=sys.stderr)
-    return main(config, overrides)
+    result = main(config, overrides)
+    for key, about in keys_of(type(config)).items():
+        path = overrides.get(key) if about.kind == "output" and key != "outputs" else None  # outputs= has its own line
+        if path and os.path.exists(path):
+            print(f"wrote {path}", file=sys.stderr)
+    return result
 
 
 def _help(schema: Any, name: str, arguments: list[str]) -> str:

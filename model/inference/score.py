@@ -26,6 +26,12 @@ LOGITS_AT_ONCE = 2**24  # elements: 64 MiB in float32
 Ids = tuple[int, ...]
 
 
+def joins_words(prompt: str, text: str) -> bool:
+    """True if no space separates two letters, in a script that has capitals: such scripts have spaces too."""
+    letters = prompt[-1:], text[:1]
+    return all(letter.lower() != letter.upper() for letter in letters)
+
+
 @dataclass(frozen=True)
 class TokenScore:
     """One token of a scored text."""

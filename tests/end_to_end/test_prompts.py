@@ -57,3 +57,24 @@ def test_text_that_is_not_utf_8_is_refused_by_every_reader_of_prompts(trained, t
     assert "iconv" in one_line(run("sample", *common, "mode=next_token"))
     as_stdin(monkeypatch, content)
     assert "error: a line is not UTF-8" in ok("sample", *common, "mode=chat", "max_new_tokens=3")
+
+
+def test_notes_say_what_the_prompt_is_and_how_it_joins_the_text(trained, monkeypatch):
+    common = (f"checkpoint={trained}", "device=cpu")
+    as_stdin(monkeypatch, b"")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert "no prompt is given" in run("sample", *common, "mode=next_token").err
+    assert "no prompt" not in run("sample", *common, "mode=next_token", "prompt=").err
+    joined = "note: no space between the prompt and"
+    for prompt, text, noted in (
+        ("Listen", "text=to", True), ("Listen", "text= to", False), ("Listen", "text=.", False),
+        ("Listen ", "text=to", False), ("", "text=to", False), ("你", "text=好", False),
+        ("Listen", "options=[ to, your]", True), ("Listen", 'options=[" to", " your"]', False),
+    ):  # fmt: skip
+        assert (joined in run("sample", *common, "mode=score", f"prompt={prompt}", text).err) == noted, (prompt, text)
+
+
+def test_a_stop_string_is_counted_among_the_tokens(trained):
+    how = (f"checkpoint={trained}", "device=cpu", "prompt=Listen to", "num_samples=2", "max_new_tokens=40")
+    assert "tokens, the stop string included," in ok("sample", *how, "stop=[e, o, t, a, ' ']")
+    assert "included" not in ok("sample", *how)

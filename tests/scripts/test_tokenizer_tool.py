@@ -41,7 +41,7 @@ def test_train_show_compare_export(corpus: Path, tmp_path: Path) -> None:
     assert title == f"tok: {len(tokens)} tokens of 8 bytes" and cut == "¦".join(map(readable, tokens))
 
     ended = tokenizer_tool("mode=compare", f"corpus={corpus}", "tokenizers=[tok,char,bpe:300]", "json=c.json")
-    assert ended.status == 0 and not ended.err, ended.err
+    assert ended.status == 0 and ended.err == "wrote c.json\n", ended.err
     figures = json.loads((tmp_path / "c.json").read_text())
     held = [TEXTS[0], TEXTS[10]]
     assert figures["bytes"] == sum(len(text.encode()) for text in held)

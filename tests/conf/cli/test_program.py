@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from conf import cli
-from conf.cli.help import comments_in
+from conf.cli.help import comments_in, comments_of
 from tests.conf.cli.schema import ROOT, Optimizer, Train, run
 
 
@@ -75,6 +76,30 @@ def test_comments_belong_to_the_field_on_their_lines_or_below() -> None:
     beside = "class A:\n    a: int = 1  # one\n    # other\n    b: int = f(\n        2,  # x\n    )\n    c: int = 3\n"
     assert comments_in(beside) == {"a": "one", "b": "x", "c": ""}
     assert comments_in("class A:\n    # two\n    # lines\n    b: int = 2\n") == {"b": "two lines"}
+
+
+@dataclass
+class Drawing:
+    plot: str | None = field(default=None, metadata={"kind": "output"})
+    json: str | None = field(default=None, metadata={"kind": "output"})
+
+
+def test_the_files_that_were_written_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def draw(config: Drawing, overrides: cli.Overrides) -> None:
+        Path(config.plot or "").touch()
+
+    files = [f"{name}={tmp_path / name}" for name in ("plot", "json")]
+    assert run(draw, *files, schema=Drawing, name="none") == 0
+    assert capsys.readouterr().err == f"wrote {tmp_path / 'plot'}\n"  # json= was not
+
+
+@dataclass
+class Slow(Train):
+    steps: int = 9
+
+
+def test_a_new_default_keeps_the_comment() -> None:
+    assert comments_of(Slow)["steps"] == comments_of(Train)["steps"] != ""
 
 
 def test_help_of_modes_explains_each_key_once(capsys: pytest.CaptureFixture[str]) -> None:
