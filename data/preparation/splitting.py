@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from .. import InputError
 from ..corpus.reading import matches
+from ..reporting.advice import plural
 
 TRAIN, VAL = "train", "val"
 # The kind of split is the first of these that applies.
@@ -37,7 +38,7 @@ class Splitting:
         """Returns the splitting with its kind. Raises InputError if val_include matches all documents or none."""
         if self.val_include:
             if totals.candidates in (0, totals.documents):
-                which = f"{'all' if totals.candidates else 'none'} of the {totals.documents} documents"
+                which = f"{'all' if totals.candidates else 'none'} of the {plural(totals.documents, 'document')}"
                 raise InputError(f"val_include={self.val_include!r} matches {which}, such as {totals.example!r}")
             return replace(self, kind=NAMES)
         if self.val_fraction == 0:

@@ -154,7 +154,7 @@ def test_all_mistakes_are_listed_at_once(base, tmp_path, monkeypatch):
         ({}, [], ("corpus='text'", "no text")),
         ("", [], ("corpus='text'", "no text")),
         ("\n", [], ("corpus='text'", "curation removed all", "empty 1")),
-        ("hi there", [], ("datasets/text-", "9 tokens", "model.context=8")),
+        ("hi there", [], ("datasets/text-", "9 tokens", "add text")),
         (bytes(range(256)), [], ("text:2", "0x80", "iconv")),
         (POEM, ["include=nothing*"], ("include='nothing*'", "1 documents")),
         ({"a.txt": POEM, "b.txt": POEM}, ["val_include=*.md"], ("val_include='*.md'", "none", "'a.txt'")),
