@@ -87,7 +87,8 @@ def _prepare_anew(pipeline: Pipeline, target: Path, show: Show) -> None:
     try:
         temporary.mkdir()
         totals = pipeline.totals
-        say(f"{name}: {plural(totals.documents, 'document')}, {totals.n_bytes:,} bytes; building the tokenizer")
+        building = "" if config.tokenizer.path else "; building the tokenizer"
+        say(f"{name}: {plural(totals.documents, 'document')}, {totals.n_bytes:,} bytes{building}")
         tokenizer, tokenizer_fraction = pipeline.build_tokenizer()
         tokenizer.save(temporary / "tokenizer")
         say(f"{name}: encoding, vocabulary of {tokenizer.vocab_size:,}")
@@ -118,7 +119,8 @@ def _prepare_anew(pipeline: Pipeline, target: Path, show: Show) -> None:
         say(line)
     for split, figures in splits.items():
         tokens = f"{figures['tokens']:,} tokens, including end tokens"
-        say(f"{target}: {split} {plural(figures['documents'], 'document')}, {tokens}")
+        part = f"{split} " if len(splits) > 1 else ""
+        say(f"{target}: {part}{plural(figures['documents'], 'document')}, {tokens}")
     if number := len(findings(summary)):
         also = f" ({PICTURE} shows plots)" if (target / PICTURE).exists() else ""
         each = "with a suggestion" if number == 1 else "each with a suggestion"

@@ -119,6 +119,7 @@ def test_text_that_was_trained_on_is_noted(better, tmp_path):
         )
         assert ("was trained on 100% of this text" in out) == (name == "trained.txt")
         assert "intervals over documents" not in out  # of one document
+        assert "building the tokenizer" not in out and ": train " not in out  # nothing is trained
 
 
 def test_a_table_of_labels_is_answered_by_several_checkpoints_beside_baselines(trained, better, tmp_path):
