@@ -286,7 +286,7 @@ def note_what_is_read(cfg: settings.InputConfig, lm: LanguageModel, prompts: lis
             say("the prompt ends in a space, but tokens include the space before them: try without it")
         scored = [*cfg.texts()["text="], *cfg.texts()["options="]] if cfg.mode == "score" else []
         if joined := [text for text in scored if joins_words(prompt, text)]:
-            say(f'no space between the prompt and {joined[0]!r}; a text may begin with one: \'options=[" a", " b"]\'')
+            say(f"no space between the prompt and {joined[0]!r}; a text may begin with one (in a list if it is quoted)")
 
 
 def note_unknown(lm: LanguageModel, texts: Mapping[str, Sequence[str]]) -> None:

@@ -39,7 +39,7 @@ def run(
     """Calls main(config, overrides) with conf/<name>.yaml composed over the dataclass `schema`, then exits.
 
     --help lists the keys, --cfg job prints the composed settings, --multirun sweeps over several values and calls
-    after_sweep with the jobs.
+    after_sweep with the jobs. The output files that main wrote are named on standard error.
     Exit status: what main returns (None: 0); 2 for a user's mistake, printed in one line; 1 and a traceback for a bug.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see end_on_interrupt
