@@ -97,7 +97,7 @@ def unknown(key: str, text: str, known: list[str], mode: str, modes: Modes | Non
     if key[:1] in "+~":
         return f"{text!r}: nothing can be added or removed; write {key.lstrip('+~') or 'KEY'}=VALUE"
     if modes and (others := modes.having(key)):
-        return f"{key}= has no effect in {mode}; it is for {' or '.join(others)}"
+        return f"{key}= has no effect in {mode}; it is for {', '.join(others)}"
     if key in REMOVED:
         return f"{key} no longer exists; leave it out"
     near = nearest(key, known)

@@ -90,7 +90,7 @@ def test_a_bad_setting_is_refused_before_anything_is_made(refused, base, argumen
         (["mode=next_token", "plot=x.gif"], ("plot=x.gif", ".svg")),
         (["json=/proc/x.json"], ("json=/proc/x.json", "cannot be written")),
         (["checkpoint=caf\udce9"], ("checkpoint='caf\\udce9'", "not UTF-8", "rename")),
-        (["plot=x.png"], ("plot= has no effect in mode=text", "mode=next_word or mode=next_token")),
+        (["plot=x.png"], ("plot= has no effect in mode=text", "mode=next_word, mode=next_token")),
         (["beside=[a]"], ("compare_prompts= has no effect in mode=text", "mode=score")),
         (["checkpoint=null"], ("checkpoint is required", "checkpoint=out/first")),
         (["mode=next_word", "top_logprobs=3"], ("top_logprobs=", "no effect in mode=next_word", "mode=text")),
