@@ -145,7 +145,7 @@ def test_a_request_too_many_is_refused_until_one_ends(start):
     release = hold(engine)
     request = EngineRequest([1], 2, GREEDY)
     tickets = [engine.submit(request) for _ in range(5)]
-    with pytest.raises(QueueFull, match="5 requests"):
+    with pytest.raises(QueueFull, match="5 texts"):
         engine.submit(request)
     tickets[3].cancel()
     release.set()
