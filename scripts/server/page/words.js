@@ -73,7 +73,7 @@ class Bars {
     this.list.removeAttribute("aria-busy");
     const place = text ? `After “${tail(text)}”` : "At the start of a text";
     this.title.textContent = state.beside ? `${this.model}: ${place}` : place;
-    const goes = table.continues > 0.001 && text ? ` The last word continues: ${percent(table.continues)}.` : "";
+    const goes = table.continues > 0.001 && text ? ` The last word continues: at least ${percent(table.continues)}.` : "";
     this.note.textContent = words.length
       ? `${STOPPED[table.stopped]}, ${table.evaluated} tokens read; any other word: at most ${percent(table.unseen)}.${goes}`
       : "No new word can start here: the last one continues.";
