@@ -74,6 +74,7 @@ class ChunkedLoss(torch.autograd.Function):
         trained = ctx.needs_input_grad[1]
         loss_and_gradients = torch.func.grad_and_value(loss_of, argnums=(0, 1) if trained else (0,))
         losses, dh, dw = [], [], torch.zeros_like(weight) if trained else None
+        weight = weight.to(working_dtype(weight))  # once, instead of by autocast in each chunk
         for h_chunk, target_chunk in zip(h.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
             (dh_chunk, *dw_chunk), loss = loss_and_gradients(h_chunk, weight, target_chunk)
             losses.append(loss)
