@@ -228,8 +228,8 @@ def bench_decoding(place: Place) -> Result:
     found = place.module("bench decode", *place.sizes.decoding)
     speeds = {name: row["per_second"] for name, row in found["tokens_per_second"].items()}
     worst = max(row["divergence"] for row in found["logit_difference"].values())
-    figure = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
-    return verdict(worst < 1e-2, f"tokens/s: {figure}; KL from float32 {worst:.1e} nats", **found)
+    figure = "; ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
+    return verdict(worst < 1e-2, f"tokens/s: {figure}; divergence from float32 {worst:.1e} nats", **found)
 
 
 def bench_training(variant: str, place: Place, *, largest: bool = False) -> Result:

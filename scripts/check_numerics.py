@@ -153,7 +153,7 @@ def check_document_mask(device: torch.device) -> Found:
             name = f"{kv_heads} of 4 key/value heads{', compiled' if compiled else ''}"
             errors[name] = {key: difference(value, exact[key]) for key, value in found.items()}
     worst = {key: max(row.get(key, 0.0) for row in errors.values()) for key in ("logits", "loss", "gradient")}
-    kernel = "variable-length kernel" if varlen else "dense mask in bfloat16, for there is no other kernel here"
+    kernel = "variable-length kernel" if varlen else "dense mask in bfloat16 (the only form on this device)"
     figures = ", ".join(f"{key} {value:.2%}" for key, value in worst.items())
     return {
         "passed": max(worst.values()) < 0.02 and min(unmasked) > 0.1,
