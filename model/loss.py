@@ -53,12 +53,14 @@ def head_loss(h: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, ca
         if len(kept) < len(targets):
             h, targets = h.index_select(0, kept), targets.index_select(0, kept)
     size = tokens_at_once(len(targets), len(weight), kind)
-    if size == len(targets) or (torch.is_grad_enabled() and working_dtype(h) == torch.float16):
+    if size == len(targets):
         return loss_of(h, weight, targets)
-    if torch.is_grad_enabled():
-        return ChunkedLoss.apply(h, weight, targets, loss_of, size)
-    chunks = zip(h.split(size), targets.split(size), strict=True)
-    return torch.stack([loss_of(h_chunk, weight, target_chunk) for h_chunk, target_chunk in chunks]).sum()
+    if not torch.is_grad_enabled():
+        chunks = zip(h.split(size), targets.split(size), strict=True)
+        return torch.stack([loss_of(h_chunk, weight, target_chunk) for h_chunk, target_chunk in chunks]).sum()
+    if working_dtype(h) == torch.float16:
+        return loss_of(h, weight, targets)
+    return ChunkedLoss.apply(h, weight, targets, loss_of, size)
 
 
 class ChunkedLoss(torch.autograd.Function):

@@ -87,8 +87,8 @@ def to_device(batch: Any, device: torch.device) -> Batch:
     tensors = [inputs, targets, *(document_table(starts) for starts in doc_starts)]
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
-    inputs, targets, *table = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
-    return inputs, targets, table[0] if table else None
+    inputs, targets, *documents = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)
+    return inputs, targets, documents[0] if documents else None
 
 
 @torch.no_grad()

@@ -54,8 +54,8 @@ class MicroBatches:
             rows = slice(start, start + self.micro_batch_size)
             with strategies.no_sync(self.model, skip=rows.stop < len(inputs)):
                 with self.compute.autocast():
-                    starts = None if documents is None else documents[rows]
-                    loss = self.model(inputs[rows], documents=starts, targets=targets[rows])
+                    some = None if documents is None else documents[rows]
+                    loss = self.model(inputs[rows], documents=some, targets=targets[rows])
                 (loss * loss_weight).backward()
             loss_sum += loss.detach()
         return loss_sum
