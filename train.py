@@ -253,7 +253,7 @@ def fit(
     elif state.step < budget.steps:
         say(f"stopped after step {state.step} of {budget.steps}, saved; {how_to_resume(cfg, world)}")
         return False
-    peak = plan.peak_flops(device, compute.dtype) if device.type == "cuda" else None
+    peak = plan.peak_flops(device, compute.dtype)
     lines = log.summary(
         flops_per_token=plan.flops_per_token(model, context=train_data.context), peak_flops=peak and peak * world.size,
         peak_memory=memory.peak(device), best=describe_best(cfg.select, state.best_score),

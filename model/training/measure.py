@@ -79,7 +79,7 @@ def estimate_run(
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the numbers that conf/display/forecast.py's describe() prints, by its parameter names."""
     flops, costs, steps = plan.flops_per_token(model, context=data.context), measured.costs, budget.steps
-    peak = plan.peak_flops(compute.device, compute.dtype) if compute.device.type == "cuda" else None
+    peak = plan.peak_flops(compute.device, compute.dtype)
     # Counted, not batch_size * context: batches of labelled examples can be narrower.
     batches = [data.batch(step, slice(0, cfg.batch_size)) for step in range(measured.timed_steps)]
     tokens_per_step = sum(inputs.size for inputs, *_ in batches) // len(batches)

@@ -152,19 +152,6 @@ def describe_difference(found: dict[str, Any]) -> str:
     return f"differs from token {found['same_tokens']}, where the two best logits are {found['gap']:.1e} apart"
 
 
-def bandwidth_of(device: torch.device) -> float:
-    """Bytes per second at which torch reads the device's memory."""
-    if device.type == "cpu":
-        return memory_bandwidth()
-    tensor = torch.ones(2**29, device=device)
-
-    def read() -> None:
-        tensor.sum().item()
-
-    read()
-    return 4 * tensor.numel() / take_turns({"read": read}, repeats=9)["read"].median
-
-
 @dataclass(frozen=True)
 class Contenders:
     """What decodes, by the name of its row."""
@@ -239,7 +226,7 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
     texts, losses = comparison(compared, exact, cfg.tokens)
 
     times = take_turns(compared.runs, repeats=cfg.repeats)
-    bandwidth = bandwidth_of(device)
+    bandwidth = memory_bandwidth(device)
     used = {
         name: n_weights * BYTES[own[name].dtype] * cfg.tokens / times[name].median / bandwidth
         for name in compared.decoders

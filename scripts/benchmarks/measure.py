@@ -89,11 +89,28 @@ def take_turns(contenders: Mapping[str, Callable[[], Any]], *, repeats: int) -> 
     return times
 
 
-def memory_bandwidth() -> float:
-    """Bytes per second at which torch reads memory: the sum of a tensor of 512 MB, which fits into no cache."""
-    tensor = torch.ones(2**27)
-    tensor.sum()
-    return 4 * tensor.numel() / take_turns({"read": tensor.sum}, repeats=9)["read"].median
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes per second at which torch reads memory: the sum of a tensor that fits into no cache."""
+    tensor = torch.ones(2**27 if device.type == "cpu" else 2**29, device=device)
+
+    def read() -> None:
+        tensor.sum().item()  # waits for the device
+
+    read()
+    return 4 * tensor.numel() / take_turns({"read": read}, repeats=9)["read"].median
+
+
+def cpu_peak_flops() -> float:
+    """The peak FLOP/s of matrix products on this CPU, measured; too low beside other work."""
+    size = 1024
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):  # without bfloat16 instructions float32 is the faster
+        a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+        for _ in range(8):
+            began = time.perf_counter()
+            a @ b
+            found.append(2 * size**3 / (time.perf_counter() - began))
+    return max(found)
 
 
 def print_json(result: dict[str, Any]) -> None:

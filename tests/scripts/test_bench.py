@@ -66,7 +66,7 @@ def bench(*arguments):
 
 
 def test_decode_compares_texts_and_speeds_of_one_row_and_of_several(monkeypatch):
-    monkeypatch.setattr(decode, "memory_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda device: 1e10)
     settings = ["shape=toy", "tokens=20", "repeats=1", "compile=false", "threads=1", "device=cpu", "rows=3"]
     result = bench("decode", *settings, "dtypes=[float32,int8]")
     own = {"float32", "float32, by generate()", "float32, 3 rows", "int8", "int8, by generate()", "int8, 3 rows"}
@@ -78,7 +78,7 @@ def test_decode_compares_texts_and_speeds_of_one_row_and_of_several(monkeypatch)
 
 
 def test_without_transformers_decode_says_so_and_goes_on(monkeypatch):
-    monkeypatch.setattr(decode, "memory_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(decode, "memory_bandwidth", lambda device: 1e10)
     monkeypatch.setattr(decode, "is_installed", lambda name: False)
     settings = ["shape=toy", "tokens=2", "repeats=1", "compile=false", "threads=1", "device=cpu", "dtypes=[float32]"]
     ended = capture(lambda: main(["decode", *settings]))

@@ -18,7 +18,7 @@ from model.device import resolve_device
 from model.planning.plan import peak_flops
 
 from ..contenders import nanogpt
-from ..measure import describe_rates, print_json, rates
+from ..measure import cpu_peak_flops, describe_rates, print_json, rates
 from .runs import Run, Runs, in_turns, ours, theirs
 from .shapes import SHAPES, USUAL, VARIANTS, Shape
 
@@ -176,9 +176,7 @@ def main(cfg: Config, overrides: cli.Overrides) -> None:
         raise cli.InputError(f"part=gpu takes hours on device={where}; use a GPU, or shapes=[toy] to rehearse it")
     processor = f"{where.type.upper()}, {torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor
-    peak = peak_flops(where, torch.bfloat16)
-    if where.type == "cpu":  # without bfloat16 instructions float32 is the faster
-        peak = max(peak or 0.0, peak_flops(where, torch.float32) or 0.0)
+    peak = cpu_peak_flops() if where.type == "cpu" else peak_flops(where, torch.bfloat16)
     shown = "unknown" if peak is None else f"{peak / 1e12:.3g} TFLOP/s"
     print(f"{name}, torch {torch.__version__}, peak of matrix products {shown}")
     result: dict[str, Any] = {
